@@ -1,0 +1,54 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` makes from requirements.lock (exact, hashed) and
+# requirements-torch.txt; a GPU machine may install its own torch: `make setup TORCH="torch==2.13.0 --index-url …"`.
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= -r requirements-torch.txt
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# a project folder of its own on sys.path, and no bytecode or user site that another Python wrote
+export PYTHONNOUSERSITE := 1
+export PROMPT RESPONSE
+unexport PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-fast lint ui score recipe show clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready  ## Make .venv with the locked libraries
+
+.venv/.ready: requirements.lock requirements-torch.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	touch $@
+
+repro: setup  ## Run the pipeline: only what an edit touched runs again (RECIPE=name chooses a recipe first)
+	@if [ -n "$(RECIPE)" ]; then python -m stages.tools.recipe $(RECIPE); fi
+	python -m stages.check
+	dvc repro
+	@python -m stages.tools.summary
+
+test: setup  ## Run all tests
+	HF_HUB_OFFLINE=1 python -m pytest
+
+test-fast: setup  ## Run the tests that take seconds
+	HF_HUB_OFFLINE=1 python -m pytest -m "not slow"
+
+lint: setup  ## Check style and types
+	ruff check . && ruff format --check . && mypy
+
+ui: setup  ## Browse the runs in MLflow on 127.0.0.1:5000 (PORT=… for another)
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(or $(PORT),5000)
+
+score: setup  ## Print a reward: make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."
+	@python -m stages.tools.score "$(or $(REWARD),rm)" "$${PROMPT}" "$${RESPONSE}"
+
+recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list them)
+	@python -m stages.tools.recipe $(NAME) $(if $(FORCE),--force)
+
+show: setup  ## Compare experiments in the terminal
+	dvc exp show --only-changed
+
+clean:  ## Remove by-hand runs, checkpoints and caches of tools; results stay
+	rm -rf scratch .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
