@@ -1,0 +1,151 @@
+"""What surrounds the work of every stage: where outputs go, the thread count, the tracked run, checkpoints, timings."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from stages.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
+from stages.pipeline.records import write_json
+from stages.pipeline.tracking import Input, Run, TrackingUnavailable, project_root, tracked
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A stage at work."""
+
+    stage: str
+    entry: str | None
+    root: Path
+    run: Run
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The node's name in the DAG, such as `align@dpo`."""
+        return f"{self.stage}@{self.entry}" if self.entry else self.stage
+
+    def output(self, path: str) -> Path:
+        """The place of an output: the path itself under DVC, below scratch/ in a run by hand. Its parent exists, it does not."""
+        place = self.root / path
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def checkpoints(self) -> AbstractContextManager[Path]:
+        """A folder that survives a crash and is found again only by the same computation; deleted on success."""
+        return checkpoint_folder(self.name, self.key)
+
+    def log_timing(self, **figures: float) -> None:
+        """Logs seconds and rates: to MLflow and an untracked file, for an output must be the same in every run."""
+        self.run.log_metrics(figures)
+        folder = project_root() / ".timings"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{self.name}.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable)
+"""Errors whose message says what to do; any other is a bug, and shows its traceback."""
+
+
+def explained(main: Callable[..., None]) -> Callable[..., None]:
+    """Ends a stage with an expected error's message alone; HYDRA_FULL_ERROR=1 shows where it arose. Goes below `@hydra.main`."""
+
+    @functools.wraps(main)
+    def explaining(config: Any) -> None:
+        try:
+            main(config)
+        except EXPECTED as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.exit(f"{os.environ.get('DVC_STAGE', HydraConfig.get().job.name)}: {error}")
+
+    return explaining
+
+
+@contextmanager
+def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str | Path]) -> Iterator[Work]:
+    """Runs a stage's work: `config` is its dataclass, `inputs` the files and folders that it reads.
+
+    Raises:
+        FileNotFoundError: an input is missing; the message says which stage makes it.
+        TrackingUnavailable: MLflow does not answer.
+    """
+    started = time.perf_counter()
+    threads = getattr(config, "threads", 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: the count determines rounding
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    read = [Input(str(path), input_digest(path)) for path in inputs]
+    params = dataclasses.asdict(config)
+    name = f"{stage}@{entry}" if entry else stage
+    with tracked(name, params=params, tags=_dvc_tags(stage, entry), inputs=read) as run:
+        key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
+        work = Work(stage, entry, _output_root(stage, entry), run, key)
+        yield work
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
+    write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})
+
+
+def _output_root(stage: str, entry: str | None) -> Path:
+    """The project under DVC; otherwise a folder of scratch/, one for each job of a multirun, so that a trial touches nothing."""
+    if "DVC_STAGE" in os.environ:
+        return Path()
+    root = Path("scratch") / stage / (entry or "")
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return root / str(HydraConfig.get().job.num)
+    return root
+
+
+def _dvc_tags(stage: str, entry: str | None) -> dict[str, str]:
+    tags = {"stage": stage, "entry": entry or "", "by_hand": str("DVC_STAGE" not in os.environ).lower()}
+    for tag, variable in {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}.items():
+        if os.environ.get(variable):
+            tags[tag] = os.environ[variable]
+    return tags
+
+
+def input_digest(path: str | Path) -> str:
+    """The md5 that identifies an input: dvc.lock's where DVC runs the stage and made the input, else one of the content.
+
+    Raises:
+        FileNotFoundError: there is no such input.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing. It is an output of an earlier stage: `dvc repro` makes it, `dvc checkout` or `dvc pull` restores it."
+        )
+    if "DVC_STAGE" in os.environ and (known := _locked_digests().get(path.as_posix())):
+        return known
+    digest = hashlib.md5(usedforsecurity=False)
+    for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _locked_digests() -> dict[str, str]:
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return {}
+    stages = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}

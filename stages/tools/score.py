@@ -1,0 +1,26 @@
+"""Prints the reward of one response: `make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from stages.models.rewards import load_reward
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("reward", help="an entry of params.yaml's `reward`")
+    parser.add_argument("prompt")
+    parser.add_argument("response")
+    arguments = parser.parse_args()
+    if not arguments.prompt:
+        sys.exit('score: expected a prompt, found none: make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."')
+    try:
+        reward = load_reward(Path("artifacts/reward") / arguments.reward)
+    except ValueError as error:
+        sys.exit(f"score: {error}, and run `dvc repro`")
+    print(f"{reward([[{'role': 'user', 'content': arguments.prompt}]], [arguments.response])[0]:.4f}")
+
+
+if __name__ == "__main__":
+    main()
