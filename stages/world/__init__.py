@@ -1,0 +1,1 @@
+"""The closed world: a small bilingual world of questions in which every answer can be verified."""
