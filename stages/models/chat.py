@@ -1,0 +1,192 @@
+"""The one chat template: how messages become the token ids that SFT, reward model, DPO, PPO and evaluation are fed.
+
+Everything rests on one split. A conversation is a prompt (all messages but the last assistant one) and a completion (that one):
+
+    prompt_ids      = template(prompt, add_generation_prompt=True)      never carries loss
+    completion_ids  = the rest of template(prompt + completion), to and with its end-of-turn token      carries loss
+
+so `prompt_ids + completion_ids` is what TRL's trainers make of the same two columns, and what `generate` continues. A template
+for which that cannot hold (it renders the prompt alone differently, drops turns, writes no end-of-turn) is an error here,
+never a silent difference between stages.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+SPECIAL_TOKENS = (PAD, SYSTEM, USER, ASSISTANT, END)
+
+# Roles are checked in the template itself, so that whoever loads the model folder elsewhere is told too.
+_CHECK_ROLE = (
+    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
+    "{{ raise_exception('expected role system, user or assistant, found ' + message['role']) }}{%- endif -%}"
+)
+
+# The template of models trained here from scratch. `generation` marks what an assistant said, for TRL's assistant_only_loss.
+TINY_TEMPLATE = (
+    "{%- for message in messages -%}" + _CHECK_ROLE + "{{ '<|' + message['role'] + '|>' }}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{ message['content'] + '<|end|>' }}{%- endgeneration -%}"
+    "{%- else -%}{{ message['content'] + '<|end|>' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+# What a model without a template gets: Zephyr's (arXiv:2310.16944). It needs no new tokens: roles are plain text, and the
+# tokenizer's own end-of-sequence token ends each turn.
+DEFAULT_TEMPLATE = (
+    "{%- for message in messages -%}" + _CHECK_ROLE + "{{ '<|' + message['role'] + '|>\\n' }}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}"
+    "{%- else -%}{{ message['content'] + eos_token }}{%- endif -%}{{ '\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"
+)
+
+
+class ChatTemplateError(ValueError):
+    """The tokenizer's chat template cannot express a conversation."""
+
+
+class Turn(NamedTuple):
+    """Token ids of one prompt and its completion; loss is on `completion` only."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+class Rendered(NamedTuple):
+    """A conversation as fed to the model: its prompt's text, the whole text, and the token ids."""
+
+    prompt_text: str
+    text: str
+    turn: Turn
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """Text of a conversation as the model is fed it; ChatTemplateError where the template refuses."""
+    return _render(tokenizer, [messages], add_generation_prompt)[0]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt with the header of the assistant turn that is to follow."""
+    return _tokenize(tokenizer, [render(tokenizer, prompt, add_generation_prompt=True)])[0]
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: Sequence[Message]) -> list[int]:
+    """Token ids of the assistant turn that follows `prompt_ids`, ending in its end-of-turn token."""
+    return encode_turns(tokenizer, [(prompt, completion)])[0].completion
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Sequence[Message], Sequence[Message]]]
+) -> list[Turn]:
+    """Token ids of many (prompt, completion) at once; ChatTemplateError if the template fails on any of them."""
+    return [rendered.turn for rendered in render_turns(tokenizer, conversations)]
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Sequence[Message], Sequence[Message]]]
+) -> list[Rendered]:
+    """Text and token ids of many (prompt, completion) at once; ChatTemplateError if the template fails on any of them."""
+    if not conversations:
+        return []
+    prompts = _render(tokenizer, [prompt for prompt, _ in conversations], True)
+    wholes = _render(tokenizer, [[*prompt, *completion] for prompt, completion in conversations], False)
+    end = end_of_turn_id(tokenizer)
+    rows = zip(prompts, wholes, _tokenize(tokenizer, prompts), _tokenize(tokenizer, wholes), strict=True)
+    return [Rendered(row[0], row[1], _split(tokenizer, end, *row)) for row in rows]
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that the template puts after what an assistant says: where generation stops.
+
+    Often, but not always, `eos_token_id`: Gemma's turns end in `<end_of_turn>` while its eos is `<eos>`.
+    """
+    return _end_of_turn_id(tokenizer, require_template(tokenizer))
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template; ChatTemplateError if it has none."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise ChatTemplateError(
+            f"expected a tokenizer with one chat template, found {'none' if template is None else sorted(template)} in "
+            f"'{tokenizer.name_or_path}'. Load it with stages.models.tokenizers.load_tokenizer, which sets the documented "
+            "default, or set `chat_template` in conf/model/<name>.yaml."
+        )
+    return template
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """The text of `ids` cut at token boundaries, as (text, tokens): tokens that only together make a character stay together."""
+    pieces: list[tuple[str, int]] = []
+    held: list[int] = []
+    for token in ids:
+        held.append(token)
+        text = str(tokenizer.decode(held, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if not text.endswith("\ufffd") or len(held) > 8:
+            pieces.append((text, len(held)))
+            held = []
+    if held:
+        pieces.append((str(tokenizer.decode(held, skip_special_tokens=False)), len(held)))
+    return pieces
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], generation_prompt: bool) -> list[str]:
+    require_template(tokenizer)
+    try:
+        batch: Any = [list(messages) for messages in conversations]
+        rendered: Any = tokenizer.apply_chat_template(batch, tokenize=False, add_generation_prompt=generation_prompt)
+        return rendered
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        found = " ".join(str(message.get("role")) for message in conversations[0])
+        where = f"roles: {found}" if len(conversations) == 1 else f"in a batch of {len(conversations)}"
+        raise ChatTemplateError(f"the chat template refuses a conversation ({where}): {error}") from error
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # Templates write their own special tokens: adding them again would double the beginning-of-sequence token.
+    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+    return encoded["input_ids"]
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, end: int, prompt_text: str, whole_text: str, prompt: list[int], whole: list[int]
+) -> Turn:
+    if not whole_text.startswith(prompt_text):
+        raise ChatTemplateError(
+            "expected the rendered prompt to begin the rendered conversation, found that the template renders the prompt alone "
+            f"differently: {prompt_text[-60:]!r} against {whole_text[max(0, len(prompt_text) - 60) :][:90]!r}. "
+            "Use a template that renders a prompt the same way in both cases."
+        )
+    # Where tokens merge across the boundary, encode as generation sees it: the completion after a finished prompt.
+    merged = whole[: len(prompt)] != prompt
+    completion = _tokenize(tokenizer, [whole_text[len(prompt_text) :]])[0] if merged else whole[len(prompt) :]
+    if end not in completion:
+        raise ChatTemplateError(
+            f"expected the completion to end in {tokenizer.convert_ids_to_tokens(end)!r}, found {whole_text[-40:]!r}: a model "
+            "trained on it would never stop. Use a template that ends each assistant turn with that token."
+        )
+    last = len(completion) - 1 - completion[::-1].index(end)
+    return Turn(prompt, completion[: last + 1])  # what follows the end-of-turn (often a newline) is never generated
+
+
+@lru_cache(maxsize=16)
+def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    probe = "ANSWER"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
+    text = render(tokenizer, messages, add_generation_prompt=False)
+    after = text[text.rfind(probe) + len(probe) :] if probe in text else ""
+    added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    for token in _tokenize(tokenizer, [after])[0]:
+        if token in added:
+            return token
+    raise ChatTemplateError(
+        f"expected the chat template of '{tokenizer.name_or_path}' to end an assistant turn with a special token, found "
+        f"{after[:40]!r} after what it says. Set `chat_template` in conf/model/<name>.yaml to one that writes eos_token there."
+    )

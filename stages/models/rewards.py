@@ -1,0 +1,104 @@
+"""Rewards, whatever they are made of: a folder goes in, a function from texts to numbers comes out.
+
+A reward model reads text and renders it by its own tokenizer and template, so a policy with another tokenizer can be scored.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from stages.pipeline.records import Message, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DESCRIPTION = "reward.json"
+
+
+class Reward(Protocol):
+    """Scores completions: one number for each (prompt, completion text)."""
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]: ...
+
+
+class RewardModel:
+    """A sequence classifier with one output, read at the last token of the completion."""
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 256) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        """Rewards, in the order given; they do not depend on batch size or padding (right padding, causal attention)."""
+        import torch
+
+        from stages.models.chat import encode_turns
+
+        pairs = [
+            (prompt, [{"role": "assistant", "content": completion}])
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        sequences = [turn.prompt + turn.completion for turn in encode_turns(self.tokenizer, pairs)]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and sequences and max(map(len, sequences)) > limit:
+            longest = max(map(len, sequences))
+            raise ValueError(
+                f"reward model: a conversation of {longest} tokens exceeds its context of {limit}: lower max_new_tokens"
+            )
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        rewards = [0.0] * len(sequences)
+        device = self.model.device
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = self.tokenizer.pad({"input_ids": [sequences[index] for index in chosen]}, return_tensors="pt").to(device)
+                logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+                for index, value in zip(chosen, logits[:, 0].float().tolist(), strict=True):
+                    rewards[index] = value
+        return rewards
+
+
+class VerifierReward:
+    """The closed world's verifier: gold in [0, 1]. An explicit choice, which the report marks."""
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        from stages.world.verifier import verify
+
+        return [verify(prompt, completion).gold for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+class WeightedSum:
+    """A sum of rewards, each times its weight (negative for a cost)."""
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+        self.parts = parts
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        columns = [[weight * value for value in reward(prompts, completions)] for weight, reward in self.parts]
+        return [sum(values) for values in zip(*columns, strict=True)]
+
+
+def load_reward(folder: Path) -> Reward:
+    """Loads the reward that a folder under artifacts/reward describes in its reward.json.
+
+    Raises:
+        ValueError: the folder holds no reward, or one of a kind that is not known.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"expected a reward at {folder}, found no {DESCRIPTION} in it: name an entry of params.yaml's `reward`")
+    description = read_json(folder / DESCRIPTION)
+    match description["kind"]:
+        case "model":
+            return _load_model(folder)
+        case "verifier":
+            return VerifierReward()
+        case "sum":
+            return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"])) for part in description["parts"]])
+    raise ValueError(f"{folder / DESCRIPTION}: expected kind model, verifier or sum, found {description['kind']!r}")
+
+
+def _load_model(folder: Path) -> RewardModel:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    return RewardModel(AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))

@@ -1,0 +1,170 @@
+"""What every trainer of transformers and TRL is given: seeds, the common arguments, checkpoints, curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from stages.pipeline.tracking import Run
+
+
+@dataclass
+class Optimisation:
+    """How a model is trained: fields that all methods share, with values in conf/method/<method>.yaml."""
+
+    learning_rate: float = MISSING
+    epochs: float = MISSING
+    batch_size: int = MISSING  # rows for each optimiser step
+    micro_batch_size: int = MISSING  # rows for each forward pass; gradients accumulate up to batch_size
+    schedule: str = MISSING  # constant | linear | cosine
+    warmup_fraction: float = MISSING  # of all steps
+    weight_decay: float = MISSING
+    adam_beta2: float = MISSING  # of the second moment
+    max_grad_norm: float = MISSING
+    max_steps: int = MISSING  # -1: as many as the epochs take
+    evaluate_every: int = MISSING  # steps between validation losses, and between checkpoints
+    keep: str = MISSING  # last | best: the checkpoint with the lowest validation loss
+    bf16: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+
+
+class HasConfig(Protocol):
+    """A TRL or transformers config class, made from keyword arguments."""
+
+    def __call__(self, **arguments: Any) -> Any: ...
+
+
+def make_deterministic(seed: int, threads: int) -> None:
+    """Seeds every generator and fixes the thread count: same seed, threads and machine kind, same bytes."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs TRL's tiled loss four fifths of its time
+    transformers.set_seed(seed)
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; trainers keep theirs
+
+
+def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dict[str, Any]:
+    """The arguments that a trainer's config takes from ours.
+
+    Raises:
+        ValueError: batch_size is no multiple of micro_batch_size, or `keep` is unknown.
+    """
+    if config.batch_size % config.micro_batch_size:
+        below = max(size for size in range(1, config.micro_batch_size + 1) if config.batch_size % size == 0)
+        raise ValueError(
+            f"batch_size {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}: "
+            f"set micro_batch_size to {below}, or batch_size to {config.micro_batch_size * (config.batch_size // config.micro_batch_size + 1)}"
+        )
+    if config.keep not in ("last", "best"):
+        raise ValueError(f"keep: expected last or best, found {config.keep!r}")
+    return {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "per_device_eval_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_fraction,  # below 1, transformers takes it as a share of all steps
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.bf16,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "eval_strategy": "steps",
+        "eval_steps": config.evaluate_every,
+        "save_strategy": "steps",
+        "save_steps": config.evaluate_every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": config.keep == "best",
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+    }
+
+
+def train(trainer: "Trainer", checkpoints: Path) -> None:
+    """Trains, from the last checkpoint if a killed attempt left one.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    trainer.add_callback(_stop_when_not_finite())
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+
+
+def _stop_when_not_finite() -> Any:
+    import math
+
+    from transformers import TrainerCallback
+
+    class StopWhenNotFinite(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+            loss = (logs or {}).get("loss", 0.0)
+            if not math.isfinite(float(loss)):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {state.global_step}: lower learning_rate or max_grad_norm, or look for a broken row"
+                )
+
+    return StopWhenNotFinite()
+
+
+def curve_rows(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """A trainer's log history as one row for each step, without what differs from run to run (times, rates)."""
+    rows: dict[int, dict[str, float]] = {}
+    for record in history:
+        step = int(record["step"])
+        numbers = {
+            name: float(value)
+            for name, value in record.items()
+            if name not in ("step", "epoch", "total_flos", "train_loss") and not name.endswith(("_runtime", "_per_second"))
+        }
+        if numbers:
+            rows.setdefault(step, {"step": step}).update(numbers)
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, float]], run: "Run") -> None:
+    """Writes a training curve as CSV (`step`, then a column for each metric) and logs it step by step."""
+    import pandas
+
+    columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows, columns=columns).to_csv(path, index=False, lineterminator="\n")
+    for row in rows:
+        run.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+
+def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes a model folder that transformers, vLLM and others load: safetensors, tokenizer, chat template, generation config."""
+    from transformers import GenerationConfig
+
+    from stages.models.chat import end_of_turn_id
+
+    end = end_of_turn_id(tokenizer)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = end
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
