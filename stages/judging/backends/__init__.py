@@ -1,0 +1,1 @@
+"""What can answer a judge's questions; each is a `Chat`."""

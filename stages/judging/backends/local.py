@@ -1,0 +1,113 @@
+"""A chat model in this process: batched by length, and every reply kept in the store."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stages.judging.chat import Ledger, Reply, Request
+from stages.judging.config import TransformersJudge
+from stages.judging.store import VerdictStore, content_key, store_folder
+
+
+class LocalChat:
+    """Replies of a Hugging Face causal LM with a chat template."""
+
+    def __init__(self, config: TransformersJudge) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(config.model)
+        if not folder.is_dir() and config.revision is None:
+            raise ValueError(
+                f"judge.model: {config.model!r} is no folder here, and as a hub id it needs a pinned judge.revision (a commit)"
+            )
+        self._config = config
+        self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, padding_side="left")
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"judge.model: {config.model} has no chat template: choose an instruction-tuned model")
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model = AutoModelForCausalLM.from_pretrained(config.model, revision=config.revision).eval()
+        self._model.to(torch.device(config.device))
+        self._device = torch.device(config.device)
+        self._store = VerdictStore(store_folder())
+        self.model = config.model
+        version = _folder_digest(folder) if folder.is_dir() else config.revision
+        self.identity = str(content_key(["transformers", config.model, version, asdict(config.sampling)]))
+        self.ledger = Ledger()
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies: from the store, else generated, the longest questions first."""
+        keys = [content_key([self.identity, *request]) for request in requests]
+        replies = {key: reply for key in keys if (reply := self._store.get(key)) is not None}
+        self.ledger.calls += len(requests)
+        self.ledger.cached += sum(key in replies for key in keys)
+        missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in replies]
+        missing.sort(key=lambda item: -len(item[1].messages[-1]["content"]))
+        with tqdm(total=len(missing), desc=f"judge {self.model}", unit="reply", disable=None) as bar:
+            for start in range(0, len(missing), self._config.batch):
+                batch = missing[start : start + self._config.batch]
+                for (key, _), reply in zip(batch, self._generate([request for _, request in batch]), strict=True):
+                    self._store.keep(key, reply)
+                    replies[key] = reply
+                bar.update(len(batch))
+        return [replies[key] for key in keys]
+
+    def finish(self) -> None:
+        """Closes the store."""
+        self._store.close()
+
+    def _generate(self, requests: Sequence[Request]) -> list[Reply]:
+        import torch
+
+        sampling = self._config.sampling
+        texts = [
+            str(self._tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False))
+            for request in requests
+        ]
+        encoded = self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(self._device)
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        longest = encoded["input_ids"].shape[1]
+        if room and longest + sampling.max_tokens > room:
+            raise ValueError(
+                f"judge: a question of {longest} tokens and a reply of {sampling.max_tokens} exceed the context of {self.model} "
+                f"({room}): choose another model or lower judge.sampling.max_tokens"
+            )
+        if sampling.temperature > 0:  # the first request's own seed: a batch's replies are reproducible together
+            torch.manual_seed(int(content_key([sampling.seed, *requests[0]])[:8], 16))
+        warmth = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+        with torch.inference_mode():
+            output = self._model.generate(
+                **encoded,
+                max_new_tokens=sampling.max_tokens,
+                do_sample=sampling.temperature > 0,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **warmth,
+            )
+        ends = self._model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
+        replies = []
+        for row, mask in zip(output[:, longest:].tolist(), encoded["attention_mask"].sum(1).tolist(), strict=True):
+            end = next((at for at, token in enumerate(row) if token in stops), None)
+            tokens = row if end is None else row[:end]
+            text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+            reply = Reply(text, "length" if end is None else "stop", int(mask), len(tokens))
+            self.ledger.bought += 1
+            self.ledger.input_tokens += reply.input_tokens
+            self.ledger.output_tokens += reply.output_tokens
+            replies.append(reply)
+        return replies
+
+
+def _folder_digest(folder: Path) -> str:
+    """Identifies a model folder by its content: the same path may hold another model tomorrow."""
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""Questions to a judge, rendered from the Jinja2 files in conf/judge/templates and versioned by their content.
+
+What is judged stands between tags. `<` inside it is escaped, so that an answer can neither close its tag nor open another one,
+and a line of it that looks like the next turn of the conversation is indented.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateNotFound
+
+Message = dict[str, str]
+
+FOLDER = Path(__file__).parents[2] / "conf" / "judge" / "templates"
+LANGUAGES = ("en", "ko")
+SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
+HANGUL = re.compile("[가-힣ㄱ-ㆎ]")
+SPEAKER_LINE = re.compile(r"^(?=(?:System|User|Assistant):)", re.MULTILINE)
+
+
+def escape(text: str) -> str:
+    """Text that holds no tag."""
+    return text.replace("<", "&lt;")
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A conversation as `User: …` and `Assistant: …` lines; a turn cannot forge another one."""
+    return "\n".join(f"{SPEAKERS[m['role']]}: {SPEAKER_LINE.sub(' ', escape(m['content']))}" for m in messages)
+
+
+def language_of(messages: Sequence[Message]) -> str:
+    """`ko` for a conversation with Hangul in it, else `en`."""
+    return "ko" if any(HANGUL.search(message["content"]) for message in messages) else "en"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+
+
+@cache
+def _template(name: str, language: str) -> Template:
+    try:
+        return _environment().get_template(f"{name}.{language}.j2")
+    except TemplateNotFound as error:
+        known = ", ".join(sorted(file.name for file in FOLDER.glob("*.j2")))
+        raise ValueError(f"judge: there is no template {name}.{language}.j2 in {FOLDER}; there are: {known}") from error
+
+
+@cache
+def _criteria_file() -> Mapping[str, Mapping[str, str]]:
+    loaded: dict[str, dict[str, str]] = yaml.safe_load((FOLDER / "criteria.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def criteria_texts(names: Sequence[str], language: str) -> dict[str, str]:
+    """The criteria's descriptions.
+
+    Raises:
+        ValueError: a name is not in conf/judge/templates/criteria.yaml.
+    """
+    known = _criteria_file()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"judge.criteria: {unknown} not in {FOLDER / 'criteria.yaml'}; there are: {', '.join(known)}")
+    return {name: known[name][language] for name in names}
+
+
+@cache
+def template_digest(name: str) -> str:
+    """Version of a template in all its languages, with what it includes: 12 hex digits of the SHA-256 of the files."""
+    digest = hashlib.sha256()
+    files = [*sorted(FOLDER.glob(f"{name}.*.j2")), *sorted(FOLDER.glob("criteria.*")), *sorted(FOLDER.glob("reminder.*.j2"))]
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def render(name: str, language: str, **values: Any) -> str:
+    """A template's text with values that are already escaped."""
+    return _template(name, language).render(**values).strip()
+
+
+def question(
+    name: str,
+    prompt: Sequence[Message],
+    responses: Sequence[str],
+    *,
+    criteria: Sequence[str] = (),
+    principle: Mapping[str, str] | None = None,
+    critique: str = "",
+    reasoning: bool = False,
+    language: str = "auto",
+) -> list[Message]:
+    """The messages that ask a judge about responses to a prompt; `principle` is its text by language."""
+    language = language_of(prompt) if language == "auto" else language
+    text = render(
+        name,
+        language,
+        conversation=conversation_text(prompt),
+        responses=[escape(response) for response in responses],
+        criteria=criteria_texts(criteria, language),
+        principle=principle[language] if principle else None,
+        critique=escape(critique),
+        reasoning=reasoning,
+    )
+    return [{"role": "user", "content": text}]
+
+
+FORMS = {
+    "pairwise": "Verdict: A|B|tie",
+    "rating": "Rating: 1-10",
+    "ranking": "Ranking: 2 > 1 > 3",
+    "principle": "Verdict: pass|fail",
+    "critique": "Critique: …",
+    "revision": "Revision: …",
+}
+"""What each template asks for, in its last line."""
+
+
+def reminded(messages: Sequence[Message], reply: str, name: str) -> list[Message]:
+    """The question once more, after a reply whose verdict could not be read."""
+    reminder = render("reminder", language_of(messages[:1]), form=FORMS[name])
+    # Endpoints refuse an empty assistant turn.
+    return [*messages, {"role": "assistant", "content": reply or "…"}, {"role": "user", "content": reminder}]
