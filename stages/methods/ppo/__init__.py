@@ -1,0 +1,114 @@
+"""Proximal policy optimisation (arXiv:1707.06347) from a reward, as in InstructGPT (arXiv:2203.02155).
+
+Maximises the reward less β·KL(π ‖ π_ref), where π_ref is the policy that the run starts from. Each step draws a batch of
+completions at temperature τ, scores their texts, turns score and KL into a reward for each token, estimates advantages by
+GAE with a value model that starts as the reward model, and makes a few epochs of clipped updates. Our own, on transformers
+and accelerate alone:
+
+- `trainer.py`: a step from top to bottom, resuming, several processes;
+- `losses.py`: the mathematics, with the papers' equation numbers;  `shaping.py`: score normalisation, penalty, β;
+- `rollout.py`: sampling, rewards, what the models say of each token;  `models.py`: policy, reference, value model;
+- `guard.py`: numbers that are not finite, and warnings.
+
+Deviations from InstructGPT: no pretraining loss is mixed in; one answer is one episode without a bandit environment's
+discount (γ = 1). A completion that runs into the token limit ends there, with no bootstrapped value. Look at `kl_k1` beside
+`reward`: a reward that rises at a KL of tens of nats is the reward model's error.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.methods.ppo.config import PpoConfig, validate
+
+if TYPE_CHECKING:
+    from stages.pipeline.tracking import Run
+
+__all__ = ["SCHEMAS", "PpoConfig", "align"]
+
+SCHEMAS = {"ppo_schema": PpoConfig}
+
+LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
+
+
+def require_accuracy(accuracy: float | None, limit: float, signal: Path) -> None:
+    """The gate: refuses a reward model that orders held-out preferences too poorly to be optimised against.
+
+    accuracy: None for a reward with no model behind it, such as the verifier, which passes.
+
+    Raises:
+        ValueError: the accuracy is below the limit.
+    """
+    if accuracy is not None and accuracy < limit:
+        raise ValueError(
+            f"ppo: expected a reward model with a held-out accuracy of at least {limit:.3f} (min_reward_accuracy), found "
+            f"{accuracy:.3f} at {signal}. Optimising against it would optimise its errors: give it more preferences, or check "
+            "their quality."
+        )
+
+
+def align(
+    config: PpoConfig,
+    *,
+    init: Path,
+    signal: Path,
+    data: Path,
+    output: Path,
+    checkpoints: Path,
+    curve: Path,
+    run: "Run",
+    seed: int,
+) -> dict[str, float]:
+    """Trains `init` on the reward in `signal`, with `init` as reference, and writes the policy to `output`.
+
+    Returns the training metrics averaged over the last tenth of the steps.
+    """
+    validate(config)
+    import torch
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages.methods.ppo.models import add_adapter, held_out_accuracy, load_value_model
+    from stages.methods.ppo.trainer import train
+    from stages.models.chat import prompt_ids
+    from stages.models.completions import require_room
+    from stages.models.rewards import load_reward
+    from stages.models.training import save_policy, write_curve
+    from stages.pipeline.records import read_jsonl
+    from stages.pipeline.tracking import Run
+
+    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal)
+    tokenizer = AutoTokenizer.from_pretrained(init)
+    prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
+    policy: Any = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
+    context = getattr(policy.config, "max_position_embeddings", None)
+    if context and prompts:
+        require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context, config.max_new_tokens, "ppo")
+    value_model = load_value_model(signal, init, tokenizer)
+    reference = None if config.lora_rank else AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
+    if config.lora_rank:
+        policy = add_adapter(policy, config)
+        value_model.backbone = add_adapter(value_model.backbone, config)
+
+    def log(step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
+        run.log_metrics({**metrics, **timings}, step=step)
+
+    history = train(
+        policy=policy,
+        reference=reference,
+        value_model=value_model,
+        reward=load_reward(signal),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        config=config,
+        seed=seed,
+        checkpoint_folder=checkpoints,
+        log=log,
+        log_samples=lambda step, rows: run.log_table(f"rollouts/step_{step:05d}", rows),
+    )
+    processes = PartialState()
+    if processes.is_main_process:
+        save_policy(policy.merge_and_unload() if config.lora_rank else policy, tokenizer, output)
+        write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already
+    processes.wait_for_everyone()
+    last = history[-max(1, round(LAST_SHARE * len(history))) :]
+    return {name: sum(row[name] for row in last) / len(last) for name in last[-1]}

@@ -1,0 +1,68 @@
+"""From a reward model's numbers to the scores that PPO optimises, and how hard it is held to the reference meanwhile."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all the rewards seen so far, batch by batch (Chan, Golub and LeVeque 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared differences to the mean
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 before there is any spread, so that dividing by it is harmless."""
+        return math.sqrt(self.squares / self.count) if self.count and self.squares > 0 else 1.0
+
+    def update(self, values: Sequence[float]) -> None:
+        """Takes in a batch."""
+        size = len(values)
+        batch_mean = math.fsum(values) / size
+        batch_squares = math.fsum((value - batch_mean) ** 2 for value in values)
+        difference, total = batch_mean - self.mean, self.count + size
+        self.squares += batch_squares + difference**2 * self.count * size / total
+        self.mean += difference * size / total
+        self.count = total
+
+    def state(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def shape_scores(
+    rewards: Sequence[float],
+    finished: Sequence[bool],
+    *,
+    moments: RunningMoments | None,
+    clip: float | None,
+    missing_eos_penalty: float,
+) -> list[float]:
+    """Scores that PPO optimises: rewards, normalised by running moments if given, clipped to ±clip if given, less the penalty.
+
+    The penalty for a completion that did not reach its end of turn comes last, in units of the score, so that neither
+    normalising nor clipping can take it back.
+    """
+    scores = list(rewards)
+    if moments is not None:
+        scores = [(score - moments.mean) / moments.std for score in scores]
+    if clip is not None:
+        scores = [max(-clip, min(clip, score)) for score in scores]
+    return [score - (0.0 if done else missing_eos_penalty) for score, done in zip(scores, finished, strict=True)]
+
+
+@dataclass
+class KlController:
+    """β: fixed, or moved so that the KL to the reference approaches `target` (Ziegler et al. 2019)."""
+
+    beta: float
+    target: float | None = None
+    gain: float = 0.1
+
+    def update(self, kl: float) -> None:
+        """Takes in a batch's mean KL per completion, in nats: §2.2 of arXiv:1909.08593."""
+        if self.target is not None:
+            error = max(-0.2, min(0.2, kl / self.target - 1))  # e_t = clip((KL − KL_target) / KL_target, −0.2, 0.2)
+            self.beta *= 1 + self.gain * error  # β_{t+1} = β_t (1 + K_β e_t)

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning: cross-entropy on the completion's tokens, none on the prompt's (InstructGPT, arXiv:2203.02155, §3.5).
+
+Also what rejection sampling ends in (Llama 2, arXiv:2307.09288, §3.2.3; RAFT, arXiv:2304.06767): SFT on the policy's own best.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from stages.models.training import Optimisation
+from stages.pipeline.tracking import Run
+
+
+@dataclass
+class SftConfig(Optimisation):
+    """Values and their meaning: conf/method/sft.yaml."""
+
+    method: str = "sft"
+    init: str = MISSING
+    signal: str = MISSING
+
+
+SCHEMAS = {"sft_schema": SftConfig}
+
+
+def align(
+    config: SftConfig, *, init: Path, signal: Path, data: Path, output: Path, checkpoints: Path, curve: Path, run: Run, seed: int
+) -> dict[str, float]:
+    """Trains `init` on the demonstrations in `signal` and writes the policy to `output`; returns its validation loss."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig as Arguments
+    from trl import SFTTrainer
+
+    from stages.models.training import curve_rows, save_policy, train, trainer_arguments, write_curve
+    from stages.pipeline.records import read_jsonl
+
+    def demonstrations(split: str) -> Dataset:
+        rows = read_jsonl(signal / f"{split}.jsonl")
+        return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
+
+    tokenizer = AutoTokenizer.from_pretrained(init)
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(init),
+        args=Arguments(**trainer_arguments(config, checkpoints, seed), max_length=None, completion_only_loss=True),
+        train_dataset=demonstrations("train"),
+        eval_dataset=demonstrations("validation"),
+        processing_class=tokenizer,
+    )
+    train(trainer, checkpoints)
+    evaluation = trainer.evaluate()
+    save_policy(trainer.model, tokenizer, output)
+    write_curve(curve, curve_rows(trainer.state.log_history), run)
+    return {"validation_loss": evaluation["eval_loss"]}
