@@ -1,0 +1,79 @@
+"""How far a policy has moved: log π − log π_reference of what the policy itself said."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+BATCH_TOKENS = 8_192
+BATCH_LOGITS = 2**27  # half a GiB in float32: what bounds a batch when the vocabulary is large
+
+
+def log_ratios(policy: Path, reference: Path, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
+    """log π(completion) − log π_reference(completion) of each completion, in nats, at temperature 1.
+
+    Summed over the completion's tokens, its end-of-turn included where it was reached. Averaged over completions
+    sampled from π at temperature 1 this is the k1 estimator of KL(π ‖ π_reference) per answer: unbiased, and a single
+    answer's value may be negative.
+    """
+    pairs = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+    distinct = list(dict.fromkeys(pairs))  # samples of one prompt are often the same
+    once = [list(prompt) for prompt, _ in distinct], [list(completion) for _, completion in distinct]
+    ours, theirs = (completion_logps(_load(folder), *once) for folder in (policy, reference))
+    known = {pair: own - other for pair, own, other in zip(distinct, ours, theirs, strict=True)}
+    return [known[pair] for pair in pairs]
+
+
+def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
+    """log-probability of each completion after its prompt, summed over the completion's tokens."""
+    import torch
+
+    sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    sums = torch.zeros(len(sequences), dtype=torch.float64)
+    with torch.inference_mode():
+        for rows in _batches([len(sequence) for sequence in sequences], model.config.vocab_size):
+            width, start = len(sequences[rows[-1]]), min(len(prompts[row]) for row in rows)
+            # Right padding under causal attention: what follows a token cannot reach it, so 0 will do.
+            ids = torch.tensor([sequences[row] + [0] * (width - len(sequences[row])) for row in rows])
+            first, end = (torch.tensor([[len(of[row])] for row in rows]) for of in (prompts, sequences))
+            position = torch.arange(start, width)
+            is_completion = (position >= first) & (position < end)  # (batch, width - start)
+            predicting = _logits(model, ids.to(model.device), width - start + 1)[:, :-1][is_completion]
+            logps = -torch.nn.functional.cross_entropy(predicting.float(), ids[:, start:][is_completion], reduction="none")
+            sums.index_add_(0, torch.tensor(rows).repeat_interleave(is_completion.sum(-1)), logps.double())
+    return sums.tolist()
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, last: int) -> Tensor:
+    """Logits at the last positions of each row (batch, last, vocabulary), on the CPU."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(input_ids=ids, logits_to_keep=last).logits.cpu()
+    return model(input_ids=ids).logits[:, -last:].cpu()
+
+
+def _batches(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """Rows in batches of like length, the last of each the longest, within the limits above (at least one row)."""
+    limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and (len(batch) + 1) * lengths[row] > limit:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return model.to(device).eval()
