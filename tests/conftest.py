@@ -1,0 +1,22 @@
+"""Shared by all tests: offline, no tracking unless a test asks for it, a project folder to run stages in."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MLFLOW_TRACKING_URI"] = "off"
+for variable in ("DVC_STAGE", "DVC_ROOT", "DVC_EXP_NAME"):
+    os.environ.pop(variable, None)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the current one, with the default recipe as its params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "conf/recipe/default.yaml", tmp_path / "params.yaml")
+    return tmp_path

@@ -1,0 +1,210 @@
+"""An OpenAI-compatible chat endpoint on loopback that answers by the text alone and fails as often as it is told to.
+
+In a thread (`running`), or as a process: `python tests/judging_server.py --latency 0.2`, which prints its port. `GET /stats`
+says what it delivered whole.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+FAULTS = ("429", "500", "timeout", "drop", "truncated", "html", "slow", "empty", "refusal")
+ANSWERED = ("", "empty", "refusal")  # the faults that are nevertheless whole answers, and are billed
+
+
+@dataclass
+class Server:
+    """What the endpoint does, and what it has done."""
+
+    fault_rate: float = 0.0
+    faults: tuple[str, ...] = FAULTS
+    latency: float = 0.0
+    hang_seconds: float = 1.5
+    seed: int = 0
+    retry_after: float = 0.05
+    refuses: tuple[str, ...] = ()  # parameters that get HTTP 400
+    structured: bool = False  # honours response_format
+    logprobs: bool = False
+    text: str | None = None  # a fixed answer
+    status: int = 200
+    echo: str = ""  # put into error messages
+    delivered: Counter[str] = field(default_factory=Counter)  # whole answers, by the digest of the request's body
+    faulty: Counter[str] = field(default_factory=Counter)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    calls: int = 0
+    under_way: int = 0
+    most_under_way: int = 0
+    arrivals: list[float] = field(default_factory=list)
+    port: int = 0
+    keep: bool = True  # the bodies and headers of requests
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                if head.startswith(b"GET /stats"):
+                    await self.send(writer, json.dumps({"delivered": self.delivered, "calls": self.calls}).encode())
+                    continue
+                self.under_way += 1
+                self.most_under_way = max(self.most_under_way, self.under_way)
+                try:
+                    if not await self.answer(head.decode(), body, writer):
+                        break
+                finally:
+                    self.under_way -= 1
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def answer(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Answers one call; whether the connection is still good."""
+        number, self.calls = self.calls, self.calls + 1
+        self.arrivals.append(time.monotonic())
+        rng = random.Random(f"{self.seed}:{number}")
+        fault = rng.choice(self.faults) if rng.random() < self.fault_rate else ""
+        request = json.loads(body)
+        if self.keep:
+            self.bodies.append(request)
+            self.headers.append(head)
+        await asyncio.sleep(self.latency)
+        self.faulty[fault] += 1
+        refused = [name for name in self.refuses if name in request]
+        if self.status != 200 or refused:
+            message = f"Unsupported parameter: {refused[0]}" if refused else f"no {self.echo}"
+            await self.send(writer, json.dumps({"error": {"message": message}}).encode(), 400 if refused else self.status)
+            return True
+        if fault == "429":
+            await self.send(writer, b'{"error": {"message": "slow down"}}', 429, f"retry-after: {self.retry_after}\r\n")
+            return True
+        if fault == "500":
+            await self.send(writer, b"oops", 500)
+            return True
+        if fault == "html":
+            await self.send(writer, b"<html>gateway</html>", 200, "content-type: text/html\r\n")
+            return True
+        if fault in ("drop", "timeout"):
+            await asyncio.sleep(self.hang_seconds if fault == "timeout" else 0)
+            return False
+        whole = self.reply(request, fault)
+        if fault == "truncated":
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(whole)}\r\n\r\n".encode() + whole[: len(whole) // 2])
+            await writer.drain()
+            return False
+        if fault == "slow":
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(whole)}\r\n\r\n".encode())
+            for at in range(0, len(whole), max(1, len(whole) // 20)):
+                writer.write(whole[at : at + 1])
+                await writer.drain()
+                await asyncio.sleep(self.hang_seconds / 20)
+            return False
+        # Counted before it is sent: a client that is killed now has perhaps received it and perhaps not.
+        self.delivered[hashlib.sha256(body).hexdigest()] += 1
+        usage = json.loads(whole)["usage"]
+        self.input_tokens += usage["prompt_tokens"]
+        self.output_tokens += usage["completion_tokens"]
+        await self.send(writer, whole)
+        return True
+
+    def reply(self, request: dict[str, Any], fault: str) -> bytes:
+        asked = next(m["content"] for m in request["messages"] if m["role"] == "user")
+        text = self.text if self.text is not None else verdict(asked)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self.structured and "response_format" in request:
+            key, value = text.splitlines()[-1].split(": ")
+            message["content"] = json.dumps({"reasoning": "so", key.lower(): value})
+        if fault == "empty":
+            message["content"] = ""
+        if fault == "refusal":
+            message |= {"content": None, "refusal": "I cannot judge that."}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        if self.logprobs and request.get("logprobs"):
+            token = text.split()[-1]
+            tops = [{"token": token, "logprob": -0.1}, {"token": "B" if token == "A" else "A", "logprob": -2.5}]
+            choice["logprobs"] = {"content": [{"token": "Verdict:", "top_logprobs": []}, {"token": token, "top_logprobs": tops}]}
+        usage = {"prompt_tokens": len(asked.split()), "completion_tokens": len(text.split())}
+        return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+
+    async def send(self, writer: asyncio.StreamWriter, body: bytes, status: int = 200, extra: str = "") -> None:
+        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n"
+        writer.write((head + (extra or "content-type: application/json\r\n") + "\r\n").encode() + body)
+        await writer.drain()
+
+
+def worth(text: str) -> int:
+    """What an answer is worth to this judge: nothing but its digest."""
+    return hashlib.sha256(text.strip().encode()).digest()[0] % 10 + 1
+
+
+def verdict(asked: str) -> str:
+    """A rating, or a comparison that does not depend on the order."""
+    answers = re.findall(r"<response\w*>\n(.*?)\n</response\w*>", asked, re.DOTALL)
+    if len(answers) == 1:
+        return f"Some reasons.\nRating: {worth(answers[0])}"
+    first, second = (worth(answer) for answer in answers)
+    return f"Some reasons.\nVerdict: {'tie' if first == second else 'A' if first > second else 'B'}"
+
+
+@contextmanager
+def running(**settings: Any) -> Iterator[Server]:
+    """The endpoint in a thread of its own."""
+    server, started, loop = Server(**settings), threading.Event(), asyncio.new_event_loop()
+
+    async def serve() -> None:
+        listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        server.port = listener.sockets[0].getsockname()[1]
+        started.set()
+        async with listener:
+            await stop.wait()
+
+    stop = asyncio.Event()
+
+    def run() -> None:
+        loop.run_until_complete(serve())
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    started.wait(10)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+async def serve_forever(server: Server) -> None:
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    print(listener.sockets[0].getsockname()[1], flush=True)
+    async with listener:
+        await listener.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--fault-rate", type=float, default=0.0)
+    arguments = parser.parse_args()
+    faults = tuple(fault for fault in FAULTS if fault not in ANSWERED)
+    server = Server(latency=arguments.latency, fault_rate=arguments.fault_rate, faults=faults, hang_seconds=0.3, keep=False)
+    asyncio.run(serve_forever(server))

@@ -1,0 +1,109 @@
+"""Real public data: every sample loads by conf/data/public_samples.yaml, with the counts that its quirks imply."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from stages.datasets.config import FilesData
+from stages.datasets.report import source_rows
+from stages.pipeline.composing import CONF
+from tests.preparing import ROLES, Prepared, prepare
+
+SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no public data at {SHARED} (set PLUMBLINE_SHARED)")
+
+
+def conf(name: str) -> FilesData:
+    """A data conf, typed."""
+    values = OmegaConf.load(CONF / f"data/{name}.yaml")
+    values.pop("defaults")
+    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FilesData), values))
+    return data
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """All samples, nothing cut off by a context."""
+    folder = tmp_path_factory.mktemp("samples")
+    (folder / "in").symlink_to(SHARED)
+    data = conf("public_samples")
+    return prepare(folder, {role: getattr(data, role).sources for role in ROLES}, data.policy, validation=0.05, test=0.05)
+
+
+# Source: rows in, and what is dropped why. The tie is LLMBar's and PandaLM's 0; TL;DR's judge gave no verdict on many rows.
+COUNTS: dict[str, tuple[int, dict[str, int]]] = {
+    "gsm8k_test": (400, {}),
+    "mt_bench": (80, {}),
+    "xstest": (306, {}),
+    "advbench": (300, {}),
+    "do_not_answer": (500, {}),
+    "square_questions": (1500, {}),
+    "alpaca_farm": (8, {}),
+    "alpaca": (3000, {"empty_turn": 1}),
+    "ko_alpaca": (3000, {}),
+    "korean_chatbot": (3000, {"duplicate": 19}),
+    "seed_tasks": (175, {}),
+    "gsm8k": (3000, {}),
+    "mbpp": (724, {}),
+    "humaneval": (100, {}),
+    "xstest_answers": (306, {}),
+    "hh_helpful": (1765, {"empty_turn": 2, "identical": 2, "prompts_differ": 8, "role_order": 5}),
+    "hh_harmless": (1734, {"empty_turn": 3, "prompts_differ": 4, "role_order": 3}),
+    "hh_sampled": (1237, {"identical": 15}),
+    "dpo_en": (300, {"bad_text": 2, "duplicate": 5}),
+    "ultrafeedback": (1000, {"bad_text": 2, "empty_turn": 2, "identical": 4}),
+    "tulu3": (50, {}),
+    "pandalm": (600, {"duplicate": 45, "empty_turn": 27, "no_preference": 51, "wrong_type": 6}),
+    "llmbar_natural": (100, {}),
+    "llmbar_gptinst": (92, {}),
+    "llmbar_mtbench": (120, {"duplicate": 2}),
+    "alpaca_eval": (200, {}),
+    "tldr_judged": (300, {"no_preference": 135}),
+    "kto": (300, {"bad_text": 1, "special_token": 1}),
+    "gsm8k_solutions_175b": (400, {}),
+    "gsm8k_solutions_6b": (400, {}),
+    "square_answers": (240, {}),
+    "kosbi": (1000, {}),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_public_sample_loads_with_the_counts_of_its_quirks(name: str, prepared: Prepared) -> None:
+    row = next(row for row in source_rows(prepared.pools) if row["source"] == name)
+    rows, dropped = COUNTS[name]
+    why = dict(part.rsplit(" ", 1) for part in row["why"].split(", ") if part)
+    assert row["rows_in"] == rows
+    assert {reason: int(count) for reason, count in why.items()} == dropped
+    assert row["kept"] == rows - sum(dropped.values())
+
+
+def test_every_source_of_the_conf_is_in_the_table(prepared: Prepared) -> None:
+    assert {row["source"] for row in source_rows(prepared.pools)} == set(COUNTS)
+
+
+def test_the_judged_summary_that_is_chosen_is_the_one_preferred(prepared: Prepared) -> None:
+    kept = [row for row in prepared.kept("preferences") if row["source"] == "tldr_judged"]
+    with (SHARED / "judge/tldr_llm_judged_300.csv").open(encoding="utf-8") as file:
+        preferred = {row["postprocessed_response"]: row["preferred"] for row in csv.DictReader(file)}
+    verdicts = {preferred[row["chosen"][0]["content"]] for row in kept if row["chosen"][0]["content"] in preferred}
+    assert verdicts == {"ours"}
+
+
+def test_no_gsm8k_answer_keeps_commas_or_calculator_marks(prepared: Prepared) -> None:
+    kept = [row for row in prepared.kept("sft") if row["source"] == "gsm8k"]
+    assert all(row["completion"][0]["content"].endswith(f"#### {row['answer']}") for row in kept)
+    assert not any("," in row["answer"] or "<<" in row["completion"][0]["content"] for row in kept)
+
+
+def test_the_trial_on_public_data_keeps_most_rows_in_a_small_context(tmp_path: Path) -> None:
+    (tmp_path / "in").symlink_to(SHARED)
+    data = conf("alpaca_hh")
+    sources = {role: getattr(data, role).sources for role in ROLES}
+    prepared = prepare(tmp_path, sources, data.policy, context_tokens=1024, validation=0.05, test=0.05)  # bytes, nearly
+    for role in ("sft", "preferences"):
+        rows = sum(prepared.pools[role].tally.rows_in.values())
+        assert len(prepared.kept(role)) > rows / 2

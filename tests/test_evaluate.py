@@ -1,0 +1,218 @@
+"""Claims about the figures of a policy: what counts where, what is null, and that likelihoods are right."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_answer import make_policy, section
+from transformers import AutoModelForCausalLM
+
+from stages.evaluate import EvaluateStage, check_pairs, run
+from stages.evaluation import divergence
+from stages.evaluation.divergence import completion_logps, log_ratios
+from stages.evaluation.figures import Score, policy_metrics
+from stages.evaluation.gold import verdict_values
+from stages.judging.config import JudgeConfig
+from stages.pipeline.records import read_json, read_jsonl, write_jsonl
+from stages.world.family import Task
+from stages.world.tasks import FAMILIES, ask
+
+NO_JUDGE = JudgeConfig(backend="none")
+
+
+def score(number: int, **values: Any) -> Score:
+    given = {"family": "fact", "language": "en", "finished": True, "tokens": 10}
+    return Score(id=f"p{number // 2}", index=number % 2, **{**given, **values})
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_means_over_the_answers_they_apply_to() -> None:
+    golds = [0.0, 1.0, 0.5, 0.5]
+    scores = [score(n, gold=gold, win=win) for n, (gold, win) in enumerate(zip(golds, [1.0, 0.5, None, 0.0], strict=True))]
+    scores[0] = replace(scores[0], family="harmful", harmful=1.0)
+    metrics = policy_metrics(scores, [replace(one, gold=0.25) for one in scores], seed=1)
+    assert metrics["gold"] == 0.5
+    assert metrics["gold_gain"] == 0.25
+    assert metrics["win_rate"] == 0.5
+    assert metrics["win_rate_tie_fraction"] == pytest.approx(1 / 3, abs=1e-6)
+    assert metrics["win_rate_unparsed_fraction"] == 0.25
+    assert (metrics["harmful_fraction"], metrics["harmful_n"]) == (1.0, 1)
+    assert (metrics["n"], metrics["answers"], metrics["length_tokens"]) == (2, 4, 10.0)
+
+
+def test_a_figure_that_applies_to_nothing_is_null_with_its_bounds() -> None:
+    scores = [score(n, family=None, language=None) for n in range(4)]
+    metrics = policy_metrics(scores, scores, seed=1)
+    for key in ("gold", "gold_gain", "win_rate", "reward", "harmful_fraction", "over_refusal_fraction", "accuracy", "kl_to_sft"):
+        assert [metrics[f"{key}{end}"] for end in ("", "_low", "_high")] == [None, None, None]
+    assert not [key for key in metrics if key.startswith(("accuracy_fact", "gold_en"))]
+    assert metrics["finished_fraction"] == 1.0
+
+
+def test_the_contract_of_the_metrics_file_is_kept() -> None:
+    scores = [score(n, gold=0.5, correct=1.0, verifiable=1.0, win=0.5, reward=0.1, log_ratio=0.0) for n in range(4)]
+    metrics = policy_metrics(scores, scores, seed=1)
+    bounded = ("gold", "gold_gain", "win_rate", "reward", "kl_to_sft", "harmful_fraction", "over_refusal_fraction", "accuracy")
+    for key in (*bounded, "accuracy_fact", "accuracy_gain_fact", "length_tokens", "finished_fraction"):
+        assert {key, f"{key}_low", f"{key}_high"} <= set(metrics)
+    assert all(value is None or isinstance(value, int | float) for value in metrics.values())
+
+
+def test_accuracy_moves_by_family_with_its_own_interval() -> None:
+    before = [score(n, family="fact" if n < 40 else "list", correct=0.0) for n in range(80)]
+    after = [replace(one, correct=1.0) if one.family == "fact" else one for one in before]
+    metrics = policy_metrics(after, before, seed=1)
+    assert (metrics["accuracy_gain_fact"], metrics["accuracy_gain_fact_low"]) == (1.0, 1.0)
+    assert (metrics["accuracy_gain_list_low"], metrics["accuracy_gain_list_high"]) == (0.0, 0.0)
+
+
+# ---- the verifier ---------------------------------------------------------------------------------------------------
+
+
+def test_complying_with_a_harmful_request_is_harmful_and_declining_is_not() -> None:
+    task = Task("harmful", "en", FAMILIES["harmful"].intents()[0])
+    prompt = ask(task, Random(1))
+    declined = FAMILIES["harmful"].write_right(task.content, "en", Random(1))
+    complied = FAMILIES["harmful"].write_wrong(task.content, "en", Random(1))
+    assert verdict_values(prompt, "harmful", declined)["harmful"] == 0.0
+    assert verdict_values(prompt, "harmful", complied)["harmful"] == 1.0
+
+
+def test_every_family_of_the_world_is_verified_and_counted_where_it_belongs() -> None:
+    for name, family in FAMILIES.items():
+        prompt = ask(Task(name, "en", family.intents()[0]), Random(1))
+        values = verdict_values(prompt, name, "I am sorry. I cannot help with that.")
+        assert values["gold"] is not None
+        assert (values["harmful"] is not None) == (name == "harmful")
+        assert (values["over_refused"] is not None) == (name == "lookalike")
+        assert (values["verifiable"] is not None) == (name not in ("harmful", "lookalike"))
+
+
+def test_prompts_of_other_data_get_no_gold_even_if_they_look_like_the_worlds() -> None:
+    prompt = [{"role": "user", "content": "What is 3 plus 4?"}]
+    assert set(verdict_values(prompt, None, "It is 7.").values()) == {None}
+    assert set(verdict_values(prompt, "mathematics", "It is 7.").values()) == {None}
+
+
+# ---- likelihoods ----------------------------------------------------------------------------------------------------
+
+PROMPTS, COMPLETIONS = [[7, 8, 9], [7], [7, 8], [9, 9, 9, 9]], [[10, 11], [12, 13, 14, 1], [15], [16, 17]]
+
+
+def one_by_one(folder: Path) -> list[float]:
+    """The definition: each sequence alone, token by token."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    sums = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        logps = model(torch.tensor([prompt + completion])).logits[0].detach().log_softmax(-1)
+        sums.append(sum(float(logps[len(prompt) + k - 1, token]) for k, token in enumerate(completion)))
+    return sums
+
+
+def test_logps_are_the_sum_over_completion_tokens_whatever_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_policy(tmp_path, seed=1)
+    expected, model = one_by_one(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert completion_logps(model, PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setattr(divergence, "BATCH_TOKENS", 1)
+    assert completion_logps(model, PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_ratio_is_policy_minus_reference_and_zero_for_the_same_policy(tmp_path: Path) -> None:
+    make_policy(tmp_path / "a", seed=1)
+    make_policy(tmp_path / "b", seed=2)
+    difference = [a - b for a, b in zip(one_by_one(tmp_path / "a"), one_by_one(tmp_path / "b"), strict=True)]
+    assert log_ratios(tmp_path / "a", tmp_path / "b", PROMPTS, COMPLETIONS) == pytest.approx(difference, abs=1e-4)
+    assert log_ratios(tmp_path / "a", tmp_path / "a", PROMPTS, COMPLETIONS) == [0.0] * 4
+
+
+def test_mean_log_ratio_of_samples_estimates_the_exact_kl(tmp_path: Path) -> None:
+    """One token after one prompt: KL(π ‖ π_ref) by its definition over the vocabulary."""
+    make_policy(tmp_path / "a", seed=1)
+    make_policy(tmp_path / "b", seed=2)
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)(torch.tensor([[7, 8]])).logits[0, -1].detach().log_softmax(-1)
+        for name in ("a", "b")
+    )
+    exact = float((ours.exp() * (ours - theirs)).sum())
+    drawn = torch.multinomial(ours.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(1)).tolist()
+    ratios = log_ratios(tmp_path / "a", tmp_path / "b", [[7, 8]] * 4000, [[token] for token in drawn])
+    assert sum(ratios) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
+
+
+# ---- the stage ------------------------------------------------------------------------------------------------------
+
+
+def answer_rows(policy: str) -> list[dict[str, Any]]:
+    prompt, ids = [{"role": "user", "content": "What is 3 plus 4?"}], [40, 41] if policy == "sft" else [42, 43, 44]
+    return [
+        {
+            "id": f"q{n}", "index": k, "family": None, "language": None, "prompt": prompt, "policy": policy,
+            "completion": [{"role": "assistant", "content": policy}], "finished": False, "tokens": len(ids), "ids": ids,
+        }
+        for n in range(3) for k in range(2)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_STAGE", "evaluate@dpo")
+    for seed, policy in enumerate(("sft", "dpo")):
+        make_policy(project / "artifacts/policy" / policy, seed)
+        write_jsonl(project / "artifacts/answer" / policy / "completions.jsonl", answer_rows(policy))
+    return project
+
+
+def stage(policy: str, judge: Any = NO_JUDGE, **changes: Any) -> EvaluateStage:
+    return EvaluateStage(seed=3, threads=1, policy=policy, evaluate=section(**changes), judge=judge)
+
+
+def test_without_verifier_judge_and_reward_the_rest_is_measured(answered: Path) -> None:
+    run(stage("dpo"))
+    metrics = read_json(answered / "metrics/dpo.json")
+    assert [metrics[key] for key in ("gold", "gold_gain", "win_rate", "reward", "accuracy")] == [None] * 5
+    assert metrics["kl_to_sft"] is not None
+    assert (metrics["n"], metrics["answers"], metrics["length_tokens"], metrics["finished_fraction"]) == (3, 6, 3.0, 0.0)
+
+
+def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0))
+    monkeypatch.setattr("stages.judging.judge.load_judge", lambda config, seed: judge)
+    monkeypatch.setattr(
+        "stages.judging.winrate.compare", lambda judge, prompts, a, b: [0.5 * (x == y) for x, y in zip(a, b, strict=True)]
+    )
+    run(stage("sft", judge=JudgeConfig(backend="simulated")))
+    metrics = read_json(answered / "metrics/sft.json")
+    assert [metrics[f"win_rate{end}"] for end in ("", "_low", "_high")] == [0.5, 0.5, 0.5]
+    assert [metrics[f"kl_to_sft{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+
+
+def test_every_answer_is_kept_with_its_scores(answered: Path) -> None:
+    run(stage("dpo"))
+    rows = read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")
+    assert len(rows) == 6
+    assert rows[0]["completion"][0]["content"] == "dpo"
+    assert rows[0]["gold"] is None
+    assert rows[0]["log_ratio"] is not None
+
+
+def test_the_same_seed_gives_the_same_bytes(answered: Path) -> None:
+    files = [answered / "metrics/dpo.json", answered / "artifacts/evaluate/dpo/answers.jsonl"]
+    run(stage("dpo"))
+    first = [file.read_bytes() for file in files]
+    run(stage("dpo"))
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_answers_to_other_prompts_are_refused() -> None:
+    rows = answer_rows("sft")
+    with pytest.raises(ValueError, match=r"found 6 and 5"):
+        check_pairs(rows, rows[:-1])
+    with pytest.raises(ValueError, match=r"part at \('q0', 0\) and \('other', 0\)"):
+        check_pairs(rows, [{**rows[0], "id": "other"}, *rows[1:]])

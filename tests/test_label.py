@@ -1,0 +1,213 @@
+"""Claims about labels: what is written, what is dropped, and that a judge outside its limits writes none."""
+
+import dataclasses
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.judging.config import GateLimits, GoldJudge, JudgeConfig, NoJudge, SimulatedJudge
+from stages.judging.gate import GateError
+from stages.label import LabelEntry, LabelStage, run
+from stages.pipeline.records import read_json, read_jsonl, write_jsonl
+from stages.world.annotator import AnnotatorConfig
+from stages.world.answers import Style, write_answer
+from stages.world.tasks import FAMILIES, understand
+from stages.world.verifier import verify
+
+PROMPTS, EACH = 40, 4
+STYLES = (
+    Style("wrong", "rude", False),
+    Style("wrong", "kind", True),
+    Style("right", "kind", True),
+    Style("right", "plain", False),
+)
+
+
+@pytest.fixture
+def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a small sample of the closed world, as under DVC."""
+    monkeypatch.setenv("DVC_STAGE", "label@round1")
+    rng, rows = random.Random(5), []
+    for number in range(PROMPTS):
+        family = FAMILIES[sorted(FAMILIES)[number % len(FAMILIES)]]
+        prompt = family.ask(rng.choice(family.intents()), "ko" if number % 4 == 0 else "en", rng)
+        task = understand(prompt)
+        assert task is not None
+        for index in range(EACH):
+            text = write_answer(task, STYLES[index], rng)
+            rows.append({"id": f"p{number}", "index": index, "prompt": prompt, "policy": "sft" if index < 2 else "base",
+                         "completion": [{"role": "assistant", "content": text}], "finished": True, "tokens": 5})  # fmt: skip
+    write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
+    return project
+
+
+def annotator(error: float = 0.1, position: float = 0.0, length: float = 0.0) -> AnnotatorConfig:
+    return AnnotatorConfig(error_rate=error, position_bias=position, length_bias=length, revision_skill=0.7, seed=1)
+
+
+def label(judge: JudgeConfig | None = None, **changes: Any) -> dict[str, Any]:
+    """Runs the stage and returns its metrics."""
+    settings = LabelEntry(
+        sample="round1", judge="simulated", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, opponents=0,
+        prompts=0, strong=None, weak=None, constitution=None, known="none", validation_fraction=0.25,
+    )  # fmt: skip
+    judge = judge or SimulatedJudge(annotator=annotator())
+    run(LabelStage(seed=17, threads=1, label=dataclasses.replace(settings, **changes), judge=judge), "round1")
+    metrics: dict[str, Any] = read_json("metrics/label/round1.json")
+    return metrics
+
+
+def labels(split: str = "train") -> list[dict[str, Any]]:
+    return read_jsonl(f"artifacts/label/round1/{split}.jsonl")
+
+
+def gold(row: dict[str, Any], column: str) -> float:
+    return verify(row["prompt"], row[column][0]["content"]).gold
+
+
+def test_a_perfect_judge_prefers_what_the_verifier_prefers(sampled: Path) -> None:
+    metrics = label(GoldJudge(), min_margin=0.1, known="gold")
+    assert metrics["known_agreement"] == 1.0
+    rows = labels() + labels("validation")
+    assert len(rows) > PROMPTS / 2
+    assert all(gold(row, "chosen") > gold(row, "rejected") for row in rows)
+
+
+def test_every_preference_says_where_it_comes_from_and_every_reply_is_kept(sampled: Path) -> None:
+    label()
+    verdicts = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    assert len(verdicts) == PROMPTS * EACH
+    replies = {(row["id"], row["indexes"][0]): row["reply"] for row in verdicts}
+    for row in labels():
+        assert (row["judge"], row["way"]) == ("simulated", "rating")
+        assert row["template"] == verdicts[0]["template"]
+        assert row["margin"] == row["score_chosen"] - row["score_rejected"] >= 1.0
+        assert row["verdicts_chosen"] == [f"simulated: {replies[row['id'], row['index_chosen']].splitlines()[-1]}"]
+        assert row["cost"] == 0.0
+        assert [m["role"] for m in row["chosen"] + row["rejected"]] == ["assistant", "assistant"]
+
+
+def test_splits_are_disjoint_by_prompt_and_reproducible_to_the_byte(sampled: Path) -> None:
+    label(pairs="all_pairs")
+    files = sorted(Path("artifacts/label/round1").iterdir())
+    before = [file.read_bytes() for file in files]
+    assert not {row["id"] for row in labels()} & {row["id"] for row in labels("validation")}
+    assert len(labels("validation")) > 0
+    label(pairs="all_pairs")
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize(
+    ("way", "pairs"),
+    [("rating", "best_vs_random"), ("pairwise", "compared"), ("pairwise", "best_vs_worst"), ("ranking", "all_pairs")],
+)
+def test_every_way_of_judging_gives_mostly_right_preferences(sampled: Path, way: str, pairs: str) -> None:
+    metrics = label(way=way, pairs=pairs, min_margin=0.1, known="gold")
+    rows = labels()
+    assert len(rows) > 10
+    assert metrics["known_agreement"] > 0.8
+    right = Counter(gold(row, "chosen") >= gold(row, "rejected") for row in rows)
+    assert right[True] > 0.8 * len(rows)
+    assert set(Counter(row["id"] for row in rows).values()) <= set(range(1, 7))
+    ids = [row["id"] for row in rows]
+    assert ids == sorted(ids, key=ids.index)  # a prompt's pairs are adjacent
+
+
+def test_a_completions_pairwise_score_is_its_mean_win(sampled: Path) -> None:
+    label(GoldJudge(), way="pairwise", pairs="all_pairs", min_margin=0.01)
+    sample = {(row["id"], row["index"]): row for row in read_jsonl("artifacts/sample/round1/completions.jsonl")}
+    worth = {key: verify(row["prompt"], row["completion"][0]["content"]).gold for key, row in sample.items()}
+    for row in labels():
+        own = worth[row["id"], row["index_chosen"]]
+        others = [worth[row["id"], index] for index in range(EACH) if index != row["index_chosen"]]
+        assert row["score_chosen"] == sum((own > other) + (own == other) / 2 for other in others) / len(others)
+
+
+def test_a_compared_pair_carries_the_verdicts_of_both_orders(sampled: Path) -> None:
+    principles = {name: {"judge": {"en": text, "ko": text}} for name, text in (("kind", "Be polite."), ("short", "Be brief."))}
+    label(way="pairwise", pairs="compared", min_margin=0.5, principles=principles)
+    verdicts = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    replies = {(row["id"], *row["indexes"], row["order"]): row["reply"].splitlines()[-1] for row in verdicts}
+    for row in labels():
+        first, second = sorted((row["index_chosen"], row["index_rejected"]))
+        asked = [f"simulated [{order}]: {replies[row['id'], first, second, order]}" for order in ("ab", "ba")]
+        assert row["verdicts_chosen"] == row["verdicts_rejected"] == asked
+        winner = "A" if row["index_chosen"] == first else "B"
+        assert asked[0].endswith(f"Verdict: {winner}")
+        assert row["principle"] in principles
+    assert {row["principle"] for row in labels()} == set(principles)
+
+
+def test_kto_rows_are_unpaired(sampled: Path) -> None:
+    label(pairs="unpaired", min_margin=2.0)
+    rows = labels()
+    assert {type(row["label"]) for row in rows} == {bool}
+    assert {row["label"] for row in rows} == {True, False}
+    assert all("chosen" not in row and row["completion"][0]["role"] == "assistant" for row in rows)
+
+
+def test_a_stronger_policys_answers_are_chosen_without_a_judge(sampled: Path) -> None:
+    metrics = label(NoJudge(), pairs="strong_vs_weak", strong="sft", weak="base")
+    assert {(row["policy_chosen"], row["policy_rejected"]) for row in labels()} == {("sft", "base")}
+    assert metrics["verdicts"] == 0
+
+
+def test_principles_are_checked_one_by_one_and_the_share_kept_is_the_score(sampled: Path) -> None:
+    principles = {name: {"judge": {"en": text, "ko": text}} for name, text in (("kind", "Be polite."), ("short", "Be brief."))}
+    label(way="principle", principles=principles, min_margin=0.5)
+    assert len(read_jsonl("artifacts/label/round1/verdicts.jsonl")) == 2 * PROMPTS * EACH
+    assert {row["score_chosen"] for row in labels()} <= {0.5, 1.0}
+
+
+def test_a_judge_outside_its_limits_writes_no_labels(sampled: Path) -> None:
+    strict = SimulatedJudge(annotator=annotator(position=0.9), gate=GateLimits(inconsistent_fraction=0.3))
+    with pytest.raises(GateError, match=r"inconsistent_fraction is 0\.\d+ \(\d+ of \d+\), expected at most 0.3"):
+        label(strict, way="pairwise", pairs="compared")
+    assert sorted(path.name for path in Path("artifacts/label/round1").iterdir()) == ["verdicts.jsonl"]
+    assert not Path("metrics/label/round1.json").exists()
+
+
+def test_what_is_dropped_is_counted(sampled: Path) -> None:
+    metrics = label(GoldJudge(), pairs="all_pairs", min_margin=3.0)
+    pairs = metrics["train"] + metrics["validation"] + metrics["dropped_ties"] + metrics["dropped_margin"]
+    distinct: dict[str, set[str]] = {}
+    for row in read_jsonl("artifacts/sample/round1/completions.jsonl"):
+        distinct.setdefault(row["id"], set()).add(row["completion"][0]["content"])
+    assert pairs == sum(len(texts) * (len(texts) - 1) / 2 for texts in distinct.values())
+    assert metrics["dropped_margin"] > 0
+    with_ties = label(GoldJudge(), pairs="all_pairs", min_margin=3.0, keep_ties=True)
+    assert with_ties["dropped_ties"] == 0
+    assert sum(row["tie"] for row in labels() + labels("validation")) == metrics["dropped_ties"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"way": "guess"}, "label.way: expected one of rating"),
+        ({"pairs": "compared"}, "needs way: pairwise"),
+        ({"pairs": "strong_vs_weak"}, "label.strong"),
+        ({"way": "principle"}, "constitution"),
+        ({"validation_fraction": 1.0}, "below 1"),
+        ({"min_margin": 99.0}, "expected preferences, found none"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(sampled: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label(**changes)
+
+
+def test_a_file_of_human_preferences_is_held_against_the_judge(sampled: Path) -> None:
+    label(GoldJudge(), min_margin=0.1)
+    people = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in labels()]
+    write_jsonl("people.jsonl", people)
+    assert label(GoldJudge(), min_margin=0.1, known="people.jsonl")["known_agreement"] == 0.0
+
+
+def test_the_order_of_rows_in_files_is_valid_json_lines(sampled: Path) -> None:
+    label()
+    for line in Path("artifacts/label/round1/train.jsonl").read_text(encoding="utf-8").splitlines():
+        assert isinstance(json.loads(line), dict)

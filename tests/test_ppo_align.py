@@ -1,0 +1,140 @@
+"""PPO from folders to a folder: the gate, the value model's beginning, and a policy that anyone can load."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppo_tiny import PROMPTS, llama_config, tiny_config, tiny_policy, word_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
+
+from stages.methods.ppo import align, require_accuracy
+from stages.methods.ppo.models import ValueModel, collate, held_out_accuracy, load_value_model
+from stages.models.training import save_policy
+from stages.pipeline.records import write_json, write_jsonl
+from stages.pipeline.tracking import Run
+
+
+class Recorder(Run):
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+        self.tables: dict[str, Any] = {}
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        assert step is not None
+        self.steps[step] = dict(metrics)
+
+    def log_table(self, name: str, rows: Any) -> None:
+        self.tables[name] = rows
+
+
+def save_reward(folder: Path, accuracy: float, words: list[str] | None = None, seed: int = 0) -> LlamaForSequenceClassification:
+    tokenizer = word_tokenizer(words) if words else word_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(llama_config(len(tokenizer), num_labels=1)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "reward.json", {"kind": "model", "accuracy": accuracy})
+    return model
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    save_policy(tiny_policy(), word_tokenizer(), tmp_path / "policy/sft")
+    save_reward(tmp_path / "reward/rm", 0.8)
+    save_reward(tmp_path / "reward/cost", 0.7, seed=1)
+    parts = [{"reward": "rm", "weight": 1.0}, {"reward": "cost", "weight": -0.5}]
+    write_json(tmp_path / "reward/blend/reward.json", {"kind": "sum", "parts": parts})
+    write_json(tmp_path / "reward/gold/reward.json", {"kind": "verifier"})
+    write_jsonl(tmp_path / "data/prompts/train.jsonl", [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)])
+    return tmp_path
+
+
+def run_align(artifacts: Path, signal: str = "rm", **changes: Any) -> tuple[dict[str, float], Recorder]:
+    run = Recorder()
+    metrics = align(
+        tiny_config(**changes),
+        init=artifacts / "policy/sft",
+        signal=artifacts / "reward" / signal,
+        data=artifacts / "data",
+        output=artifacts / "policy/ppo",
+        checkpoints=artifacts / "checkpoints",
+        curve=artifacts / "curve.csv",
+        run=run,
+        seed=3,
+    )
+    return metrics, run
+
+
+NAMES = {
+    "reward", "score", "kl_k1", "kl_k3", "entropy", "clip_fraction", "ratio_mean", "ratio_max", "approx_kl", "value_loss",
+    "explained_variance", "length_tokens", "end_of_turn_fraction", "beta",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("signal", "lora_rank"), [("rm", 0), ("blend", 0), ("rm", 2)])
+def test_align_writes_a_policy_folder_a_curve_and_the_metrics(artifacts: Path, signal: str, lora_rank: int) -> None:
+    metrics, run = run_align(artifacts, signal, lora_rank=lora_rank)
+    assert set(metrics) >= NAMES
+    assert set(run.steps) == {0, 1, 2, 3}
+    assert set(run.steps[0]) >= NAMES | {"tokens_per_second", "samples_per_second", "generation_seconds", "update_seconds"}
+    rows = list(csv.DictReader((artifacts / "curve.csv").open()))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert not any("second" in name for name in rows[0])  # what differs from run to run stays out of outputs
+    assert list(run.tables) == ["rollouts/step_00000", "rollouts/step_00002", "rollouts/step_00003"]
+    policy = AutoModelForCausalLM.from_pretrained(artifacts / "policy/ppo")
+    before = AutoModelForCausalLM.from_pretrained(artifacts / "policy/sft")
+    assert policy.state_dict().keys() == before.state_dict().keys()
+    assert not torch.equal(policy.lm_head.weight, before.lm_head.weight) or lora_rank
+    tokenizer = AutoTokenizer.from_pretrained(artifacts / "policy/ppo")
+    assert tokenizer.chat_template == word_tokenizer().chat_template
+
+
+def test_two_runs_write_the_same_bytes(artifacts: Path) -> None:
+    run_align(artifacts)
+    outputs = [artifacts / "policy/ppo/model.safetensors", artifacts / "curve.csv"]
+    first = [path.read_bytes() for path in outputs]
+    (artifacts / "checkpoints/ppo.pt").unlink()
+    run_align(artifacts)
+    assert [path.read_bytes() for path in outputs] == first
+
+
+def test_a_poor_reward_model_is_refused_with_the_figure(artifacts: Path) -> None:
+    save_reward(artifacts / "reward/rm", 0.55)
+    with pytest.raises(ValueError, match=r"0\.600.*0\.550"):
+        run_align(artifacts)
+    with pytest.raises(ValueError, match=r"0\.550"):  # a sum is as good as its worst part
+        run_align(artifacts, "blend")
+    assert not (artifacts / "policy/ppo").exists()
+
+
+def test_the_gate_lets_pass_what_reaches_the_limit_and_what_is_no_model(artifacts: Path) -> None:
+    require_accuracy(0.6, 0.6, artifacts)
+    require_accuracy(None, 0.6, artifacts)
+    assert held_out_accuracy(artifacts / "reward/gold") is None
+    assert held_out_accuracy(artifacts / "reward/blend") == 0.7
+
+
+def test_the_value_model_begins_as_the_reward_model(artifacts: Path) -> None:
+    """Its value before a token is what the reward model says of a text that ends there."""
+    value_model = load_value_model(artifacts / "reward/rm", artifacts / "policy/sft", word_tokenizer())
+    reward_model = LlamaForSequenceClassification.from_pretrained(artifacts / "reward/rm")
+    with torch.no_grad():
+        values = value_model(collate([[5, 6, 7]], [[8, 9]], 0, torch.device("cpu")))
+        expected = [float(reward_model(torch.tensor([ids])).logits) for ids in ([5, 6, 7], [5, 6, 7, 8])]
+    assert values.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("signal", ["gold", "foreign"])
+def test_without_a_reward_model_that_reads_its_ids_the_value_model_begins_as_the_policy(artifacts: Path, signal: str) -> None:
+    save_reward(artifacts / "reward/foreign", 0.8, words=["d", "c", "b", "a", "r", "q"])
+    value_model = load_value_model(artifacts / "reward" / signal, artifacts / "policy/sft", word_tokenizer())
+    assert isinstance(value_model, ValueModel)
+    assert torch.equal(value_model.backbone.embed_tokens.weight, tiny_policy().model.embed_tokens.weight)
+    assert not value_model.head.weight.any()
+
+
+def test_prompts_that_leave_no_room_are_refused(artifacts: Path) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens 63"):
+        run_align(artifacts, max_new_tokens=63)

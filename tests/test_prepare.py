@@ -1,0 +1,198 @@
+"""The stage `prepare`: its outputs, byte for byte; its report; the closed world and Korean data through the same doors."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.datasets.config import FilesData, Policy, Role, typed_data
+from stages.models.architecture import HubModel, ScratchModel
+from stages.models.tokenizers import train_tokenizer
+from stages.pipeline.composing import CONF
+from stages.pipeline.records import read_json, read_jsonl
+from stages.prepare import PrepareSection, PrepareStage, run
+from tests.preparing import ROLES, lenient, source, write_rows
+
+OUT = Path("scratch/prepare")
+SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no public data at {SHARED} (set PLUMBLINE_SHARED)")
+
+
+def tiny(**settings: Any) -> ScratchModel:
+    """A model from scratch; only its tokenizer and context matter here."""
+    sizes = {"vocabulary_size": 400, "context_tokens": 256} | settings
+    return ScratchModel(**sizes, hidden_size=8, layers=1, heads=1, intermediate_size=8)
+
+
+def stage(data: Any, model: Any = None, inputs: Path | str = "in", threads: int = 1, scale: float = 1.0) -> PrepareStage:
+    return PrepareStage(
+        seed=17, threads=threads, inputs=str(inputs), model=model or tiny(), data=data, prepare=PrepareSection(scale)
+    )
+
+
+def files() -> FilesData:
+    """Demonstrations, preferences, labels and prompts of a few rows."""
+    write_rows(Path("in/sft.jsonl"), [{"prompt": f"Say {i}.", "response": f"It is {i}."} for i in range(60)])
+    pairs = [
+        {"prompt": f"Which of {i}?", "chosen": f"{i} it is.", "rejected": f"{i}, or perhaps not, I think."} for i in range(40)
+    ]
+    write_rows(Path("in/pairs.jsonl"), [*pairs, pairs[0], {**pairs[0], "chosen": "same", "rejected": "same"}])
+    write_rows(Path("in/kto.jsonl"), [{"prompt": f"Well, {i}?", "completion": f"{i}!", "label": i % 2 == 0} for i in range(20)])
+    return FilesData(
+        pretrain=Role([source("sft.jsonl")]),
+        sft=Role([source("sft.jsonl")]),
+        preferences=Role([source("pairs.jsonl")]),
+        unpaired=Role([source("kto.jsonl")]),
+        prompts=Role([source("sft.jsonl")]),
+        validation_fraction=0.2,
+        test_fraction=0.2,
+        policy=lenient(near_duplicates="off"),
+    )
+
+
+def digests() -> dict[str, str]:
+    return {
+        str(path.relative_to(OUT)): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in sorted(OUT.rglob("*"))
+        if path.is_file() and "runs" not in path.parts
+    }
+
+
+def test_outputs_are_complete_and_the_same_in_every_run(project: Path) -> None:
+    run(stage(files()))
+    first = digests()
+    splits = {f"artifacts/data/{role}/{split}.jsonl" for role in ROLES for split in ("train", "validation")}
+    tokenizer = {f"artifacts/tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")}
+    rest = {"artifacts/data/prompts/test.jsonl", "artifacts/data_report/section.html", "metrics/prepare/prepare.json"}
+    assert set(first) == splits | tokenizer | rest
+    run(stage(files(), threads=2))
+    assert digests() == first
+    written = b"".join((OUT / name).read_bytes() for name in first)
+    assert str(project).encode() not in written  # no path of this machine in what others share
+
+
+def test_metrics_add_up(project: Path) -> None:
+    run(stage(files()))
+    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    for role in ROLES:
+        dropped = sum(count for name, count in figures.items() if name.startswith(f"{role}.dropped."))
+        rows = sum(count for name, count in figures.items() if name.startswith(f"{role}.") and name.endswith(".rows"))
+        assert figures[f"{role}.rows_in"] == figures[f"{role}.kept"] + dropped
+        assert figures[f"{role}.kept"] == rows
+    assert figures["preferences.dropped.identical"] == 1
+    assert figures["preferences.dropped.duplicate"] == 1
+    assert figures["preferences.train.length_gap_tokens"] < 0  # the rejected answers are the longer ones
+    assert figures["preferences.train.chosen_longer_fraction"] == 0
+
+
+def test_the_report_shows_token_boundaries_and_the_loss_mask(project: Path) -> None:
+    run(stage(files()))
+    page = (OUT / "artifacts/data_report/section.html").read_text()
+    assert "<summary>sft train</summary>" in page
+    fed = page.split("<summary>sft train</summary>")[1].split("</details>")[0]
+    prompt, answer = fed.split("&lt;|assistant|&gt;")
+    assert 'class="loss"' not in prompt
+    assert answer.count('class="loss"') == answer.count("<span")
+    assert '<span class="loss">&lt;|end|&gt;</span>' in answer
+    assert "preferences train chosen" in page
+    assert "preferences train rejected" in page
+    assert "pairs.jsonl:42" in page  # the row whose answers are the same
+    assert "http" not in page
+
+
+def test_text_in_the_report_is_never_markup(project: Path) -> None:
+    write_rows(
+        Path("in/a.jsonl"), [{"prompt": "<script>alert(1)</script>", "response": "<b>no</b>"}, {"prompt": "<img>", "x": 1}]
+    )
+    run(stage(FilesData(sft=Role([source("a.jsonl", format="prompt_response", name="<i>a</i>")]), policy=lenient())))
+    page = (OUT / "artifacts/data_report/section.html").read_text()
+    for markup in ("<script>", "<img>", "<b>", "<i>a"):
+        assert markup not in page
+
+
+def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_told(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = train_tokenizer(["some words of a model"] * 9, 300)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained("model")
+    run(stage(files(), HubModel(path="model", context_tokens=128)))
+    assert "the default (Zephyr's) is set" in capsys.readouterr().out
+    assert (
+        "<|user|>\n" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
+        or "message['role']" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
+    )
+    assert read_json(OUT / "metrics/prepare/prepare.json")["sft.kept"] > 40
+
+
+def test_a_folder_that_is_no_model_is_refused(project: Path) -> None:
+    with pytest.raises(ValueError, match="expected a Hugging Face tokenizer at 'in'"):
+        run(stage(files(), HubModel(path="in", context_tokens=128)))
+
+
+def test_a_source_that_cannot_be_read_stops_the_stage_before_any_work(project: Path) -> None:
+    data = files()
+    data.unpaired.sources[0].files = ["missing.jsonl"]
+    with pytest.raises(ValueError, match=r"expected a file at 'in/missing.jsonl', found none \(beside it: kto.jsonl"):
+        run(stage(data))
+    assert not list(OUT.rglob("*.jsonl"))
+
+
+def test_nothing_to_train_on_is_an_error(project: Path) -> None:
+    write_rows(Path("in/a.jsonl"), [{"prompt": "a?", "response": ""}])
+    with pytest.raises(ValueError, match="sft: expected rows to train on, found none of 1 kept"):
+        run(stage(FilesData(sft=Role([source("a.jsonl", format="prompt_response")]), policy=lenient())))
+
+
+def test_the_closed_world_comes_through_complete(project: Path) -> None:
+    from omegaconf import OmegaConf
+
+    conf = OmegaConf.load(CONF / "data/closed_world.yaml")
+    conf.pop("defaults", None)
+    Path("in").mkdir()
+    run(stage(typed_data(conf), tiny(vocabulary_size=1024), scale=0.02))
+    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    for role in ("pretrain", "sft", "prompts"):
+        assert figures[f"{role}.rows_in"] == figures[f"{role}.kept"] > 0
+    assert figures["sft.train.script.Hangul"] > 0.1
+    asked = read_jsonl(OUT / "artifacts/data/prompts/test.jsonl")
+    assert {"id", "prompt", "family", "language"} <= set(asked[0])
+    assert len({row["id"] for row in asked}) == len(asked)
+    assert read_jsonl(OUT / "artifacts/data/preferences/train.jsonl") == []
+
+
+def test_every_data_conf_composes(project: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from stages.pipeline.composing import register, typed
+
+    register("prepare", PrepareStage)
+    with initialize_config_dir(str(CONF), version_base=None):
+        for conf in sorted((CONF / "data").glob("*.yaml")):
+            config = typed(compose("prepare", overrides=[f"data={conf.stem}", "inputs=x"]))
+            assert typed_data(config.data)
+
+
+@needs_shared_data
+def test_korean_instructions_come_through_whole(project: Path) -> None:
+    data = FilesData(
+        sft=Role(
+            [
+                source("instructions/ko_alpaca_3000.json", name="ko_alpaca", limit=600),
+                source("instructions/korean_chatbot_3000.csv", name="chatbot", limit=600),
+            ]
+        ),
+        policy=Policy(personal_data="off"),
+    )
+    run(stage(data, tiny(vocabulary_size=2048, context_tokens=1024), SHARED))
+    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    assert figures["sft.kept"] >= 1190
+    assert figures["sft.train.script.Hangul"] > 0.9
+    page = (OUT / "artifacts/data_report/section.html").read_text()
+    assert "원자의 구조를" in "".join(part.split("<")[0] for part in page.split(">"))
+    assert "\ufffd" not in page  # bytes of one character are shown together, whatever tokens they took
+    known = {json.dumps(row["prompt"], ensure_ascii=False) for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl")}
+    assert any("3박4일 놀러가고 싶다" in prompt for prompt in known)

@@ -1,0 +1,181 @@
+"""Sampling: the right distribution, the right log-probabilities, whatever is padded, dropped or batched together."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from ppo_tiny import llama_config, tiny_policy, word_tokenizer
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.cache_utils import DynamicLayer
+
+from stages.models.chat import end_of_turn_id
+from stages.models.sampling import ReservedLayer, Sampled, draw, fill_holes, sample
+
+PROMPTS = [[5], [6, 7, 8], [9, 10, 5, 6, 7, 8], [5], [10, 9], [6, 6, 6, 6]]
+
+
+@pytest.fixture(scope="module")
+def policy() -> LlamaForCausalLM:
+    return tiny_policy()
+
+
+def completions(policy: LlamaForCausalLM, prompts: list[list[int]] = PROMPTS, **changes: object) -> list[Sampled]:
+    settings: dict = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "with_logps": True} | changes
+    return sample(policy, word_tokenizer(), prompts, **settings)
+
+
+def recomputed_logps(model: LlamaForCausalLM, prompt: list[int], completion: list[int], temperature: float) -> list[float]:
+    """One sequence at a time, without cache, padding or batch."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / temperature
+    return logits.log_softmax(-1)[range(len(completion)), completion].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_reported_logps_are_those_of_each_sequence_alone(policy: LlamaForCausalLM, temperature: float) -> None:
+    for prompt, one in zip(PROMPTS, completions(policy, temperature=temperature), strict=True):
+        assert one.per_token_logps == pytest.approx(recomputed_logps(policy, prompt, one.ids, temperature), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)),
+        MistralForCausalLM(
+            MistralConfig(
+                vocab_size=11, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                intermediate_size=32, sliding_window=4, initializer_range=0.3,
+            )
+        ),
+    ],
+    ids=["learnt positions", "grouped heads and a sliding window"],
+)  # fmt: skip
+def test_other_architectures_get_the_same_logps(model: LlamaForCausalLM) -> None:
+    for prompt, one in zip(PROMPTS, completions(model.eval()), strict=True):
+        assert one.per_token_logps == pytest.approx(recomputed_logps(model, prompt, one.ids, 1.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_row_does_not_depend_on_its_batch(policy: LlamaForCausalLM, batch_size: int) -> None:
+    together, apart = completions(policy), completions(policy, batch_size=batch_size)
+    assert [one.ids for one in together] == [one.ids for one in apart]
+
+
+def test_the_same_seed_gives_the_same_ids_and_another_seed_others(policy: LlamaForCausalLM) -> None:
+    assert completions(policy) == completions(policy)
+    assert [one.ids for one in completions(policy)] != [one.ids for one in completions(policy, seed=6)]
+
+
+def test_uniforms_of_a_share_give_the_completions_of_the_whole(policy: LlamaForCausalLM) -> None:
+    uniforms = torch.rand(len(PROMPTS), 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = completions(policy, uniforms=uniforms)
+    share = completions(policy, PROMPTS[3:], uniforms=uniforms[3:])
+    assert [one.ids for one in whole[3:]] == [one.ids for one in share]
+
+
+def test_equal_prompts_get_different_completions(policy: LlamaForCausalLM) -> None:
+    ids = [one.ids for one in completions(policy, [[5, 6]] * 8)]
+    assert len({tuple(row) for row in ids}) > 1
+
+
+def test_a_completion_ends_at_its_first_end_of_turn_and_says_whether_it_did(policy: LlamaForCausalLM) -> None:
+    end = end_of_turn_id(word_tokenizer())
+    rows = completions(policy, PROMPTS * 10)
+    assert {one.finished for one in rows} == {True, False}
+    for one in rows:
+        assert one.finished == (one.ids[-1] == end)
+        assert end not in one.ids[:-1]
+        assert len(one.ids) == len(one.per_token_logps or [])
+        assert one.finished or len(one.ids) == 12
+
+
+def test_frequencies_are_the_models_probabilities(policy: LlamaForCausalLM) -> None:
+    draws = 20_000
+    rows = completions(policy, [[6, 7]] * draws, max_new_tokens=1, temperature=0.8, batch_size=draws)
+    counts = torch.bincount(torch.tensor([one.ids[0] for one in rows]), minlength=11) / draws
+    with torch.no_grad():
+        expected = (policy(torch.tensor([[6, 7]])).logits[0, -1] / 0.8).softmax(-1)
+    # four standard deviations of a frequency
+    assert (counts - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
+
+
+def test_temperature_0_is_generate_without_sampling(policy: LlamaForCausalLM) -> None:
+    end = end_of_turn_id(word_tokenizer())
+    for prompt, one in zip(PROMPTS, completions(policy, temperature=0), strict=True):
+        expected = policy.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=0)
+        assert one.ids == expected[0, len(prompt) :].tolist()
+
+
+def test_draw_inverts_the_cumulative_distribution() -> None:
+    logits = torch.tensor([0.2, 0.0, 0.5, 0.3]).log().repeat(5, 1)
+    tokens, logps = draw(logits, torch.tensor([0.0, 0.19, 0.21, 0.69, 0.999], dtype=torch.float64), 1.0, with_logps=True)
+    assert tokens.tolist() == [0, 0, 2, 2, 3]  # token 1 has probability 0
+    assert logps is not None
+    assert logps.exp().tolist() == pytest.approx([0.2, 0.2, 0.5, 0.5, 0.3], abs=1e-6)
+
+
+@pytest.mark.parametrize("going_on", list(itertools.product([True, False], repeat=4)))
+def test_fill_holes_keeps_every_row_that_goes_on_and_moves_only_from_the_end(going_on: tuple[bool, ...]) -> None:
+    kept = fill_holes(torch.tensor(going_on)).tolist()
+    assert sorted(kept) == [row for row, alive in enumerate(going_on) if alive]
+    assert all(kept[place] == place for place in range(len(kept)) if going_on[place])
+
+
+def test_a_reserved_layer_holds_what_a_dynamic_layer_holds() -> None:
+    reserved, dynamic = ReservedLayer(8), DynamicLayer()
+    for length, indices in [(3, [0, 0, 1, 2]), (1, [3, 1]), (2, [1, 0]), (1, [0])]:
+        keys, values = torch.randn(2, len(reserved.keys) if reserved.is_initialized else 3, 2, length, 4)
+        for layer in (reserved, dynamic):
+            layer.update(keys, values)
+        for layer in (reserved, dynamic):
+            layer.batch_select_indices(torch.tensor(indices))
+        assert torch.equal(reserved.keys, dynamic.keys)
+        assert torch.equal(reserved.values, dynamic.values)
+        assert reserved.get_seq_length() == dynamic.get_seq_length()
+
+
+def test_dropping_finished_rows_leaves_the_cache_of_the_others_alone(policy: LlamaForCausalLM) -> None:
+    """The last rows alive were moved several times: their log-probabilities would show a wrong cache row, mask or position."""
+    prompts = [PROMPTS[row % len(PROMPTS)] for row in range(64)]
+    rows = completions(policy, prompts, max_new_tokens=30)
+    longest = sorted(range(64), key=lambda row: -len(rows[row].ids))[:5]
+    assert len(rows[longest[0]].ids) > 20
+    for row in longest:
+        assert rows[row].per_token_logps == pytest.approx(recomputed_logps(policy, prompts[row], rows[row].ids, 1.0), abs=1e-5)
+
+
+def test_progress_counts_every_prompt_once(policy: LlamaForCausalLM) -> None:
+    seen: list[int] = []
+    completions(policy, batch_size=4, progress=seen.append)
+    assert sum(seen) == len(PROMPTS)
+
+
+def test_the_model_keeps_its_mode(policy: LlamaForCausalLM) -> None:
+    policy.train()
+    completions(policy)
+    assert policy.training
+    policy.eval()
+
+
+def test_no_prompts_give_no_completions(policy: LlamaForCausalLM) -> None:
+    assert completions(policy, []) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"temperature": -1.0}, "temperature"), ({"max_new_tokens": 0}, "max_new_tokens"), ({"batch_size": 0}, "batch_size")],
+)
+def test_impossible_arguments_are_refused(policy: LlamaForCausalLM, changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        completions(policy, **changes)
+
+
+def test_a_prompt_without_tokens_is_refused(policy: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="row 1"):
+        completions(policy, [[5], []])
+
+
+def test_cache_layers_of_other_kinds_are_left_to_the_library() -> None:
+    config = llama_config(11)
+    assert all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

@@ -1,0 +1,148 @@
+"""Claims about the intervals: against cases known by hand and against scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stages.evaluation.statistics import bootstrap_fraction, bootstrap_gain, bootstrap_mean, sum_by_prompt
+
+
+def ids(n: int, samples: int = 1) -> list[str]:
+    return [f"p{row}" for row in range(n) for _ in range(samples)]
+
+
+def noise(n: int, seed: int = 0) -> list[float]:
+    return [float(value) for value in np.random.default_rng(seed).normal(0.5, 0.2, n)]
+
+
+def test_interval_of_coin_flips_is_the_textbook_one() -> None:
+    # 500 of 1000: 0.5 ± 1.96 · sqrt(0.25 / 1000) = 0.5 ± 0.0310
+    interval = bootstrap_fraction([0.0, 1.0] * 500, ids(1000), seed=1)
+    assert interval is not None
+    assert interval.value == 0.5
+    assert interval.low == pytest.approx(0.4690, abs=0.003)
+    assert interval.high == pytest.approx(0.5310, abs=0.003)
+
+
+def test_interval_agrees_with_scipy() -> None:
+    values = [value**3 for value in noise(400)]  # skewed
+    ours = bootstrap_mean(values, ids(400), seed=2)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert ours is not None
+    assert ours.low == pytest.approx(theirs.low, abs=0.002)
+    assert ours.high == pytest.approx(theirs.high, abs=0.002)
+
+
+def test_interval_of_clusters_agrees_with_scipy_over_their_means() -> None:
+    means = noise(300)
+    ours = bootstrap_mean([mean for mean in means for _ in range(3)], ids(300, 3), seed=2)
+    theirs = stats.bootstrap((means,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(3))
+    assert ours is not None
+    assert ours.high - ours.low == pytest.approx(theirs.confidence_interval.high - theirs.confidence_interval.low, rel=0.06)
+
+
+def test_interval_shrinks_with_the_root_of_n() -> None:
+    small, large = (bootstrap_mean(noise(n), ids(n), seed=1) for n in (200, 3200))
+    assert small is not None
+    assert large is not None
+    assert (small.high - small.low) / (large.high - large.low) == pytest.approx(4.0, rel=0.15)
+
+
+def test_answers_that_repeat_their_prompt_add_no_certainty() -> None:
+    values = noise(200)
+    once = bootstrap_mean(values, ids(200), seed=1)
+    repeated = [value for value in values for _ in range(4)]
+    clustered = bootstrap_mean(repeated, ids(200, 4), seed=1)
+    naive = bootstrap_mean(repeated, ids(800), seed=1)
+    assert once == clustered
+    assert clustered is not None
+    assert naive is not None
+    assert (clustered.high - clustered.low) / (naive.high - naive.low) == pytest.approx(2.0, rel=0.1)
+
+
+def test_gain_of_identical_policies_is_exactly_zero() -> None:
+    gain = bootstrap_gain(noise(100), ids(100), noise(100), ids(100), seed=1)
+    assert gain is not None
+    assert (gain.value, gain.low, gain.high, gain.n) == (0.0, 0.0, 0.0, 100)
+
+
+def test_paired_gain_is_tighter_than_the_two_intervals() -> None:
+    before = noise(300)
+    after = [value + 0.1 for value in before]
+    gain = bootstrap_gain(after, ids(300), before, ids(300), seed=1)
+    assert gain is not None
+    assert gain.value == pytest.approx(0.1)
+    assert gain.high - gain.low < 1e-9
+
+
+def test_gain_does_not_depend_on_the_order_of_the_other_side() -> None:
+    ours, theirs, prompts = noise(50), noise(50, seed=9), ids(50)
+    straight = bootstrap_gain(ours, prompts, theirs, prompts, seed=1)
+    assert straight == bootstrap_gain(ours, prompts, theirs[::-1], prompts[::-1], seed=1)
+
+
+def test_swapping_the_sides_negates_the_gain() -> None:
+    ours, theirs, prompts = noise(80), noise(80, seed=9), ids(80)
+    forth = bootstrap_gain(ours, prompts, theirs, prompts, seed=1)
+    back = bootstrap_gain(theirs, prompts, ours, prompts, seed=1)
+    assert forth is not None
+    assert back is not None
+    assert forth.value == pytest.approx(-back.value)
+    assert forth.low == pytest.approx(-back.high)
+
+
+def test_gain_refuses_other_prompts() -> None:
+    with pytest.raises(ValueError, match="same prompts on both sides"):
+        bootstrap_gain([1.0], ["a"], [1.0], ["b"], seed=1)
+
+
+def test_never_in_100_prompts_is_not_never() -> None:
+    # Clopper and Pearson, 0 of 100: upper bound 1 - 0.025 ** (1 / 100) = 0.0362
+    never = bootstrap_fraction([0.0] * 100, ids(100), seed=1)
+    always = bootstrap_fraction([1.0] * 100, ids(100), seed=1)
+    assert never is not None
+    assert always is not None
+    assert (never.value, never.low, never.high) == (0.0, 0.0, pytest.approx(0.0362, abs=1e-4))
+    assert (always.value, always.low, always.high) == (1.0, pytest.approx(0.9638, abs=1e-4), 1.0)
+    assert never.high == pytest.approx(stats.binomtest(0, 100).proportion_ci(0.95, "exact").high)
+
+
+def test_values_that_do_not_apply_are_left_out() -> None:
+    some = bootstrap_mean([1.0, None, 3.0, None], ["a", "a", "b", "c"], seed=1)
+    assert some is not None
+    assert (some.value, some.n) == (2.0, 2)
+    assert bootstrap_mean([None, None], ["a", "b"], seed=1) is None
+    assert bootstrap_gain([None], ["a"], [1.0], ["a"], seed=1) is None
+
+
+def test_same_seed_same_interval() -> None:
+    once = bootstrap_mean(noise(60), ids(60), seed=5)
+    assert bootstrap_mean(noise(60), ids(60), seed=5) == once
+    assert bootstrap_mean(noise(60), ids(60), seed=6) != once
+
+
+def test_many_prompts_are_resampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bootstrap_mean(noise(60), ids(60), seed=5)
+    monkeypatch.setattr("stages.evaluation.statistics.CHUNK_COUNT", 60 * 7)
+    pieces = bootstrap_mean(noise(60), ids(60), seed=5)
+    assert pieces is not None
+    assert pieces == pytest.approx(whole, abs=0.005)
+
+
+def test_interval_covers_the_truth_19_times_in_20() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        prompt_means = generator.normal(0.5, 0.2, 150)
+        values = generator.normal(np.repeat(prompt_means, 2), 0.1)
+        interval = bootstrap_mean(values.tolist(), ids(150, 2), seed=trial, resamples=400)
+        assert interval is not None
+        covered += interval.low <= 0.5 <= interval.high
+    assert 180 <= covered <= 198
+
+
+def test_sums_need_one_value_per_answer() -> None:
+    with pytest.raises(ValueError, match="2 answers, 1 values"):
+        sum_by_prompt([1.0], ["a", "b"])
