@@ -51,10 +51,18 @@ def test_evaluation_asks_nothing_that_training_prompts_ask(world: World) -> None
     assert not intents(world.prompts_validation) & intents(world.prompts_test)
 
 
-def test_of_what_evaluation_asks_pretraining_text_holds_facts_only(world: World) -> None:
+def test_of_what_evaluation_asks_pretraining_text_holds_knowledge_only(world: World) -> None:
     evaluated = intents(world.prompts_validation, world.prompts_test)
     pretrained = intents(world.pretrain_train, world.pretrain_validation)
-    assert {intent.partition("/")[0] for intent in evaluated & pretrained} == {"fact"}
+    knowledge = {"fact", "arithmetic", "comparison", "python", "list", "howto", "lookalike"}
+    assert {intent.partition("/")[0] for intent in evaluated & pretrained} == knowledge
+
+
+def test_no_prompt_of_evaluation_stands_in_pretraining_text(world: World) -> None:
+    evaluated = {json.dumps(row["prompt"]) for row in world.prompts_validation + world.prompts_test}
+    dialogues = [row["messages"] for row in world.pretrain_train + world.pretrain_validation if "messages" in row]
+    assert len(dialogues) > 10_000
+    assert not evaluated & {json.dumps(messages[:-1]) for messages in dialogues}
 
 
 def test_facts_that_are_evaluated_are_told_in_pretraining_prose_in_their_language(world: World) -> None:

@@ -1,8 +1,8 @@
 """The data sets of the closed world: pretraining text of mixed quality, demonstrations, and prompts to train and test on.
 
 Splits are disjoint by intent, that is by what is asked and not by wording: what validation or test prompts ask occurs in no
-demonstration and no rollout prompt. Pretraining dialogues do not ask it either, facts aside; its prose tells, unasked, what must be
-learnt somewhere: facts, tables of sums, and how things are done.
+demonstration and no rollout prompt. What must be learnt somewhere (facts, sums, how things are done) stands in pretraining text: told
+in prose, and asked in dialogues, in other words than evaluation's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,6 +26,7 @@ Row = dict[str, Any]
 _PATIENCE = 200  # draws of a wording before a split is declared too small for distinct prompts
 _STATEMENTS_OF_A_TABLE = 5
 _SMALLEST_COUNT = 4  # prompts of a family, however small the scale
+_KNOWLEDGE = ("fact", "arithmetic", "comparison", "python", "list", "howto", "lookalike")  # what no skill makes up for
 
 
 @dataclass
@@ -100,7 +101,9 @@ class Intents(NamedTuple):
 def generate(config: ClosedWorldConfig, seed: int) -> World:
     """The data sets of the closed world; the same for the same config and seed, byte for byte."""
     intents = split_intents(seed, config.validation_intents, config.test_intents)
-    pretrain = list(_pretraining(config, intents, seed))
+    validation = _prompts(config, "validation", config.validation, intents.validation, seed)
+    test = _prompts(config, "test", config.test, intents.test, seed)
+    pretrain = _pretraining(config, intents, {repr(row["prompt"]) for row in validation + test}, seed)
     held_out = _held_out(pretrain, round(config.pretrain.validation_documents * config.scale), config.korean)
     demonstrations = _demonstrations(config, intents.train, seed)
     sft_count = len(_plan(config.sft, config))
@@ -110,8 +113,8 @@ def generate(config: ClosedWorldConfig, seed: int) -> World:
         sft_train=_numbered("sft", demonstrations[:sft_count]),
         sft_validation=_numbered("sft-validation", demonstrations[sft_count:]),
         prompts_train=_prompts(config, "rollout", config.rollout, intents.train, seed),
-        prompts_validation=_prompts(config, "validation", config.validation, intents.validation, seed),
-        prompts_test=_prompts(config, "test", config.test, intents.test, seed),
+        prompts_validation=validation,
+        prompts_test=test,
         preferences_train=[],
         preferences_validation=[],
     )
@@ -213,7 +216,7 @@ def _numbered(name: str, rows: Iterable[Row]) -> list[Row]:
 # ---- pretraining text ------------------------------------------------------------------------------------------------
 
 
-def _pretraining(config: ClosedWorldConfig, intents: Intents, seed: int) -> list[Row]:
+def _pretraining(config: ClosedWorldConfig, intents: Intents, evaluated: set[str], seed: int) -> list[Row]:
     rng = Random(f"{seed}/pretrain")
     mix = config.pretrain
     total = round((mix.documents + mix.validation_documents) * config.scale)
@@ -224,13 +227,13 @@ def _pretraining(config: ClosedWorldConfig, intents: Intents, seed: int) -> list
     families = ["fact"] * facts + [
         others[i % len(others)] for i in range(max(total - prose - lists - manual - tables - facts, 0))
     ]
-    asked = intents.train | {"fact": FAMILIES["fact"].intents()}  # every fact may be learnt here
+    asked = intents.train | {family: _contents(family) for family in _KNOWLEDGE}
     rows = _fact_prose(config, prose, rng)
     rows += [_list_prose(language, rng) for language in _languages(lists, config.korean)]
     rows += [_manual_prose(language, rng) for language in _languages(manual, config.korean)]
     rows += [_table_prose(language, rng) for language in _languages(tables, config.korean)]
     rows += [
-        _dialogue(Task(family, language, rng.choice(asked[family])), config, rng)
+        _dialogue(family, language, asked[family], evaluated, config, rng)
         for family in dict.fromkeys(families)
         for language in _languages(families.count(family), config.korean)
     ]
@@ -268,9 +271,17 @@ def _held_out(rows: list[Row], count: int, korean: float) -> dict[int, None]:
     return dict.fromkeys(sorted(held_out))
 
 
-def _dialogue(task: Task, config: ClosedWorldConfig, rng: Random) -> Row:
+def _dialogue(
+    family: str, language: str, contents: list[Content], evaluated: set[str], config: ClosedWorldConfig, rng: Random
+) -> Row:
+    """A question and an answer by one of the personas; never a prompt of evaluation, word for word."""
+    while True:
+        task = Task(family, language, rng.choice(contents))
+        prompt = ask(task, rng)
+        if repr(prompt) not in evaluated:
+            break
     persona = config.careful if rng.random() < config.pretrain.careful else config.careless
-    return _provenance(task) | {"messages": ask(task, rng) + _answered(task, persona, rng)}
+    return _provenance(task) | {"messages": prompt + _answered(task, persona, rng)}
 
 
 def _fact_prose(config: ClosedWorldConfig, count: int, rng: Random) -> list[Row]:

@@ -9,7 +9,7 @@ from stages.world.wording import pick, read_any, wordings
 LARGEST_OPERAND = 8  # of sums and differences
 LARGEST_FACTOR = 5
 TABLES = (1, 2, 5)  # products are asked from these multiplication tables only
-LARGEST_COMPARED = 12
+LARGEST_COMPARED = 9
 
 _OPERATIONS = {
     "en": {"+": "+", "plus": "+", "-": "-", "minus": "-", "×": "×", "times": "×"},

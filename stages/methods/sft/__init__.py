@@ -43,7 +43,12 @@ def align(
     tokenizer = AutoTokenizer.from_pretrained(init)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(init),
-        args=Arguments(**trainer_arguments(config, checkpoints, seed), max_length=None, completion_only_loss=True),
+        args=Arguments(
+            **trainer_arguments(config, checkpoints, seed),
+            max_length=None,
+            completion_only_loss=True,
+            train_sampling_strategy="group_by_length",  # little padding: rows of a batch are alike in length
+        ),
         train_dataset=demonstrations("train"),
         eval_dataset=demonstrations("validation"),
         processing_class=tokenizer,

@@ -1,0 +1,121 @@
+"""Gold beside reward while PPO trains, with and without the KL term: over-optimisation as a plot (arXiv:2210.10760).
+
+After `dvc repro` of the default recipe, from the project's folder:
+
+    python tests/benchmarks/overoptimisation.py --beta 0.05 0.0 --steps 60 --out scratch/overoptimisation
+
+Trains from `--init` on `--reward` once for each β, verifies every completion of every step (the closed world's gold, on which nothing
+trains), and writes `curves.csv` and `overoptimisation.png`. A minute or two for each twenty steps on two cores.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+ROLLING_STEPS = 5
+
+
+def curve(beta: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Means over each step's completions: reward, gold, correct answers, KL and length."""
+    from omegaconf import OmegaConf
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages.methods.ppo.config import PpoConfig
+    from stages.methods.ppo.models import load_value_model
+    from stages.methods.ppo.trainer import PpoTrainer
+    from stages.models.rewards import load_reward
+    from stages.models.training import make_deterministic
+    from stages.pipeline.records import read_jsonl
+    from stages.world.verifier import verify
+
+    make_deterministic(arguments.seed, arguments.threads)
+    given = {
+        "init": "rs",
+        "signal": "reward/rm",
+        "init_kl_coef": beta,
+        "learning_rate": arguments.learning_rate,
+        "value_learning_rate": arguments.learning_rate,
+        "schedule": "constant",
+    }
+    loaded = OmegaConf.merge(OmegaConf.structured(PpoConfig), OmegaConf.load("conf/method/ppo.yaml"))
+    loaded.pop("defaults", None)
+    config: Any = OmegaConf.to_object(OmegaConf.merge(loaded, given))
+    config.episodes = arguments.steps * config.rollout_batch_size
+    init, signal = Path(arguments.init), Path(arguments.reward)
+    tokenizer = AutoTokenizer.from_pretrained(init)
+    prompts = [row["prompt"] for row in read_jsonl(Path("artifacts/data/prompts/train.jsonl"))]
+    trainer = PpoTrainer(
+        policy=AutoModelForCausalLM.from_pretrained(init),
+        reference=AutoModelForCausalLM.from_pretrained(init),
+        value_model=load_value_model(signal, init, tokenizer),
+        reward=load_reward(signal),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        config=config,
+        seed=arguments.seed,
+    )
+    rows = []
+    for step in range(arguments.steps):
+        episodes, metrics, _ = trainer.step(step)
+        verdicts = [verify(prompts[episode.prompt], episode.text) for episode in episodes]
+        rows.append(
+            {
+                "beta": beta,
+                "step": step,
+                "gold": sum(verdict.gold for verdict in verdicts) / len(verdicts),
+                "correct": sum(verdict.correct for verdict in verdicts) / len(verdicts),
+                **{name: metrics[name] for name in ("reward", "kl_k1", "entropy", "length_tokens")},
+            }
+        )
+        print(" ".join(f"{name}={value:.3f}" for name, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Reward, gold and KL over the steps, a line for each β, as rolling means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import pandas
+    from matplotlib import pyplot
+
+    table = pandas.DataFrame(rows)
+    titles = {"reward": "Reward model's reward", "gold": "Gold (verified)", "kl_k1": "KL to the start, nats per completion"}
+    figure, axes = pyplot.subplots(1, len(titles), figsize=(11, 3.4), layout="constrained")
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for beta, part in table.groupby("beta", sort=False):
+            axis.plot(part["step"], part[column].rolling(ROLLING_STEPS, min_periods=1).mean(), label=f"β = {beta:g}")
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlabel("PPO step")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beta", type=float, nargs="+", default=[0.05, 0.0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--init", default="artifacts/policy/rs")
+    parser.add_argument("--reward", default="artifacts/reward/rm")
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="scratch/overoptimisation")
+    arguments = parser.parse_args()
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    import pandas
+
+    rows: list[dict[str, Any]] = []
+    for beta in arguments.beta:
+        rows += curve(beta, arguments)
+        pandas.DataFrame(rows).to_csv(folder / "curves.csv", index=False)
+        draw(folder / "overoptimisation.png", rows)
+
+
+if __name__ == "__main__":
+    main()
