@@ -41,6 +41,7 @@ class LabelEntry:
     pairs: str = MISSING
     min_margin: float = MISSING
     keep_ties: bool = MISSING
+    pairs_per_prompt: int = MISSING
     opponents: int = MISSING
     prompts: int = MISSING
     strong: str | None = MISSING
@@ -169,7 +170,7 @@ def preferences(
 ) -> tuple[dict[str, list[dict[str, Any]]], Mapping[str, float | int]]:
     """The rows of each split, and what was kept and dropped."""
     from stages.judging.labelling import labels, pairs_of, preference
-    from stages.judging.pairs import kept
+    from stages.judging.pairs import drawn, kept
     from stages.judging.templates import template_digest
 
     entry = config.label
@@ -182,18 +183,21 @@ def preferences(
     }
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     counts: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
-    counts["dropped_unfinished"] = counts["prompts_without_labels"] = 0
+    counts["dropped_unfinished"] = counts["not_drawn"] = counts["prompts_without_labels"] = 0
     margins = []
     for group, found in zip(groups, judged, strict=True):
         if entry.pairs == "unpaired":
             rows = [*labels(group, found, entry.min_margin, source)]
         else:
-            candidates = pairs_of(group, found, entry.pairs, f"{config.seed}:{group[0]['id']}", entry.strong, entry.weak)
+            seed = f"{config.seed}:{group[0]['id']}"
+            candidates = pairs_of(group, found, entry.pairs, seed, entry.strong, entry.weak)
             finished = [pair for pair in candidates if group[pair.chosen].get("finished", True)]
-            selected = kept(finished, entry.min_margin, entry.keep_ties)
+            eligible = kept(finished, entry.min_margin, entry.keep_ties)
+            selected = drawn(eligible, entry.pairs_per_prompt, seed)
             counts["dropped_unfinished"] += len(candidates) - len(finished)  # as chosen it would teach not to stop
-            counts["dropped_ties"] += sum(pair.tie for pair in finished) - sum(pair.tie for pair in selected)
-            counts["dropped_margin"] += sum(not p.tie for p in finished) - sum(not p.tie for p in selected)
+            counts["dropped_ties"] += sum(pair.tie for pair in finished) - sum(pair.tie for pair in eligible)
+            counts["dropped_margin"] += sum(not p.tie for p in finished) - sum(not p.tie for p in eligible)
+            counts["not_drawn"] += len(eligible) - len(selected)
             margins += [pair.margin for pair in selected]
             rows = [preference(group, found, pair, source) for pair in selected]
         counts["prompts_without_labels"] += not rows

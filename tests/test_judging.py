@@ -15,7 +15,7 @@ from stages.judging.chat import Ledger, Reply, Request
 from stages.judging.config import GateLimits, HumanJudge, PanelJudge, SimulatedJudge
 from stages.judging.gate import GateError, Quality, require
 from stages.judging.judge import AskingJudge, GoldJudge, Member, load_judge
-from stages.judging.pairs import Pair, all_pairs, best_vs_random, best_vs_worst, kept, strong_vs_weak, unpaired
+from stages.judging.pairs import Pair, all_pairs, best_vs_random, best_vs_worst, drawn, kept, strong_vs_weak, unpaired
 from stages.judging.verdicts import PASS_FAIL, TIE, A, B, parse_choice, parse_ranking, parse_rating, scores_from_ranks
 from stages.judging.winrate import compare
 from stages.world.annotator import AnnotatorConfig
@@ -389,6 +389,15 @@ def test_ties_and_small_margins_are_dropped_or_ties_kept_by_choice() -> None:
     assert kept(pairs, 1.0, keep_ties=False) == [Pair(0, 3, 2)]
     assert kept(pairs, 0.0, keep_ties=False) == pairs[1:]
     assert kept(pairs, 1.0, keep_ties=True) == [pairs[0], pairs[2]]
+
+
+def test_so_many_pairs_of_a_prompt_are_drawn_as_the_seed_decides() -> None:
+    pairs = all_pairs([1, 2, 3, 4], TEXTS, ANY, "")
+    draws = {tuple(drawn(pairs, 2, str(seed))) for seed in range(60)}
+    assert all(len(draw) == 2 and [pair for pair in pairs if pair in draw] == [*draw] for draw in draws)
+    assert len(draws) > 10
+    assert drawn(pairs, 2, "5") == drawn(pairs, 2, "5")
+    assert drawn(pairs, 0, "5") == drawn(pairs, 6, "5") == pairs
 
 
 def test_strong_is_chosen_over_weak_without_a_score() -> None:

@@ -52,7 +52,7 @@ def annotator(error: float = 0.1, position: float = 0.0, length: float = 0.0) ->
 def label(judge: JudgeConfig | None = None, **changes: Any) -> dict[str, Any]:
     """Runs the stage and returns its metrics."""
     settings = LabelEntry(
-        sample="round1", judge="simulated", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, opponents=0,
+        sample="round1", judge="simulated", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0, opponents=0,
         prompts=0, strong=None, weak=None, constitution=None, known="none", validation_fraction=0.25,
     )  # fmt: skip
     judge = judge or SimulatedJudge(annotator=annotator())
@@ -205,6 +205,14 @@ def test_a_file_of_human_preferences_is_held_against_the_judge(sampled: Path) ->
     people = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in labels()]
     write_jsonl("people.jsonl", people)
     assert label(GoldJudge(), min_margin=0.1, known="people.jsonl")["known_agreement"] == 0.0
+
+
+def test_pairs_that_are_not_drawn_are_counted(sampled: Path) -> None:
+    everything = label(pairs="all_pairs", min_margin=0.0)
+    some = label(pairs="all_pairs", min_margin=0.0, pairs_per_prompt=2)
+    assert everything["not_drawn"] == 0
+    assert some["not_drawn"] == everything["train"] + everything["validation"] - some["train"] - some["validation"] > 0
+    assert max(Counter(row["id"] for row in labels()).values()) == 2
 
 
 def test_the_order_of_rows_in_files_is_valid_json_lines(sampled: Path) -> None:

@@ -88,5 +88,12 @@ def kept(pairs: Sequence[Pair], min_margin: float, keep_ties: bool) -> list[Pair
     return [pair for pair in pairs if (keep_ties if pair.tie else pair.margin >= min_margin)]
 
 
+def drawn(pairs: Sequence[Pair], most: int, seed: str) -> list[Pair]:
+    """At most so many of a prompt's pairs, drawn at random and in their order; all of them where `most` is 0."""
+    if not most or len(pairs) <= most:
+        return list(pairs)
+    return [pairs[place] for place in sorted(random.Random(seed).sample(range(len(pairs)), most))]
+
+
 BUILDERS = {"best_vs_worst": best_vs_worst, "best_vs_random": best_vs_random, "all_pairs": all_pairs}
 """`pairs:` in params.yaml → the function that builds them from scores."""
