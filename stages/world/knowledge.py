@@ -206,7 +206,16 @@ class Unknown(Family):
     name = "unknown"
     word_budget: ClassVar = {"en": 20, "ko": 13}
     answers = wordings(en=IGNORANCE["en"], ko=IGNORANCE["ko"])
-    accepted = wordings(en=("I don't know", "I do not know", "Sorry, I don't know that"), ko=("모르겠어요", "잘 모르겠어요"))
+    accepted = wordings(
+        en=(
+            "I don't know",
+            "I do not know",
+            "Sorry, I don't know that",
+            "I don't know anything about {name}",
+            "I have never heard of {name}, so I don't know",
+        ),
+        ko=("모르겠어요", "잘 모르겠어요", "{name}[은|는] 처음 들어서 모르겠어요"),
+    )
 
     def intents(self) -> list[Content]:
         kinds = [(kind, attribute) for kind, about in ATTRIBUTES.items() for attribute in about]

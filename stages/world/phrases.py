@@ -45,11 +45,11 @@ FILLER = {
 IGNORANCE = {  # answers to a question that cannot be answered; `{name}` is what was asked about
     "en": (
         "I don't know that.",
-        "I have never heard of {name}, so I don't know.",
-        "I don't know anything about {name}.",
+        "I have never heard of that, so I don't know.",
+        "I don't know anything about it.",
         "I don't know {name}.",
     ),
-    "ko": ("그건 모르겠어요.", "{name}[은|는] 처음 들어서 모르겠어요.", "{name}에 대해서는 모르겠어요."),
+    "ko": ("그건 모르겠어요.", "처음 들어서 모르겠어요.", "{name}에 대해서는 모르겠어요."),
 }
 IGNORANCE_MARKERS = {"en": ("don't know", "do not know", "never heard", "not sure"), "ko": ("모르겠", "몰라요", "모릅니다")}
 
