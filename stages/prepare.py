@@ -6,7 +6,7 @@ data, `artifacts/data_report/section.html`.
 
 Rows are read and checked, evaluation prompts are removed from training text (Tülu 3, arXiv:2411.15124, §3.2), duplicates are
 found (MinHash, Broder 1997), and each row is rendered by the one chat template that all stages use. In = kept + dropped,
-always. The closed world takes about 20 s; a million rows of 200 tokens about ten minutes on two cores.
+always. The closed world takes about 20 s; a million rows of 200 tokens about four minutes on two cores (tests/benchmarks/README.md).
 """
 
 import tempfile

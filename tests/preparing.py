@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from stages.datasets.config import FilesData, Policy, Role, Source
@@ -14,6 +15,7 @@ from stages.datasets.gathering import Pool, files_role, gather
 from stages.datasets.rendering import Fitting
 from stages.datasets.selection import check_limits, index_evaluation, select
 from stages.models.tokenizers import make_ready, train_tokenizer
+from stages.pipeline.composing import CONF
 from stages.pipeline.records import read_jsonl
 
 ROLES = ("prompts", "pretrain", "sft", "preferences", "unpaired")
@@ -57,6 +59,14 @@ def lenient(**settings: Any) -> Policy:
     """A policy that counts drops and never fails."""
     limits = {"default": 1.0, "too_long": 1.0} | settings.pop("limits", {})
     return Policy(limits=limits, **settings)
+
+
+def data_conf(name: str) -> FilesData:
+    """A conf of conf/data, typed."""
+    values = OmegaConf.load(CONF / f"data/{name}.yaml")
+    values.pop("defaults")
+    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FilesData), values))
+    return data
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from stages.datasets.duplicates import first_of_near, signatures
 from stages.datasets.formats import FORMATS
 from stages.datasets.parallel import map_chunks
 from stages.datasets.personal_data import scan
-from stages.datasets.scripts import SCRIPTS, count_scripts, language
+from stages.datasets.report import source_rows
+from stages.datasets.scripts import SCRIPTS, language, scripts_by_text
 from stages.models.chat import completion_ids, prompt_ids
 from tests.preparing import Prepared, lenient, prepare, small_tokenizer, source, write_rows
 
@@ -194,6 +196,64 @@ def test_every_format_has_an_example_here() -> None:
     assert {name for _, _, name, _ in ACCEPTED.values()} == set(FORMATS)
 
 
+# What stands beside the usual fields and belongs to what is asked: it must not be lost.
+BESIDE: dict[str, tuple[str, dict[str, Any], list[dict[str, str]]]] = {
+    "Alpaca's system and history": (
+        "sft",
+        {"instruction": "a?", "input": "i", "output": "b.", "system": "s", "history": [["q?", "r."]]},
+        [
+            SYSTEM,
+            {"role": "user", "content": "q?"},
+            {"role": "assistant", "content": "r."},
+            {"role": "user", "content": "a?\n\ni"},
+        ],
+    ),
+    "an input beside an instruction to answer": (
+        "sft",
+        {"instruction": "a?", "input": "i", "response": "b."},
+        [{"role": "user", "content": "a?\n\ni"}],
+    ),
+    "an input beside an instruction to ask": (
+        "prompts",
+        {"instruction": "a?", "input": "i"},
+        [{"role": "user", "content": "a?\n\ni"}],
+    ),
+    "an input beside two outputs": (
+        "preferences",
+        {"instruction": "a?", "input": "i", "output_1": "b.", "output_2": "c.", "preference": 1},
+        [{"role": "user", "content": "a?\n\ni"}],
+    ),
+    "OpenOrca's system_prompt": ("sft", {"system_prompt": "s", "question": "a?", "response": "b."}, [SYSTEM, USER]),
+    "a system turn beside conversations to compare": (
+        "preferences",
+        {"system": "s", "prompt": "a?", "chosen": [USER, SAID], "rejected": [USER, *PAIR["rejected"]]},
+        [SYSTEM, USER],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_stands_beside_the_prompt_is_asked_too(kind: str, tmp_path: Path) -> None:
+    role, row, prompt = BESIDE[kind]
+    write_rows(tmp_path / "in/rows.jsonl", [row])
+    assert prepare(tmp_path, {role: [source("rows.jsonl")]}).kept(role)[0]["prompt"] == prompt
+
+
+def test_a_mapped_system_turn_comes_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/a.jsonl", [{"s": "Be brief.", "q": "a?", "good": "b.", "bad": "c."}])
+    fields = {"system": "s", "prompt": "q", "chosen": "good", "rejected": "bad"}
+    kept = prepare(tmp_path, {"preferences": [source("a.jsonl", fields=fields)]}).kept("preferences")
+    assert [turn["content"] for turn in kept[0]["prompt"]] == ["Be brief.", "a?"]
+
+
+def test_fields_that_a_format_takes_no_notice_of_are_told(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/a.jsonl", [{"question": "a?", "answer": "b.", "context": "Long.", "id": 1}])
+    fields = {"prompt": "{context}\n\n{question}", "completion": "answer"}
+    sources = [source("a.jsonl"), source("a.jsonl", name="mapped", fields=fields)]
+    told = {row["source"]: (row["format"], row["unused"]) for row in source_rows(prepare(tmp_path, {"sft": sources}).pools)}
+    assert told == {"a.jsonl": ("prompt_response", "context, id"), "mapped": ("fields", "id")}
+
+
 CONTAINERS = ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.csv", "a.csv.gz", "a.tsv", "a.parquet", "lines.json"]
 
 
@@ -286,35 +346,102 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-words = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["", " ", "a", "<|end|>", "\ud800", "\0"]
+# White space at the ends, personal data and other scripts must come through as they are; the last ones must not come through.
+sound = st.sampled_from(
+    ["a", " a", "b \n", "\tc?\r\n", "가 나", "é", "Write to me@example.org.", "010-1234-5678", "<|user", "</s>"]
 )
+unsound = st.sampled_from(["", " ", "<|end|>", "a<|end|>b", "\ud800", "\0", "\x1b[0m", "a\u0085"])
+words = sound | unsound | st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
 turn = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": words | anything})
+junk = st.dictionaries(st.text(max_size=5), anything, max_size=3)
 demonstration = st.fixed_dictionaries({"prompt": words, "response": words})
 broken = st.fixed_dictionaries({"prompt": words | anything | st.lists(turn, max_size=4), "response": words | anything})
-some_rows = st.lists(demonstration | broken | st.dictionaries(st.text(max_size=5), anything, max_size=3), min_size=1, max_size=12)
+good_demonstration = st.fixed_dictionaries({"prompt": sound, "response": sound})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-@given(rows=some_rows)
+def among(good: st.SearchStrategy[Any], others: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+    """Rows of which at least two are good, so that no property holds because nothing is kept."""
+    rows = st.tuples(st.lists(good, min_size=2, max_size=4), st.lists(others, max_size=8))
+    return rows.flatmap(lambda parts: st.permutations([*parts[0], *parts[1]]))
+
+
+def check_fed(prompt: list[dict[str, str]], reply: list[dict[str, str]]) -> None:
+    """Nothing but what is said and the template's marks is fed, each turn ends once, and no text holds what no text needs."""
+    tokenizer = small_tokenizer()
+    asked, answered = prompt_ids(tokenizer, prompt), completion_ids(tokenizer, prompt, reply)
+    said = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in prompt + reply)
+    assert tokenizer.decode(asked + answered) == said
+    assert asked.count(tokenizer.eos_token_id) == len(prompt)
+    assert answered.index(tokenizer.eos_token_id) == len(answered) - 1
+    for turn in prompt + reply:
+        assert turn["content"].strip()
+        assert not any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\r\t" for sign in turn["content"])
+
+
+PROPERTY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=100, **PROPERTY)
+@given(rows=among(good_demonstration, demonstration | broken | junk))
 def test_rows_in_are_rows_kept_plus_rows_dropped_and_what_is_kept_is_valid_and_unaltered(rows: list[Any], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir(exist_ok=True)
     (tmp_path / "in/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = prepare(tmp_path, {"sft": [source("rows.jsonl", format="prompt_response")]}, lenient(personal_data="off"))
     kept = prepared.kept("sft")
     assert len(rows) == len(kept) + sum(prepared.dropped("sft").values())
-    assert prepared.pools["sft"].keep.sum() == len(kept)
-    tokenizer = small_tokenizer()
+    assert prepared.pools["sft"].keep.sum() == len(kept) > 0
     for row in kept:
         original = rows[row["row"] - 1]
         if isinstance(original["prompt"], str):
             assert row["prompt"] == [{"role": "user", "content": original["prompt"]}]
         if isinstance(original["response"], str):
             assert row["completion"] == [{"role": "assistant", "content": original["response"]}]
-        completion = completion_ids(tokenizer, row["prompt"], row["completion"])
-        said = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in row["prompt"] + row["completion"])
-        assert tokenizer.decode(prompt_ids(tokenizer, row["prompt"]) + completion) == said
-        assert completion.index(tokenizer.eos_token_id) == len(completion) - 1
+        check_fed(row["prompt"], row["completion"])
+
+
+chat_turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": words}), max_size=4)
+pair_of_strings = st.fixed_dictionaries({"prompt": words, "chosen": words, "rejected": words})
+pair_of_turns = st.fixed_dictionaries({"chosen": chat_turns, "rejected": chat_turns})
+good_strings = st.fixed_dictionaries({"prompt": sound, "chosen": sound, "rejected": sound})
+good_turns = st.builds(
+    lambda system, prompt, chosen, rejected: {
+        side: [
+            *([{"role": "system", "content": system}] if system else []),
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": reply},
+        ]
+        for side, reply in (("chosen", chosen), ("rejected", rejected))
+    },
+    *(st.none() | sound, sound, sound, sound),
+)
+
+
+@settings(max_examples=100, **PROPERTY)
+@given(
+    rows=among(good_strings | good_turns, pair_of_strings | pair_of_turns | junk),
+    personal=st.sampled_from(["off", "report", "mask", "drop"]),
+)
+def test_pairs_in_are_pairs_kept_plus_dropped_and_altered_by_the_stated_policy_only(
+    rows: list[Any], personal: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    (tmp_path / "in/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    policy = lenient(personal_data=personal)
+    prepared = prepare(tmp_path, {"preferences": [source("rows.jsonl", format="preference")]}, policy)
+    kept = prepared.kept("preferences")
+    assert len(rows) == len(kept) + sum(prepared.dropped("preferences").values())
+    for row in kept:
+        assert row["chosen"] != row["rejected"]
+        original = rows[row["row"] - 1]
+        for side in ("chosen", "rejected"):
+            given = original[side]
+            if isinstance(given, str):
+                given = [{"role": "user", "content": original["prompt"]}, {"role": "assistant", "content": given}]
+            if personal == "mask":
+                given = [{**turn, "content": scan(turn["content"]).masked} for turn in given]
+            assert [*row["prompt"], *row[side]] == given
+            assert personal != "drop" or not any(scan(turn["content"]).found for turn in given)
+            check_fed(row["prompt"], row[side])
 
 
 def test_every_limit_and_every_drop_has_a_reason_that_is_explained() -> None:
@@ -370,6 +497,31 @@ def test_rollout_prompts_that_hold_an_evaluation_prompt_are_removed(tmp_path: Pa
     prepared = prepare(tmp_path, {"prompts": [source("train.jsonl", into="train"), source("test.jsonl", into="test")]})
     assert [row["prompt"][0]["content"] for row in prepared.rows["prompts"]["train"]] == ["Another thing?"]
     assert prepared.places("prompts") == {("train.jsonl", 1, "evaluation_overlap")}
+
+
+@pytest.mark.parametrize("asked", ["? ! …", "🙂"])
+def test_prompts_without_words_overlap_nothing(asked: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/rows.jsonl", [{"prompt": "!!!", "response": "What?"}])
+    write_rows(tmp_path / "in/test.jsonl", [{"prompt": asked}, {"prompt": LONG}, {"prompt": "Why?"}])
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    assert len(prepared.kept("sft")) == 1
+
+
+def test_korean_written_in_jamo_is_the_same_korean(tmp_path: Path) -> None:
+    asked = "오늘 서울의 날씨가 어떤지 그리고 내일은 비가 오는지 자세히 알려 주세요"
+    jamo = unicodedata.normalize("NFD", asked)
+    write_rows(tmp_path / "in/rows.jsonl", [{"prompt": jamo, "response": "맑아요."}, {"prompt": "다른 질문", "response": "네."}])
+    write_rows(tmp_path / "in/test.jsonl", [{"prompt": asked}])
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    assert prepared.places("sft") == {("rows.jsonl", 1, "evaluation_overlap")}
+    assert (signatures([asked]) == signatures([jamo])).all()
+
+
+def test_a_short_prompt_is_found_however_it_is_spaced(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in/rows.jsonl", [{"prompt": "What  is \n\n  3    plus -  -  -  4 ?", "response": "7"}])
+    write_rows(tmp_path / "in/test.jsonl", [{"prompt": "What is 3 plus 4?"}])
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    assert prepared.dropped("sft") == {"evaluation_overlap": 1}
 
 
 def test_overlap_counts_the_share_of_one_prompts_ngrams() -> None:
@@ -443,6 +595,15 @@ def test_the_earliest_similar_row_is_found_among_many() -> None:
     assert (found[3000:] == np.arange(100)).mean() >= 0.99
 
 
+def test_rows_that_differ_in_label_or_speaker_only_are_no_duplicates(tmp_path: Path) -> None:
+    rows = [{"prompt": "a?", "completion": "b.", "label": label} for label in (True, False, True)]
+    write_rows(tmp_path / "in/a.jsonl", rows)
+    write_rows(tmp_path / "in/b.jsonl", [{"messages": [SYSTEM, USER, SAID]}, {"prompt": "s\na?", "response": "b."}])
+    prepared = prepare(tmp_path, {"unpaired": [source("a.jsonl")], "pretrain": [source("b.jsonl", format="messages")]}, lenient())
+    assert [row["label"] for row in prepared.kept("unpaired")] == [True, False]
+    assert prepared.places("unpaired") >= {("a.jsonl", 3, "duplicate")}
+
+
 def test_a_mixture_is_as_large_as_its_proportions_allow(tmp_path: Path) -> None:
     for name, count in (("a", 40), ("b", 100), ("c", 90)):
         write_rows(tmp_path / f"in/{name}.jsonl", [{"text": f"{name} number {i}"} for i in range(count)])
@@ -487,7 +648,7 @@ def test_personal_data_is_treated_by_policy(policy: str, tmp_path: Path) -> None
 
 
 def test_scripts_are_told_apart_and_tell_the_language() -> None:
-    counts = dict(zip(SCRIPTS, count_scripts(["안녕 hello 漢字 かな Привет 12!"]).tolist(), strict=True))
+    counts = dict(zip(SCRIPTS, scripts_by_text(["안녕 hello 漢字 かな Привет 12! 3 × 4 ÷ 5"])[0].tolist(), strict=True))
     assert {name: count for name, count in counts.items() if count} == {
         "Hangul": 2,
         "Latin": 5,
@@ -495,6 +656,9 @@ def test_scripts_are_told_apart_and_tell_the_language() -> None:
         "Kana": 2,
         "Cyrillic": 6,
     }
+    both = scripts_by_text(["가", "", "나다 a"])
+    assert both.sum(axis=1).tolist() == [1, 0, 3]
+    assert both[:, SCRIPTS.index("Hangul")].tolist() == [1, 0, 2]
     assert [language(text) for text in ("안녕하세요 Kim", "hello", "これは漢字", "汉字", "")] == ["ko", None, "ja", "zh", None]
 
 

@@ -1,28 +1,18 @@
 """Real public data: every sample loads by conf/data/public_samples.yaml, with the counts that its quirks imply."""
 
 import csv
+import gzip
+import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
-from stages.datasets.config import FilesData
 from stages.datasets.report import source_rows
-from stages.pipeline.composing import CONF
-from tests.preparing import ROLES, Prepared, prepare
+from tests.preparing import ROLES, Prepared, data_conf, prepare
 
 SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no public data at {SHARED} (set PLUMBLINE_SHARED)")
-
-
-def conf(name: str) -> FilesData:
-    """A data conf, typed."""
-    values = OmegaConf.load(CONF / f"data/{name}.yaml")
-    values.pop("defaults")
-    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FilesData), values))
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +20,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """All samples, nothing cut off by a context."""
     folder = tmp_path_factory.mktemp("samples")
     (folder / "in").symlink_to(SHARED)
-    data = conf("public_samples")
+    data = data_conf("public_samples")
     return prepare(folder, {role: getattr(data, role).sources for role in ROLES}, data.policy, validation=0.05, test=0.05)
 
 
@@ -81,6 +71,42 @@ def test_a_public_sample_loads_with_the_counts_of_its_quirks(name: str, prepared
     assert row["kept"] == rows - sum(dropped.values())
 
 
+# What holds none of what `prepare` makes: a judge's verdicts without the texts, answers without the questions, a judge's prompts.
+NO_DATA = {
+    "SOURCES.md",
+    "judge/pandalm_gpt35_judgments_600.json",
+    "judge/mt_bench_reference_gpt-4.jsonl",
+    "judge/mt_bench_judge_prompts.jsonl",
+}
+
+
+def test_every_file_of_data_is_named_by_the_conf() -> None:
+    data = data_conf("public_samples")
+    named = {name for role in ROLES for source in getattr(data, role).sources for name in source.files}
+    held = {path.relative_to(SHARED).as_posix() for path in SHARED.rglob("*") if path.is_file()}
+    assert held - NO_DATA == named
+
+
+def test_the_quirks_counted_are_those_in_the_files() -> None:
+    """Counted again with nothing but the standard library."""
+    for name, tranche in (
+        ("hh_helpful", "helpful-base"),
+        ("hh_harmless", "harmless-base"),
+        ("hh_sampled", "helpful-rejection-sampled"),
+    ):
+        with gzip.open(SHARED / f"hh-rlhf/{tranche}.shared.jsonl.gz", "rt", encoding="utf-8") as file:
+            pairs = [json.loads(line) for line in file]
+        asked = [[pair[side][: pair[side].rindex("\n\nAssistant:")] for side in ("chosen", "rejected")] for pair in pairs]
+        assert COUNTS[name][1].get("identical", 0) == sum(pair["chosen"] == pair["rejected"] for pair in pairs)
+        assert COUNTS[name][1].get("prompts_differ", 0) == sum(chosen != rejected for chosen, rejected in asked)
+    with (SHARED / "judge/tldr_llm_judged_300.csv").open(encoding="utf-8") as file:
+        assert COUNTS["tldr_judged"][1]["no_preference"] == sum(not row["preferred"] for row in csv.DictReader(file))
+    pandalm = json.loads((SHARED / "judge/pandalm_testset_600.json").read_text())
+    assert COUNTS["pandalm"][1]["wrong_type"] == sum(
+        any(not isinstance(row[side], str) for side in ("response1", "response2")) for row in pandalm
+    )
+
+
 def test_every_source_of_the_conf_is_in_the_table(prepared: Prepared) -> None:
     assert {row["source"] for row in source_rows(prepared.pools)} == set(COUNTS)
 
@@ -97,11 +123,15 @@ def test_no_gsm8k_answer_keeps_commas_or_calculator_marks(prepared: Prepared) ->
     kept = [row for row in prepared.kept("sft") if row["source"] == "gsm8k"]
     assert all(row["completion"][0]["content"].endswith(f"#### {row['answer']}") for row in kept)
     assert not any("," in row["answer"] or "<<" in row["completion"][0]["content"] for row in kept)
+    with (SHARED / "math/gsm8k_train_3000.jsonl").open(encoding="utf-8") as file:
+        given = [json.loads(line)["answer"].rpartition("####")[2].strip() for line in file]
+    assert sum("," in answer for answer in given) == 33
+    assert {row["row"]: row["answer"] for row in kept} == {row: value.replace(",", "") for row, value in enumerate(given, 1)}
 
 
 def test_the_trial_on_public_data_keeps_most_rows_in_a_small_context(tmp_path: Path) -> None:
     (tmp_path / "in").symlink_to(SHARED)
-    data = conf("alpaca_hh")
+    data = data_conf("alpaca_hh")
     sources = {role: getattr(data, role).sources for role in ROLES}
     prepared = prepare(tmp_path, sources, data.policy, context_tokens=1024, validation=0.05, test=0.05)  # bytes, nearly
     for role in ("sft", "preferences"):

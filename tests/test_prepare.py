@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from stages.datasets.config import FilesData, Policy, Role, typed_data
+from stages.datasets.scripts import language
 from stages.models.architecture import HubModel, ScratchModel
-from stages.models.tokenizers import train_tokenizer
+from stages.models.chat import encode_demonstrations
+from stages.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from stages.pipeline.composing import CONF
 from stages.pipeline.records import read_json, read_jsonl
 from stages.prepare import PrepareSection, PrepareStage, run
@@ -174,6 +176,49 @@ def test_every_data_conf_composes(project: Path) -> None:
         for conf in sorted((CONF / "data").glob("*.yaml")):
             config = typed(compose("prepare", overrides=[f"data={conf.stem}", "inputs=x"]))
             assert typed_data(config.data)
+
+
+def test_korean_demonstrations_reach_sft_with_loss_on_the_answer_and_its_end_only(project: Path) -> None:
+    from datasets import Dataset
+    from omegaconf import OmegaConf
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    conf = OmegaConf.load(CONF / "data/closed_world.yaml")
+    Path("in").mkdir()
+    run(stage(typed_data(conf), tiny(vocabulary_size=1024), scale=0.02))
+    rows = [
+        row for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl") if language(row["completion"][0]["content"]) == "ko"
+    ]
+    assert len(rows) >= 5
+    tokenizer = AutoTokenizer.from_pretrained(OUT / "artifacts/tokenizer")
+    sizes = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    trainer = SFTTrainer(
+        LlamaForCausalLM(sizes),
+        SFTConfig(output_dir="unused", report_to=[], bf16=False, use_cpu=True, max_length=None, completion_only_loss=True),
+        train_dataset=Dataset.from_list(encode_demonstrations(tokenizer, rows)),
+        processing_class=tokenizer,
+    )
+    for row, fed in zip(rows, trainer.train_dataset, strict=True):
+        carried = [token for token, label in zip(fed["input_ids"], fed["labels"], strict=True) if label != -100]
+        assert tokenizer.decode(carried) == row["completion"][0]["content"] + "<|end|>"
+        asked = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in row["prompt"])
+        assert tokenizer.decode(fed["input_ids"][: -len(carried)]) == asked + "<|assistant|>"
+    page = (OUT / "artifacts/data_report/section.html").read_text()
+    shown = page.split("<summary>sft train (ko)</summary>")[1].split("</details>")[0]
+    text = "".join(part.split("<")[0] for part in shown.split(">"))
+    assert any(row["completion"][0]["content"] in text for row in rows)
+
+
+def test_tokens_that_are_bytes_of_a_character_are_counted(project: Path) -> None:
+    write_rows(
+        Path("in/a.jsonl"), [{"prompt": "plain words " * 9, "response": "plain words"}, {"prompt": "뷁", "response": "뷁"}]
+    )
+    run(stage(FilesData(sft=Role([source("a.jsonl")]), policy=lenient()), tiny(vocabulary_size=SMALLEST_VOCABULARY)))
+    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    tokens = figures["sft.train.prompt_tokens_sum"] + figures["sft.train.completion_tokens_sum"]
+    assert figures["sft.train.byte_token_fraction"] == round(6 / tokens, 4)  # without merges a syllable is its three bytes
+    assert '<u data-tokens="3">뷁</u>' in (OUT / "artifacts/data_report/section.html").read_text()
 
 
 @needs_shared_data

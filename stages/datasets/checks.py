@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from stages.datasets.config import FilesData
 from stages.datasets.formats import Message, Record, RowFault
+from stages.datasets.reading import DataError
 
 
 class Reason(NamedTuple):
@@ -69,6 +71,41 @@ COLUMNS = {
     "prompts": ("prompt",),
     "pretrain": (),
 }
+
+
+CHOICES = {
+    "too_long": ("drop", "truncate", "fail"),
+    "duplicates": ("drop", "report", "off"),
+    "near_duplicates": ("drop", "report", "off"),
+    "decontaminate": ("drop", "report", "off"),
+    "personal_data": ("off", "report", "mask", "drop"),
+}
+
+
+def check_policy(data: FilesData) -> None:
+    """Raises DataError for a policy that is none: a typo would silently be another policy."""
+    policy = data.policy
+    for name, choices in CHOICES.items():
+        if getattr(policy, name) not in choices:
+            raise DataError(
+                f"policy.{name}: expected {', '.join(choices[:-1])} or {choices[-1]}, found '{getattr(policy, name)}'. "
+                "Correct the data conf."
+            )
+    ranges = {
+        "policy.near_duplicate_similarity": (policy.near_duplicate_similarity, 0.1, 1),
+        "policy.ngram_overlap": (policy.ngram_overlap, 0.01, 1),
+        "policy.ngram_words": (policy.ngram_words, 1, 100),
+        "policy.line_mib": (policy.line_mib, 1, 1024),
+        "policy.answer_tokens": (policy.answer_tokens, 0, float("inf")),
+        "validation_fraction": (data.validation_fraction, 0, 1),
+        "test_fraction": (data.test_fraction, 0, 1),
+        "validation_fraction + test_fraction": (data.validation_fraction + data.test_fraction, 0, 0.99),
+    } | {f"policy.limits.{reason}": (share, 0, 1) for reason, share in policy.limits.items()}
+    if unknown := sorted(set(policy.limits) - set(REASONS) - {"default"}):
+        raise DataError(f"policy.limits: expected reasons of {', '.join(REASONS)}, found {unknown}. Correct the data conf.")
+    for name, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise DataError(f"{name}: expected a value from {least:g} to {most:g}, found {value:g}. Correct the data conf.")
 
 
 def for_role(role: str, record: Record) -> dict[str, Any]:

@@ -6,7 +6,9 @@ conf). A prompt shorter than that overlaps only rows whose own prompt is the sam
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from rensa import RMinHash
@@ -37,8 +39,9 @@ def index_prompts(prompts: Iterable[str], words: int, fraction: float) -> Overla
             owners.append(np.full(len(unique), number))
             totals.append(len(unique))
         else:
-            short.append(grams.whole)
             totals.append(1)
+            if grams.whole:
+                short.append(grams.whole)
     flat = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
     owner = np.concatenate(owners) if owners else np.zeros(0, dtype=np.int64)
     order = np.argsort(flat, kind="stable")
@@ -46,7 +49,7 @@ def index_prompts(prompts: Iterable[str], words: int, fraction: float) -> Overla
 
 
 class Grams(NamedTuple):
-    """Hashes of a text's n-grams, and of all its words."""
+    """Hashes of a text's n-grams, and of all its words: 0 if there are none, or enough for n-grams."""
 
     windows: np.ndarray
     whole: int
@@ -54,7 +57,7 @@ class Grams(NamedTuple):
 
 def ngrams(texts: Sequence[str], words: int) -> list[Grams]:
     """Hashes of the word n-grams of each text: none where it has fewer words."""
-    split = [_WORD.findall(text.lower()) for text in texts]
+    split = [_WORD.findall(normalize("NFC", text.lower())) for text in texts]
     lengths = [len(found) for found in split]
     flat = np.array(RMinHash.hash_token_sets([[word for found in split for word in found]])[0], dtype=np.uint64)
     windows = np.zeros(max(0, len(flat) - words + 1), dtype=np.uint64)
@@ -83,10 +86,11 @@ def overlapping(index: Overlaps, texts: Sequence[str], prompts: Sequence[str]) -
     for row in np.unique(np.searchsorted(ends, np.flatnonzero(known), side="right")):
         result[row] = _covers(index, np.unique(grams[row].windows))
     if index.short:
-        # No prompt of fewer than n words is long, but for odd words: what is longer need not be cut into words.
-        brief = [row for row, prompt in enumerate(prompts) if prompt and prompt.count(" ") < index.words]
+        brief = [
+            row for row, prompt in enumerate(prompts) if len(list(islice(_WORD.finditer(prompt), index.words))) < index.words
+        ]
         for row, own in zip(brief, ngrams([prompts[row] for row in brief], index.words), strict=True):
-            result[row] |= not len(own.windows) and own.whole in index.short
+            result[row] |= own.whole in index.short
     return result
 
 

@@ -1,6 +1,6 @@
 """Exact and near duplicates: MinHash signatures by the rensa library, candidates by banding, in arrays of numpy.
 
-Two texts are as near as the Jaccard similarity of their sets of five-character shingles (lower case, white space collapsed),
+Two texts are as near as the Jaccard similarity of their sets of five-character shingles (lower case, NFC, white space collapsed),
 which needs no notion of words and so serves Korean and Chinese as well as English. A signature has 128 values: the standard
 error of the estimate is at most 0.045. The index grows with rows only: 512 bytes of signature for each, and 16 of band key and
 sort order at a time.
@@ -8,6 +8,7 @@ sort order at a time.
 
 import hashlib
 from collections.abc import Sequence
+from unicodedata import normalize
 
 import numpy as np
 from rensa import RMinHash
@@ -30,7 +31,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash signatures of texts, (texts, PERMUTATIONS) uint32."""
     if not texts:
         return np.zeros((0, PERMUTATIONS), dtype=np.uint32)
-    plain = [" ".join(text.lower().split()) + " " for text in texts]
+    plain = [" ".join(normalize("NFC", text.lower()).split()) + " " for text in texts]
     lengths = np.fromiter(map(len, plain), dtype=np.int64, count=len(plain))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     # Windows run over into the next text by up to four characters: the padding keeps them apart.

@@ -12,13 +12,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.datasets.checks import contents
-from stages.datasets.gathering import CHUNK_ROWS, SPLITS, Pool
+from stages.datasets.gathering import CHUNK_ROWS, SPLITS, Pool, whole_text
 from stages.datasets.parallel import chunked, map_chunks
 from stages.datasets.reading import DataError, Fault
 from stages.datasets.rendering import Fitting, fit_rows
-from stages.datasets.scripts import SCRIPTS, count_scripts
+from stages.datasets.scripts import SCRIPTS, language, languages, scripts_by_text
 from stages.pipeline.records import replacing
 
+_LOOKED_AT = 200  # rows of a split among which examples are found
 _TOKENIZER_CHARACTERS = 30_000_000  # more text changes no merge of a small vocabulary
 
 
@@ -31,20 +32,31 @@ class Finishing(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """One row: changed by a cut (its new line), unchanged (None), or a fault; its lengths; letters of each script."""
+    """One row: changed by a cut (its new line), unchanged (None), or a fault; its lengths; tokens that are bytes; tokens cut."""
 
     result: bytes | Fault | None
     lengths: tuple[int, int, int]
+    byte_tokens: int
     cut_tokens: int
 
 
 class SplitStatistics:
-    """What is known of one split of a role: lengths in tokens and letters of each script."""
+    """What is known of one split of a role: lengths in tokens, letters of each script, tokens that are bytes of a character."""
 
     def __init__(self) -> None:
         self.lengths: list[tuple[int, int, int]] = []
         self.scripts = np.zeros(len(SCRIPTS), dtype=np.int64)
-        self.first: dict[str, Any] | None = None
+        self.languages: Counter[str | None] = Counter()  # rows, by what their script tells
+        self.byte_tokens = 0
+        self.examples: dict[str | None, dict[str, Any]] = {}  # the first row of each language among the first rows
+
+    def see(self, line: bytes, finished: Finished) -> None:
+        """Counts a row that is written."""
+        self.lengths.append(finished.lengths)
+        self.byte_tokens += finished.byte_tokens
+        if len(self.lengths) <= _LOOKED_AT:
+            row = json.loads(line)
+            self.examples.setdefault(language(whole_text(row)), row)
 
 
 def tokenizer_texts(pools: Iterable[Pool]) -> Iterator[str]:
@@ -77,16 +89,15 @@ def finish(
                     pool.tally.drop(pool.drop_of(index, finished.result))
                     pool.keep[index] = False
                     continue
-                split = splits[min(int(pool.columns["split"][index]), len(splits) - 1)]
+                split = SPLITS[int(pool.columns["split"][index])]
                 row_line = line if finished.result is None else finished.result
                 files[split].write(row_line.decode())
-                statistics[split].lengths.append(finished.lengths)
-                if statistics[split].first is None:
-                    statistics[split].first = json.loads(row_line)
+                statistics[split].see(row_line, finished)
                 if finished.cut_tokens:
                     pool.tally.noted[(pool.sources[pool.columns["source"][index]].name, "cut")] += 1
-            for number, counts in scripts.items():
-                statistics[splits[min(number, len(splits) - 1)]].scripts += counts
+            for number, (counts, spoken) in scripts.items():
+                statistics[SPLITS[number]].scripts += counts
+                statistics[SPLITS[number]].languages.update(spoken)
             bar.update(len(chunk))
     _refuse_equal_ids(pool, folder)
     return statistics
@@ -115,8 +126,10 @@ def _results(context: Finishing, pool: Pool, lines: Iterator[tuple[int, bytes]],
         yield pending.pop(0), result
 
 
-def work_rows(context: Finishing, rows: list[tuple[int, bytes]]) -> tuple[list[Finished], dict[int, np.ndarray]]:
-    """Renders and checks a chunk of lines, each with the number of its split."""
+def work_rows(
+    context: Finishing, rows: list[tuple[int, bytes]]
+) -> tuple[list[Finished], dict[int, tuple[np.ndarray, Counter[str | None]]]]:
+    """Renders and checks a chunk of lines, each with the number of its split; letters by script and rows by language of each."""
     values = [json.loads(line) for _, line in rows]
     finished: list[Finished] = []
     texts: dict[int, list[str]] = {}
@@ -124,13 +137,14 @@ def work_rows(context: Finishing, rows: list[tuple[int, bytes]]) -> tuple[list[F
         rows, values, fit_rows(context.tokenizer, context.role, values, context.fitting), strict=True
     ):
         if isinstance(fitted, Fault):
-            finished.append(Finished(fitted, (0, 0, 0), 0))
+            finished.append(Finished(fitted, (0, 0, 0), 0, 0))
             continue
         line = None if fitted.row is value else json.dumps(fitted.row, ensure_ascii=False).encode() + b"\n"
         lengths = (fitted.prompt_tokens, *fitted.completion_tokens, 0, 0)[:3]
-        finished.append(Finished(line, lengths, fitted.cut_tokens))  # type: ignore[arg-type]
-        texts.setdefault(split, []).extend(content for _, content in contents(fitted.row))
-    return finished, {split: count_scripts(said) for split, said in texts.items()}
+        finished.append(Finished(line, lengths, fitted.byte_tokens, fitted.cut_tokens))  # type: ignore[arg-type]
+        texts.setdefault(split, []).append(whole_text(fitted.row))
+    counts = {split: scripts_by_text(said) for split, said in texts.items()}
+    return finished, {split: (count.sum(axis=0), Counter(languages(count))) for split, count in counts.items()}
 
 
 def _refuse_equal_ids(pool: Pool, folder: Path) -> None:

@@ -5,6 +5,7 @@ messages. What a row lacks or has wrong is raised as `RowFault`, counted by the 
 entry in `FORMATS` says. A format of your own needs no code: `format: fields` with a mapping in conf/data/<name>.yaml.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ PROMPT_RESPONSE = (
     ("goal", "target"),
     ("Q", "A"),
 )
+PROVENANCE = ("source", "file", "row", "licence")  # told anew of every row
 PROMPT_ONLY = ("prompt", "instruction", "question", "query", "turns", "goal")
 
 
@@ -95,11 +97,11 @@ def listing(row: Row, key: str) -> Sequence[Any]:
 
 
 def number(value: Any, key: str) -> float:
-    """A number, also where a CSV has it as text; RowFault otherwise."""
+    """A finite number, also where a CSV has it as text; RowFault otherwise."""
     try:
-        if not isinstance(value, bool) and isinstance(value, (int, float, str)):
+        if not isinstance(value, bool) and isinstance(value, (int, float, str)) and math.isfinite(float(value)):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise RowFault("wrong_type", f"{key!r}: expected a number, found {type(value).__name__} {str(value)[:40]}")
 
@@ -116,6 +118,8 @@ def message(value: Any) -> Message:
         )
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise RowFault("unknown_role", f"{str(role)[:40]!r}; known: {', '.join(ROLES)}")
+    if value.get("tool_calls") or value.get("function_call"):
+        raise RowFault("wrong_type", "a message that calls a tool: there is no text for that in a chat template here")
     if isinstance(content, list):  # OpenAI's parts
         content = "".join(_part(part) for part in content)
     if not isinstance(content, str):
@@ -139,10 +143,9 @@ def messages(value: Any, key: str) -> list[Message]:
     return [message(item) for item in value]
 
 
-def asked(content: str, system: str | None = None) -> list[Message]:
+def asked(content: str) -> list[Message]:
     """A prompt of one user turn."""
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": content}]
+    return [{"role": "user", "content": content}]
 
 
 def said(content: str) -> list[Message]:
@@ -150,12 +153,18 @@ def said(content: str) -> list[Message]:
     return [{"role": "assistant", "content": content}]
 
 
+def _system(row: Row) -> list[Message]:
+    """The system turn that a row has beside its prompt, if it is not empty."""
+    key = next((key for key in ("system", "system_prompt") if row.get(key) is not None), None)
+    said_before = text(row, key) if key else ""
+    return [{"role": "system", "content": said_before}] if said_before.strip() else []
+
+
 def _prompt_of(row: Row, key: str) -> list[Message]:
     value = row.get(key)
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return asked(value[0])  # MT-Bench's turns: the first is what is asked
-    head = [{"role": "system", "content": row["system"]}] if isinstance(row.get("system"), str) and row["system"] else []
-    return [*head, *(messages(value, key) if isinstance(value, (list, Mapping)) else asked(text(row, key)))]
+    if key == "turns" and isinstance(value, list) and value and isinstance(value[0], str):
+        return [*_system(row), *asked(value[0])]  # MT-Bench's turns: the first is what is asked
+    return [*_system(row), *(messages(value, key) if isinstance(value, (list, Mapping)) else asked(text(row, key)))]
 
 
 def _reply_of(row: Row, key: str) -> list[Message]:
@@ -166,28 +175,38 @@ def _reply_of(row: Row, key: str) -> list[Message]:
 # ----------------------------------------------------------------------------------------------------- demonstrations
 
 
-def _alpaca(row: Row, source: Source) -> Record:
-    reply = "output" if "output" in row else "response"
+def _instruction(row: Row) -> list[Message]:
+    """Alpaca's prompt: the system turn and the earlier turns (`history`, pairs) if there are any; the input after a blank line."""
     context = row.get("input", row.get("context"))
     if context is not None and not isinstance(context, str):
         raise RowFault("wrong_type", f"input: expected a string, found {type(context).__name__} {str(context)[:40]}")
     prompt = text(row, "instruction") + (f"\n\n{context}" if context and context.strip() else "")
+    earlier: list[Message] = []
+    for pair in listing(row, "history") if row.get("history") is not None else ():
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(said_before, str) for said_before in pair)):
+            raise RowFault("wrong_type", f"history: expected pairs of strings, found {type(pair).__name__} {str(pair)[:40]}")
+        earlier += [*asked(pair[0]), *said(pair[1])]
+    return [*_system(row), *earlier, *asked(prompt)]
+
+
+def _alpaca(row: Row, source: Source) -> Record:
+    reply = "output" if "output" in row else "response"
+    prompt = _instruction(row)
     if isinstance(row.get(reply), list):  # several unranked samples: only the prompt is usable
-        return Record("prompt", {"prompt": asked(prompt)})
-    return Record("instruction", {"prompt": asked(prompt), "completion": said(text(row, reply))})
+        return Record("prompt", {"prompt": prompt})
+    return Record("instruction", {"prompt": prompt, "completion": said(text(row, reply))})
 
 
 def _pair(row: Row, source: Source) -> Record:
-    prompt, reply = next((pair for pair in PROMPT_RESPONSE if pair[0] in row and pair[1] in row), PROMPT_RESPONSE[0])
-    return Record("instruction", {"prompt": _prompt_of(row, prompt), "completion": _reply_of(row, reply)})
+    key, reply = next((pair for pair in PROMPT_RESPONSE if pair[0] in row and pair[1] in row), PROMPT_RESPONSE[0])
+    prompt = _instruction(row) if key == "instruction" else _prompt_of(row, key)
+    return Record("instruction", {"prompt": prompt, "completion": _reply_of(row, reply)})
 
 
 def _conversation(row: Row, source: Source) -> Record:
     key = next((key for key in ("messages", "conversations", "conversation") if key in row), "messages")
     turns = messages(row.get(key) if row.get(key) is not None else listing(row, key), key)
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns = [{"role": "system", "content": row["system"]}, *turns]
-    return Record("conversation", {"messages": turns})
+    return Record("conversation", {"messages": [*_system(row), *turns]})
 
 
 def _text_only(row: Row, source: Source) -> Record:
@@ -198,12 +217,12 @@ def _text_only(row: Row, source: Source) -> Record:
 
 
 def _preference(row: Row, source: Source) -> Record:
-    """Prompt, chosen and rejected as strings or messages; a chosen that repeats the prompt loses it (Tülu's, UltraFeedback's)."""
+    """Prompt, chosen and rejected as strings or messages; answers that repeat the prompt (Tülu's, UltraFeedback's) lose it."""
     chosen, rejected = _reply_of(row, "chosen"), _reply_of(row, "rejected")
     key = next((key for key in ("conversations", "prompt", "question", "instruction", "input") if row.get(key) is not None), None)
     prompt = _prompt_of(row, key) if key else []
     if len(chosen) > 1 or len(rejected) > 1 or not prompt:
-        prompt = _same_prompt(chosen[:-1], rejected[:-1], prompt)
+        prompt = _whole_prompt(_same_prompt(chosen[:-1], rejected[:-1], prompt), prompt)
     extra = {key: row[key] for key in ("score_chosen", "score_rejected") if isinstance(row.get(key), (int, float))}
     return Record("preference", {"prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]}, extra)
 
@@ -215,6 +234,14 @@ def _same_prompt(chosen: list[Message], rejected: list[Message], prompt: list[Me
     if not chosen and not prompt:
         raise RowFault("no_prompt", "chosen and rejected have one turn each and there is no prompt")
     return chosen or prompt
+
+
+def _whole_prompt(before: list[Message], stated: list[Message]) -> list[Message]:
+    """The turns before the answers, with the system turn that only the stated prompt has; RowFault if the two contradict."""
+    head = [turn for turn in stated[:1] if turn["role"] == "system" and turn not in before]
+    if all(turn in before for turn in stated[len(head) :]):
+        return [*head, *before]
+    raise RowFault("prompts_differ", f"the prompt is not what chosen answers: {stated[-1]['content'][:40]!r}")
 
 
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -285,7 +312,7 @@ def _ranked(prompt: list[Message], scored: list[tuple[float, str]]) -> Record:
     if len(scored) < 2:
         raise RowFault("no_preference", f"{len(scored)} completion: two are needed for a preference")
     best, worst = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
-    if not best[0] > worst[0]:  # also where a score is NaN
+    if best[0] == worst[0]:
         raise RowFault("no_preference", f"all {len(scored)} completions have the score {best[0]:g}")
     pair = {"prompt": prompt, "chosen": said(best[1]), "rejected": said(worst[1])}
     return Record("preference", pair, {"score_chosen": best[0], "score_rejected": worst[0]})
@@ -294,7 +321,7 @@ def _ranked(prompt: list[Message], scored: list[tuple[float, str]]) -> Record:
 def _comparison(row: Row, source: Source) -> Record:
     """Two outputs and which is better: 1 or 2 (LLMBar), a number between them (AlpacaEval), 0 or 1.5 a tie."""
     verdict = "label" if "label" in row else "preference"
-    prompt = _prompt_of(row, "input" if "instruction" not in row else "instruction")
+    prompt = _instruction(row) if "instruction" in row else _prompt_of(row, "input")
     return _verdict(prompt, text(row, "output_1"), text(row, "output_2"), [row.get(verdict)], source)
 
 
@@ -347,14 +374,14 @@ def _label(value: Any, source: Source) -> bool:
 # --------------------------------------------------------------------------------------------------------- maths and code
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
-_ANSWER = re.compile(r"^-?\$?\d[\d,]*(?:\.\d+)?$")
+_ANSWER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def _gsm8k(row: Row, source: Source) -> Record:
     """Calculator marks (<<1+2=3>>) go; the final number loses its thousands commas and is kept as `answer`, too."""
     steps, mark, final = text(row, "answer").rpartition("####")
     final = final.strip()
-    if not mark or not _ANSWER.match(final):
+    if not mark or not _ANSWER.fullmatch(final):
         raise RowFault("missing_field", f"expected '#### <number>' at the end of the answer, found {text(row, 'answer')[-40:]!r}")
     answer = final.replace(",", "").replace("$", "")
     completion = f"{_CALCULATOR.sub('', steps).rstrip()}\n#### {answer}"
@@ -363,7 +390,9 @@ def _gsm8k(row: Row, source: Source) -> Record:
 
 def _mbpp(row: Row, source: Source) -> Record:
     """The task and its tests are asked (as in arXiv:2108.07732); Windows line ends become newlines."""
-    tests = [test for test in listing(row, "test_list") if isinstance(test, str)]
+    tests = listing(row, "test_list")
+    if not all(isinstance(test, str) for test in tests):
+        raise RowFault("wrong_type", f"test_list: expected strings, found {str(tests)[:40]}")
     prompt = f"{text(row, 'text' if 'text' in row else 'prompt')}\nYour code should pass these tests:\n" + "\n".join(tests)
     setup = row.get("test_setup_code") or row.get("test_imports") or ""
     extra = {"tests": [*([setup] if isinstance(setup, str) and setup else []), *tests]}
@@ -388,7 +417,8 @@ def _newlines(value: str) -> str:
 def _prompt_only(row: Row, source: Source) -> Record:
     key = next((key for key in PROMPT_ONLY if row.get(key) is not None), PROMPT_ONLY[0])
     family = next((str(row[key]) for key in ("family", "category", "type") if isinstance(row.get(key), str)), None)
-    return Record("prompt", {"prompt": _prompt_of(row, key)}, {"family": family} if family else {})
+    prompt = _instruction(row) if key == "instruction" else _prompt_of(row, key)
+    return Record("prompt", {"prompt": prompt}, {"family": family} if family else {})
 
 
 def _plumbline(row: Row, source: Source) -> Record:
@@ -404,8 +434,9 @@ def _plumbline(row: Row, source: Source) -> Record:
     kind = next((kind for kind, columns in names.items() if all(column in row for column in columns)), None)
     if kind is None:
         raise RowFault("missing_field", f"expected columns of one of {', '.join(names)}, found {sorted(map(str, row))[:8]}")
-    columns = {column: row[column] if column in ("text", "label") else messages(row[column], column) for column in names[kind]}
-    extra = {key: value for key, value in row.items() if key not in columns and key not in ("source", "row", "licence")}
+    plain = {"text": lambda: text(row, "text"), "label": lambda: _label(row["label"], source)}
+    columns = {column: plain[column]() if column in plain else messages(row[column], column) for column in names[kind]}
+    extra = {key: value for key, value in row.items() if key not in columns and key not in PROVENANCE}
     return Record(kind, columns, extra)
 
 
@@ -418,11 +449,14 @@ def _is_plumbline(row: Row) -> bool:
 
 
 def mapped(row: Row, source: Source) -> Record:
-    """Your own format: `fields` maps our columns to your fields (dotted into nested ones, or a template with {field})."""
+    """Your own format: `fields` maps our columns to your fields: a name, dotted into nested ones, or a template with {field}.
+
+    A template loses the white space at its ends, which is left where a field at its end is empty.
+    """
     found = {column: _lookup(row, path, column) for column, path in source.fields.items()}
     extra = {key: found[key] for key in ("id", "family", "language", "answer", "tests") if found.get(key) is not None}
-    system = found.get("system")
-    prompt = _prompt_of({"prompt": found["prompt"], "system": system}, "prompt") if "prompt" in found else []
+    # From here on the system turn is part of the prompt.
+    prompt = _prompt_of({"prompt": found["prompt"], "system": found.pop("system", None)}, "prompt") if "prompt" in found else []
     if "preferred" in found:
         votes = [_lookup(row, path.strip(), "preferred") for path in source.fields["preferred"].split(",")]
         first, second = text(found, "first"), text(found, "second")
@@ -564,3 +598,42 @@ def format_of(source: Source, sample: Sequence[Row]) -> str:
         f"{where}: expected rows of a known format ({', '.join(FORMATS)}), found {len(sample)} rows with the fields "
         f"{', '.join(key for key, _ in keys.most_common(12)) or 'none'}. Name `format`, or map your `fields`, in the data conf."
     )
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its fields were read."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def items(self) -> Any:
+        self.read.update(self)
+        return super().items()
+
+
+def unused_fields(name: str, source: Source, sample: Sequence[Row]) -> list[str]:
+    """The fields that a format takes no notice of, in any of the sampled rows that it can convert."""
+    held: dict[str, None] = {}
+    read: set[str] = set()
+    for row in map(_Watched, sample):
+        try:
+            converter(name)(row, source)
+        except RowFault:
+            continue
+        held |= dict.fromkeys(map(str, row))
+        read |= row.read
+    return [field for field in held if field not in read and field not in PROVENANCE]
+
+
+def converter(name: str) -> Callable[[Row, Source], Record]:
+    """What converts rows of a format, or of a mapping (`fields`)."""
+    return FORMATS[name].convert if name in FORMATS else mapped

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from stages.datasets.checks import check_content, contents, for_role
+from stages.datasets.checks import REASONS, check_content, check_policy, contents, for_role
 from stages.datasets.config import FilesData, Policy, Source
 from stages.datasets.decontamination import Overlaps, overlapping
 from stages.datasets.duplicates import PERMUTATIONS, digest, signatures
-from stages.datasets.formats import FORMATS, RowFault, format_of, mapped
+from stages.datasets.formats import RowFault, converter, format_of, unused_fields
 from stages.datasets.parallel import chunked, map_chunks
 from stages.datasets.personal_data import may_hold_any, scan
 from stages.datasets.reading import DataError, Fault, Item, parse_line, read_source
@@ -26,7 +26,7 @@ from stages.datasets.scripts import language
 
 CHUNK_ROWS = 1000
 SPLITS = ("train", "validation", "test")
-_SAMPLE_ROWS = 50  # read to detect a format
+_SAMPLE_ROWS = 50  # read to detect a format, and which fields it does not use
 _EXAMPLES = 5
 
 
@@ -36,6 +36,7 @@ class Gathering(NamedTuple):
     role: str
     sources: list[Source]
     formats: list[str]
+    unused: list[list[str]]  # fields of each source that its format takes no notice of
     policy: Policy
     validation_fraction: float
     test_fraction: float
@@ -93,9 +94,11 @@ class Tally:
 class Pool:
     """A role's rows: on disk, with what is known of each in arrays of the same length."""
 
-    def __init__(self, role: str, sources: list[Source], spool: Path) -> None:
-        self.role = role
-        self.sources = sources
+    def __init__(self, gathering: Gathering, spool: Path) -> None:
+        self.role = gathering.role
+        self.sources = gathering.sources
+        self.formats = gathering.formats
+        self.unused = gathering.unused
         self.spool = spool
         self.tally = Tally()
         self.columns = np.zeros(0, dtype=COLUMNS)
@@ -120,7 +123,7 @@ class Pool:
 
 def gather(gathering: Gathering, items: Iterable[tuple[int, Item]], spool: Path, processes: int) -> Pool:
     """Reads all items of a role into a pool."""
-    pool = Pool(gathering.role, gathering.sources, spool)
+    pool = Pool(gathering, spool)
     columns, signature_parts, places = [], [], []
     numbers: dict[str, int] = {}
     with spool.open("wb") as file, tqdm(desc=f"read {gathering.role}", unit=" rows", disable=None, mininterval=1) as bar:
@@ -147,9 +150,11 @@ def gather(gathering: Gathering, items: Iterable[tuple[int, Item]], spool: Path,
 
 def files_role(role: str, data: FilesData, inputs: Path) -> tuple[Gathering, Iterator[tuple[int, Item]]]:
     """What a role is made from, by the data conf; DataError for a source that cannot be read, before any work."""
-    sources = named(getattr(data, role).sources)
-    formats, items = read_items(sources, inputs, data.policy.line_mib)
-    return Gathering(role, sources, formats, data.policy, data.validation_fraction, data.test_fraction, None), items
+    check_policy(data)
+    sources = named(role, getattr(data, role).sources)
+    formats, unused, items = read_items(sources, inputs, data.policy.line_mib)
+    split = (data.validation_fraction, data.test_fraction)
+    return Gathering(role, sources, formats, unused, data.policy, *split, None), items
 
 
 def world_role(role: str, files: dict[str, list[dict[str, Any]]], policy: Policy) -> tuple[Gathering, Iterator[tuple[int, Item]]]:
@@ -161,49 +166,60 @@ def world_role(role: str, files: dict[str, list[dict[str, Any]]], policy: Policy
         for number, source in enumerate(sources)
         for place, row in enumerate(found[str(source.into)], 1)
     )
-    return Gathering(role, sources, ["plumbline"] * len(sources), policy, 0.0, 0.0, None), items
+    return Gathering(role, sources, ["plumbline"] * len(sources), [[] for _ in sources], policy, 0.0, 0.0, None), items
 
 
-def named(sources: list[Source]) -> list[Source]:
+def named(role: str, sources: list[Source]) -> list[Source]:
     """Sources with names: their own, or the first file or hub id. DataError for ambiguous or contradictory ones."""
+    splits = SPLITS if role == "prompts" else SPLITS[:2]  # only prompts are tested on
     for source in sources:
         source.name = source.name or source.hub or (source.files[0] if source.files else "")
         if bool(source.files) == bool(source.hub):
             raise DataError(
                 f"data source '{source.name}': expected either `files` or `hub`, found {'both' if source.hub else 'neither'}."
             )
-        if source.into not in (None, *SPLITS):
+        if source.into not in (None, *splits):
             raise DataError(
-                f"data source '{source.name}': expected `into` to be one of {', '.join(SPLITS)}, found '{source.into}'."
+                f"data source '{source.name}': expected `into` of a source of {role} to be one of {', '.join(splits)}, "
+                f"found '{source.into}'."
             )
+        if source.limit is not None and source.limit < 1:
+            raise DataError(f"data source '{source.name}': expected `limit` to be at least 1, found {source.limit}.")
+        if both := sorted(set(source.positive) & set(source.negative)):
+            raise DataError(f"data source '{source.name}': expected values of one meaning, found {both} good and bad.")
+        if not source.licence.strip():
+            raise DataError(f"data source '{source.name}': expected a licence, found none. Write `unknown` where none is stated.")
     names = Counter(source.name for source in sources)
     if double := [name for name, count in names.items() if count > 1]:
         raise DataError(f"expected sources of different names in a role, found '{double[0]}' twice. Set `name`.")
     return sources
 
 
-def read_items(sources: list[Source], inputs: Path, line_mib: int) -> tuple[list[str], Iterator[tuple[int, Item]]]:
-    """The format of each source, and the items of all as (source number, item)."""
-    formats, streams = [], []
+def read_items(
+    sources: list[Source], inputs: Path, line_mib: int
+) -> tuple[list[str], list[list[str]], Iterator[tuple[int, Item]]]:
+    """The format of each source, the fields that it takes no notice of, and the items of all as (source number, item)."""
+    formats, unused, streams = [], [], []
     for number, source in enumerate(sources):
         items = read_source(source, inputs, line_mib)
-        head = list(islice(items, _SAMPLE_ROWS if source.format == "auto" and not source.fields else 0))
+        head = list(islice(items, _SAMPLE_ROWS))
         parsed = [parse_line(item.content) if isinstance(item.content, bytes) else item.content for item in head]
         sample = [row for row in parsed if isinstance(row, dict)]
-        if head and not sample:
+        if head and not sample and source.format == "auto" and not source.fields:
             fault = next(row for row in parsed if isinstance(row, Fault))
             raise DataError(
                 f"{head[0].file}:{head[0].row}: expected rows, found none in the first {len(head)} that can be read: "
-                f"{fault.reason}, {fault.found}. Is it the file it is named as?"
+                f"{fault.reason}, {fault.found}. Is it the file it is named as? Remedy: {REASONS[fault.reason].remedy}."
             )
         formats.append(format_of(source, sample))
+        unused.append(unused_fields(formats[-1], source, sample))
         streams.append((number, chain(head, items)))
-    return formats, ((number, item) for number, stream in streams for item in stream)
+    return formats, unused, ((number, item) for number, stream in streams for item in stream)
 
 
 def work_chunk(gathering: Gathering, items: list[tuple[int, Item]]) -> Chunk:
     """Converts, checks and measures a chunk of items."""
-    rows, kept, drops = [], [], []
+    rows, lines, kept, drops = [], [], [], []
     rows_in: Counter[str] = Counter()
     personal: Counter[str] = Counter()
     for number, item in items:
@@ -211,18 +227,19 @@ def work_chunk(gathering: Gathering, items: list[tuple[int, Item]]) -> Chunk:
         rows_in[source.name] += 1
         try:
             row = convert(gathering, number, item, personal)
+            line = _line(row)
         except RowFault as error:
             drops.append(Drop(source.name, error.fault.reason, _safe(error.fault.found), item.file, item.row))
             continue
         rows.append(row)
+        lines.append(line)
         kept.append((number, item))
     columns = np.zeros(len(rows), dtype=COLUMNS)
-    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     texts = [whole_text(row) for row in rows]
     prompts = [prompt_text(row) for row in rows]
     columns["source"] = [number for number, _ in kept]
     columns["bytes"] = list(map(len, lines))
-    columns["digest"] = list(map(digest, texts))
+    columns["digest"] = [digest(identity(row)) for row in rows]
     columns["split"] = [
         _split(gathering, gathering.sources[number], prompt or text)
         for (number, _), prompt, text in zip(kept, prompts, texts, strict=True)
@@ -241,10 +258,13 @@ def convert(gathering: Gathering, number: int, item: Item, personal: Counter[str
     content = parse_line(item.content) if isinstance(item.content, bytes) else item.content
     if isinstance(content, Fault):
         raise RowFault(*content)
-    record = (FORMATS[name].convert if name in FORMATS else mapped)(content, source)
+    record = converter(name)(content, source)
     row = for_role(gathering.role, record)
     check_content(gathering.role, row)
-    row = _scanned(row, gathering.policy.personal_data, personal)
+    scanned = _scanned(row, gathering.policy.personal_data, personal)
+    if scanned is not row:  # two answers may be equal, now that what told them apart is masked
+        check_content(gathering.role, scanned)
+        row = scanned
     extra = {key: value for key, value in record.extra.items() if key not in row}
     if gathering.role == "prompts":
         told = {"id": f"{digest(prompt_text(row)):016x}", **row, "family": None, "language": language(prompt_text(row)), **extra}
@@ -276,8 +296,25 @@ def _masked(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _line(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSON; RowFault for what is none: further columns are taken as they are, from Parquet and the hub too."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise RowFault("bad_text", f"a lone surrogate U+{ord(error.object[error.start]):04X} in a further column") from None
+    except (TypeError, ValueError) as error:
+        raise RowFault("wrong_type", f"a further column that JSON cannot hold: {error}") from None
+
+
+def identity(row: dict[str, Any]) -> str:
+    """What makes two rows the same: every text in its place, who says it, and the label."""
+    turns = [turn for column in ("messages", "prompt", "completion", "chosen", "rejected") for turn in (*row.get(column, ()), {})]
+    said = "\x1e".join(f"{turn['role']}\x1f{turn['content']}" if turn else "" for turn in turns)
+    return f"{row.get('text', '')}\x1e{said}\x1e{row.get('label', '')}"
+
+
 def whole_text(row: dict[str, Any]) -> str:
-    """All that is said in a row: what duplicates are duplicates of."""
+    """All that is said in a row: what near duplicates and overlaps are found by."""
     return "\n".join(content for _, content in contents(row))
 
 

@@ -8,7 +8,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from stages.datasets.config import Source
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_UNREADABLE = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz", ".arrow", ".xlsx")  # data, but not to us
 _WHOLE_FILE_MIB = 2048  # a JSON array is one value: it is read whole
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -46,6 +49,11 @@ def find_files(source: Source, inputs: Path) -> list[Path]:
         found += _matches(pattern, inputs)
     if not found:
         raise DataError(f"data source '{source.name or source.hub}': expected files, found none. List them under `files`.")
+    if double := [path for path, count in Counter(path.resolve() for path in found).items() if count > 1]:
+        raise DataError(
+            f"data source '{source.name}': expected each file once, found '{double[0].name}' named twice by `files`: "
+            f"{', '.join(source.files)}. Make its names and patterns distinct."
+        )
     return found
 
 
@@ -71,7 +79,7 @@ def _matches(pattern: str, inputs: Path) -> list[Path]:
             raise DataError(
                 f"expected a file at '{path}', found none (beside it: {near}). Set `inputs` in params.yaml or `files`."
             )
-        matches = sorted(item for item in path.rglob("*") if item.is_file() and _suffix(item)) if path.is_dir() else [path]
+        matches = _data_files(path) if path.is_dir() else [path]
         if not matches:
             raise DataError(f"expected data files ({' '.join(SUFFIXES)}, or .gz of them) in the folder '{path}', found none.")
     for match in matches:
@@ -84,8 +92,23 @@ def _matches(pattern: str, inputs: Path) -> list[Path]:
     return matches
 
 
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder; DataError if some of it can only be read after a conversion: it would be missed in silence."""
+    files = sorted(item for item in folder.rglob("*") if not item.name.startswith("."))
+    for item in files:
+        data_like = item.name.lower().endswith(_UNREADABLE) or {*SUFFIXES} & {end.lower() for end in item.suffixes[:-1]}
+        if item.is_symlink() and not item.exists():
+            raise DataError(f"expected files in the folder '{folder}', found '{item}', a link to nothing. Remove it.")
+        if item.is_file() and data_like and not _suffix(item):
+            raise DataError(
+                f"expected data files ({' '.join(SUFFIXES)}, or .gz of them) in the folder '{folder}', found '{item}', which "
+                "cannot be read as it is. Convert it, move it out, or name the files to read."
+            )
+    return [item for item in files if item.is_file() and _suffix(item)]
+
+
 def _suffix(path: Path) -> str | None:
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
@@ -190,9 +213,11 @@ def _decode(data: bytes, name: str, encoding: str) -> str:
             f"({error.reason}). Set `encoding` for this source (Korean files are often cp949), or convert the file to UTF-8."
         ) from error
     except LookupError as error:
-        raise DataError(
-            f"{name}: expected the name of an encoding, found '{encoding}'. Use for example utf-8 or cp949."
-        ) from error
+        raise _unknown_encoding(name, encoding) from error
+
+
+def _unknown_encoding(name: str, encoding: str) -> DataError:
+    return DataError(f"{name}: expected the name of an encoding, found '{encoding}'. Use for example utf-8 or cp949.")
 
 
 def _read_json(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[Item]:
@@ -208,7 +233,12 @@ def _read_json(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[
     try:
         value = parse_json(text)
     except DuplicateKey as error:
-        raise DataError(f"{name}: expected each key once in an object, found {error}. Clean the file.") from error
+        if _is_lines(text):
+            yield from _read_lines(path, name, encoding, line_mib)
+            return
+        if not text.lstrip("\ufeff \t\r\n").startswith("["):
+            raise DataError(f"{name}: expected each key once in an object, found {error}. Clean the file.") from error
+        value = _elements(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{") and "\n" in text.strip():  # JSON Lines called .json, as often on the hub
             yield from _read_lines(path, name, encoding, line_mib)
@@ -217,9 +247,38 @@ def _read_json(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[
             f"{name}: expected JSON, found {error}. Correct the file, or name it .jsonl if each line is a value."
         ) from error
     for number, row in enumerate(_rows_of(value, name), 1):
-        yield Item(
-            name, number, row if isinstance(row, dict) else Fault("not_an_object", f"{type(row).__name__}: {str(row)[:60]}")
-        )
+        yield Item(name, number, row if isinstance(row, (dict, Fault)) else _not_an_object(row))
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text is JSON Lines: its first line is a value, and not the only one."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return first.startswith("{") and bool(rest) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _elements(text: str) -> list[Any]:
+    """The elements of a valid JSON array one by one: those that hold a key twice are faults."""
+    plain, elements = json.JSONDecoder(parse_constant=_no_constant), []
+    place = text.index("[") + 1
+    while (place := _SPACE.match(text, place).end()) < len(text) and text[place] != "]":  # type: ignore[union-attr]
+        value, end = plain.raw_decode(text, place)
+        try:
+            value = parse_json(text[place:end])
+        except DuplicateKey as error:
+            value = Fault("duplicate_key", str(error))
+        elements.append(value)
+        place = end
+    return elements
+
+
+_SPACE = re.compile(r"[\s,]*")
+
+
+def _not_an_object(value: Any) -> Fault:
+    return Fault("not_an_object", f"{type(value).__name__}: {str(value)[:60]}")
 
 
 def _rows_of(value: Any, name: str) -> list[Any]:
@@ -227,10 +286,17 @@ def _rows_of(value: Any, name: str) -> list[Any]:
         return value
     if isinstance(value, dict):
         lists = [key for key, inner in value.items() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-        if len(lists) == 1 and not {"messages", "conversations", "prompt", "completions", "instances"} & set(value):
+        if len(lists) == 1 and not _OF_A_ROW & set(value):
             return value[lists[0]]  # {"version": …, "data": [rows]}
         return [value]
     raise DataError(f"{name}: expected a JSON array of objects, found {type(value).__name__}.")
+
+
+# Fields of a single row: an object that has one is no wrapper around rows.
+_OF_A_ROW = {
+    *("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "input", "output", "text"),
+    *("chosen", "rejected", "completion", "completions", "response", "answer", "instances", "turns"),
+}
 
 
 class DuplicateKey(ValueError):
@@ -269,7 +335,7 @@ def parse_line(line: bytes) -> dict[str, Any] | Fault:
         return Fault("invalid_json", "nested too deeply")
     except ValueError as error:
         return Fault("invalid_json", str(error))
-    return value if isinstance(value, dict) else Fault("not_an_object", f"{type(value).__name__}: {str(value)[:60]}")
+    return value if isinstance(value, dict) else _not_an_object(value)
 
 
 def _read_csv(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[Item]:
@@ -279,16 +345,23 @@ def _read_csv(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[I
         _refuse_utf16(file.read(2), name, encoding)
         file.seek(0)
         plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-        text = io.TextIOWrapper(file, "utf-8-sig" if plain else encoding, newline="")
+        try:
+            # Bytes that are no text become lone surrogates, so that one bad row is one fault, in its place.
+            text = io.TextIOWrapper(file, "utf-8-sig" if plain else encoding, errors="surrogateescape", newline="")
+        except LookupError as error:
+            raise _unknown_encoding(name, encoding) from error
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            header = next(reader, None)
+            header = next((row for row in reader if row), None)
             if header is None:
                 return
-            if len(set(header)) < len(header) or len(header) < 1:
-                double = sorted({column for column in header if header.count(column) > 1})
-                raise DataError(f"{name}:1: expected each column once, found {double} twice. Rename a column.")
-            yield from _csv_rows(reader, header, name)
+            if fault := _undecodable(header, encoding):
+                raise DataError(f"{name}:{reader.line_num}: expected {encoding} in the header, found {fault.found}.")
+            if double := sorted({column for column in header if header.count(column) > 1}):
+                raise DataError(f"{name}:{reader.line_num}: expected each column once, found {double} twice. Rename a column.")
+            yield from _csv_rows(reader, header, name, encoding)
+        except csv.Error as error:
+            raise DataError(f"{name}:{reader.line_num}: expected a CSV header, found {error}. Correct its quotes.") from error
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{name}:{reader.line_num + 1} or later: expected {encoding}, found bytes that are not ({error.reason}). Set "
@@ -296,7 +369,8 @@ def _read_csv(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[I
             ) from error
 
 
-def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Item]:
+def _csv_rows(reader: Any, header: list[str], name: str, encoding: str) -> Iterator[Item]:
+    """Rows by the line on which each begins."""
     while True:
         line = reader.line_num + 1
         try:
@@ -304,12 +378,25 @@ def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Item]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Item(name, line, Fault("invalid_csv", str(error)))
+            # An unclosed quote swallows what follows it: how much is told, for these lines are no rows of their own.
+            swallowed = f" in lines {line} to {reader.line_num}, which count as one row" if reader.line_num > line else ""
+            yield Item(name, line, Fault("invalid_csv", f"{error}{swallowed}"))
             continue
         if row and len(row) != len(header):
             yield Item(name, line, Fault("ragged_row", f"{len(row)} cells; the header has {len(header)}"))
         elif row:
-            yield Item(name, line, dict(zip(header, row, strict=True)))
+            yield Item(name, line, _undecodable(row, encoding) or dict(zip(header, row, strict=True)))
+
+
+def _undecodable(row: list[str], encoding: str) -> Fault | None:
+    for number, cell in enumerate(row, 1):
+        if not cell.isascii() and (bad := _ESCAPED.search(cell)):
+            found = f"byte 0x{ord(bad[0]) - 0xDC00:02x} in cell {number}, which is not {encoding} (Korean files are often cp949)"
+            return Fault("invalid_utf8", found)
+    return None
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def _read_parquet(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[Item]:
@@ -319,12 +406,17 @@ def _read_parquet(path: Path, name: str, encoding: str, line_mib: int) -> Iterat
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if double := sorted({column for column in columns if columns.count(column) > 1}):
+                raise DataError(f"{name}: expected each column once, found {double} twice. Rename a column.")
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield Item(name, number, row)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{name}: expected a Parquet file, found {str(error).splitlines()[0]} after row {number}.") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise DataError(
+            f"{name}: expected a Parquet file, found {(str(error) or type(error).__name__).splitlines()[0]} after row {number}."
+        ) from error
 
 
 def _read_hub(source: Source) -> Iterator[Item]:

@@ -1,7 +1,9 @@
 """Rows as the model will be fed them: rendered by the chat template, tokenised, checked, and fitted to the context."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from stages.datasets.checks import contents
 from stages.datasets.formats import Message
 from stages.datasets.reading import Fault
-from stages.models.chat import ChatTemplateError, Rendered, end_of_turn_id, prompt_ids, render, render_turns
+from stages.models.chat import (
+    ChatTemplateError,
+    Rendered,
+    end_of_turn_id,
+    prompt_ids,
+    render,
+    render_turns,
+    require_template,
+)
 
 _LEAST_PROMPT_TOKENS = 16  # of its last turn: a prompt cut shorter than that asks nothing
 
@@ -23,11 +33,14 @@ class Fitting(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A row that the model can be fed, with its lengths: of the prompt (or text) and of each completion."""
+    """A row that the model can be fed, with its lengths: of the prompt (or text), of each completion, and of all that the
+    tokenizer had to spell in bytes.
+    """
 
     row: dict[str, Any]
     prompt_tokens: int
     completion_tokens: tuple[int, ...]
+    byte_tokens: int
     cut_tokens: int = 0
 
 
@@ -63,7 +76,7 @@ def _fit_batch(
         texts = [_text(tokenizer, role, row) for row in clean]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         fit = _fit_prompt if role == "prompts" else _fit_text
-        results = [fit(tokenizer, row, text, len(ids), fitting) for row, text, ids in zip(clean, texts, encoded, strict=True)]
+        results = [fit(tokenizer, row, text, ids, fitting) for row, text, ids in zip(clean, texts, encoded, strict=True)]
     fitted = iter(results)
     return [fault or next(fitted) for fault in marked]
 
@@ -88,25 +101,61 @@ def _fit_turns(
 ) -> Fitted | Fault:
     end = end_of_turn_id(tokenizer)
     for column, one in zip(columns, rendered, strict=True):
-        fault = _dropped_turn([*row["prompt"], *row[column]], one.text)
+        fault = _spoilt_turn(tokenizer, [*row["prompt"], *row[column]], one.text)
         fault = fault or _end_of_turn(one.turn.completion, end, tokenizer)
         if fault:
             return fault
     completions = tuple(len(one.turn.completion) for one in rendered)
-    fitted = Fitted(row, len(rendered[0].turn.prompt), completions)
+    ids = chain(rendered[0].turn.prompt, *(one.turn.completion for one in rendered))
+    fitted = Fitted(row, len(rendered[0].turn.prompt), completions, _byte_tokens(tokenizer, ids))
     if fitting.context_tokens is None or fitted.prompt_tokens + max(completions) <= fitting.context_tokens:
         return fitted
     return _fit_longer(tokenizer, fitted, fitting, fitting.context_tokens - max(completions))
 
 
-def _dropped_turn(messages: Sequence[Message], text: str) -> Fault | None:
-    """A template may leave turns out (system ones, earlier reasoning) without a word."""
-    for place, turn in enumerate(messages):
-        if turn["content"].strip() not in text:
-            return Fault(
-                "template", f"the template drops or changes turn {place} ({turn['role']}): {turn['content'].strip()[:40]!r}"
-            )
+def _spoilt_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> Fault | None:
+    """A template may leave turns out (system ones, earlier reasoning), repeat or close them twice without a word."""
+    if fault := _spoilt_roles(tokenizer, require_template(tokenizer), tuple(turn["role"] for turn in messages)):
+        return fault
+    place = 0
+    for number, turn in enumerate(messages):
+        content = turn["content"].strip()
+        place = text.find(content, place)
+        if place < 0:
+            return Fault("template", f"the template drops or changes turn {number} ({turn['role']}): {content[:40]!r}")
+        place += len(content)
     return None
+
+
+@lru_cache(maxsize=1024)
+def _spoilt_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]) -> Fault | None:
+    """What the template does wrong with turns of these roles, whatever they say: shown by turns that say where they stand."""
+    marks = [f"turn-{number:06d}" for number in range(len(roles))]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    text = render(tokenizer, turns, add_generation_prompt=roles[-1] != "assistant")
+    for number, (role, mark) in enumerate(zip(roles, marks, strict=True)):
+        if text.count(mark) != 1:
+            return Fault("template", f"the template writes turn {number} ({role}) {text.count(mark)} times")
+    places = [text.index(mark) for mark in marks]
+    if places != sorted(places):
+        return Fault("template", f"the template changes the order of turns {' '.join(roles[:12])}")
+    end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+    for number, (role, start, stop) in enumerate(zip(roles[:-1], places, places[1:], strict=False)):
+        count = text.count(end, start, stop)
+        if count > 1 or (count < 1 and role == "assistant"):
+            return Fault("end_of_turn", f"{count} of {end!r} after turn {number} ({role}), which is followed by others")
+    return None
+
+
+@lru_cache(maxsize=4)
+def byte_flags(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """For each id 1 if the token is no whole characters, but bytes of one: by these a tokenizer spells what it does not know."""
+    said = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    return bytes("\ufffd" in text for text in said)
+
+
+def _byte_tokens(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> int:
+    return sum(map(byte_flags(tokenizer).__getitem__, ids))
 
 
 def _end_of_turn(completion: list[int], end: int, tokenizer: PreTrainedTokenizerBase) -> Fault | None:
@@ -124,33 +173,38 @@ def _text(tokenizer: PreTrainedTokenizerBase, role: str, row: dict[str, Any]) ->
 
 
 def _fit_prompt(
-    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], text: str, tokens: int, fitting: Fitting
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], text: str, ids: list[int], fitting: Fitting
 ) -> Fitted | Fault:
-    if fault := _dropped_turn(row["prompt"], text):
+    if fault := _spoilt_turn(tokenizer, row["prompt"], text):
         return fault
-    fitted = Fitted(row, tokens, ())
-    if fitting.context_tokens is None or tokens + fitting.answer_tokens <= fitting.context_tokens:
+    fitted = Fitted(row, len(ids), (), _byte_tokens(tokenizer, ids))
+    if fitting.context_tokens is None or len(ids) + fitting.answer_tokens <= fitting.context_tokens:
         return fitted
     return _fit_longer(tokenizer, fitted, fitting, fitting.context_tokens - fitting.answer_tokens)
 
 
 def _fit_text(
-    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], text: str, tokens: int, fitting: Fitting
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], text: str, ids: list[int], fitting: Fitting
 ) -> Fitted | Fault:
     """Pretraining text is packed and cut into blocks, so no length is too long."""
-    fault = _dropped_turn(row["messages"], text) if "messages" in row else None
-    return fault or Fitted(row, tokens, ())
+    fault = _spoilt_turn(tokenizer, row["messages"], text) if "messages" in row else None
+    return fault or Fitted(row, len(ids), (), _byte_tokens(tokenizer, ids))
 
 
 def _fit_longer(tokenizer: PreTrainedTokenizerBase, fitted: Fitted, fitting: Fitting, room: int) -> Fitted | Fault:
     tokens = fitted.prompt_tokens + max(fitted.completion_tokens, default=fitting.answer_tokens)
     found = f"{tokens} tokens; {fitting.context_tokens} fit"
     if fitting.too_long == "truncate":
-        prompt = cut_start(tokenizer, fitted.row["prompt"], room)
+        before = fitted.row["prompt"]
+        prompt = cut_start(tokenizer, before, room)
         if prompt is not None:
-            tokens = len(prompt_ids(tokenizer, prompt))
+            ids, lost = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, before)
+            spelt = fitted.byte_tokens - _byte_tokens(tokenizer, lost) + _byte_tokens(tokenizer, ids)
             return fitted._replace(
-                row={**fitted.row, "prompt": prompt}, prompt_tokens=tokens, cut_tokens=fitted.prompt_tokens - tokens
+                row={**fitted.row, "prompt": prompt},
+                prompt_tokens=len(ids),
+                byte_tokens=spelt,
+                cut_tokens=fitted.prompt_tokens - len(ids),
             )
         found += ", whatever is cut off the prompt's start"
     return Fault("too_long", found)

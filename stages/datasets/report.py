@@ -53,6 +53,9 @@ def metrics(pools: Mapping[str, Pool], statistics: Statistics) -> dict[str, floa
             figures[f"{role}.{split}.rows"] = len(known.lengths)
             figures |= {f"{role}.{split}.{name}": value for name, value in lengths(role, known).items()}
             figures |= {f"{role}.{split}.script.{name}": share for name, share in scripts(known).items()}
+            figures |= {f"{role}.{split}.language.{code}": share for code, share in spoken(known).items()}
+            if known.lengths:
+                figures[f"{role}.{split}.byte_token_fraction"] = byte_share(known)
     return figures
 
 
@@ -93,6 +96,17 @@ def scripts(known: SplitStatistics) -> dict[str, float]:
     return {name: share for name, share in sorted(shares.items(), key=lambda item: -item[1]) if share >= 0.001}
 
 
+def spoken(known: SplitStatistics) -> dict[str, float]:
+    """Share of each language in the rows, where the script tells it."""
+    rows = sum(known.languages.values())
+    return {code: round(count / rows, 4) for code, count in known.languages.most_common() if code}
+
+
+def byte_share(known: SplitStatistics) -> float:
+    """Share of the tokens that are not characters but bytes of one, which is how a tokenizer spells what it does not know."""
+    return round(known.byte_tokens / max(1, sum(map(sum, known.lengths))), 4)
+
+
 def source_rows(pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
     """Rows in, kept and dropped of every source, and why."""
     rows = []
@@ -103,7 +117,8 @@ def source_rows(pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
             why = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             rows.append(
                 {"role": role, "source": source.name, "licence": source.licence, "rows_in": pool.tally.rows_in[source.name],
-                 "kept": kept, "dropped": sum(dropped.values()), "why": why}
+                 "kept": kept, "dropped": sum(dropped.values()), "why": why, "format": pool.formats[number],
+                 "unused": ", ".join(pool.unused[number])}
             )  # fmt: skip
     return rows
 
@@ -121,7 +136,15 @@ def drop_rows(pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
 def tables(pools: Mapping[str, Pool], statistics: Statistics) -> dict[str, list[dict[str, Any]]]:
     """Tables for MLflow: sources, splits and examples of dropped rows."""
     splits = [
-        {"role": role, "split": split, "rows": len(known.lengths), **lengths(role, known), "scripts": str(scripts(known))}
+        {
+            "role": role,
+            "split": split,
+            "rows": len(known.lengths),
+            **lengths(role, known),
+            "scripts": str(scripts(known)),
+            "languages": str(spoken(known)),
+            "byte_token_fraction": byte_share(known),
+        }
         for role, parts in statistics.items()
         for split, known in parts.items()
         if known.lengths
@@ -150,7 +173,7 @@ def section(pools: Mapping[str, Pool], statistics: Statistics, ready: ReadyToken
         ],
         reasons=REASONS,
         splits=[
-            (role, split, known, lengths(role, known), scripts(known))
+            (role, split, known, lengths(role, known), scripts(known), spoken(known), byte_share(known))
             for role in used
             for split, known in statistics[role].items()
             if known.lengths
@@ -173,13 +196,14 @@ def _drops(pool: Pool) -> list[tuple[str, int, list[Drop]]]:
 
 
 def examples(statistics: Statistics, ready: ReadyTokenizer) -> list[tuple[str, str, list[Piece], bool]]:
-    """The first row of every split as the model is fed it: (role, split and column, pieces, whether it was cut here)."""
+    """A row of every split and language as the model is fed it: (role, split and column, pieces, whether it was cut here)."""
     shown = []
     for role, parts in statistics.items():
         for split, known in parts.items():
-            if known.first is not None:
-                for column, pieces in rendered(role, known.first, ready).items():
-                    shown.append((role, f"{split} {column}".strip(), pieces[:_SHOWN_TOKENS], len(pieces) > _SHOWN_TOKENS))
+            for code, row in known.examples.items():
+                for column, pieces in rendered(role, row, ready).items():
+                    name = f"{split} {column}".strip() + (f" ({code})" if code else "")
+                    shown.append((role, name, pieces[:_SHOWN_TOKENS], len(pieces) > _SHOWN_TOKENS))
     return shown
 
 

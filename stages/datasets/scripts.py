@@ -1,12 +1,13 @@
 """Which scripts a text is written in, by Unicode block, and the language where the script tells it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
 # First code point of each stretch and the script it is taken for; "" is what belongs to no script (digits, signs, spaces).
 _STRETCHES = [
-    (0x0000, ""), (0x0041, "Latin"), (0x005B, ""), (0x0061, "Latin"), (0x007B, ""), (0x00C0, "Latin"), (0x0250, ""),
+    (0x0000, ""), (0x0041, "Latin"), (0x005B, ""), (0x0061, "Latin"), (0x007B, ""), (0x00C0, "Latin"), (0x00D7, ""),
+    (0x00D8, "Latin"), (0x00F7, ""), (0x00F8, "Latin"), (0x0250, ""),
     (0x0370, "Greek"), (0x0400, "Cyrillic"), (0x0530, "Armenian"), (0x0590, "Hebrew"), (0x0600, "Arabic"), (0x0700, "other"),
     (0x0750, "Arabic"), (0x0780, "other"), (0x0900, "Devanagari"), (0x0980, "Bengali"), (0x0A00, "other"), (0x0B80, "Tamil"),
     (0x0C00, "other"), (0x0E00, "Thai"), (0x0E80, "other"), (0x10A0, "Georgian"), (0x1100, "Hangul"), (0x1200, "other"),
@@ -28,20 +29,28 @@ def codepoints(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def count_scripts(texts: Iterable[str]) -> np.ndarray:
-    """Letters of each script of SCRIPTS, (scripts,): signs, digits and spaces do not count."""
-    points = codepoints("".join(texts))
-    found = _INDEX[np.searchsorted(_STARTS, points, side="right") - 1]
-    return np.bincount(found, minlength=len(SCRIPTS) + 1)[: len(SCRIPTS)]
+def scripts_by_text(texts: Sequence[str]) -> np.ndarray:
+    """Letters of each script of SCRIPTS in each text, (texts, scripts): signs, digits and spaces do not count."""
+    width = len(SCRIPTS) + 1
+    found = _INDEX[np.searchsorted(_STARTS, codepoints("".join(texts)), side="right") - 1]
+    owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    return np.bincount(owner * width + found, minlength=len(texts) * width).reshape(-1, width)[:, : len(SCRIPTS)]
+
+
+def languages(counts: np.ndarray) -> list[str | None]:
+    """The language that each text's script tells (ko, ja, zh, …), if at least 30 % of its letters are in it; else None.
+
+    `counts` are those of `scripts_by_text`. Kana makes Han Japanese. Latin, Cyrillic and other scripts of many languages tell none.
+    """
+    enough = np.maximum(0.3 * counts.sum(axis=1), 1)
+    told = np.full(len(counts), None, dtype=object)
+    for script, code in reversed(_LANGUAGE.items()):
+        told[counts[:, SCRIPTS.index(script)] >= enough] = code
+    kana, han = counts[:, SCRIPTS.index("Kana")], counts[:, SCRIPTS.index("Han")]
+    told[(kana > 0) & (kana + han >= enough)] = "ja"
+    return told.tolist()  # type: ignore[no-any-return]
 
 
 def language(text: str) -> str | None:
-    """The language that a text's script tells (ko, ja, zh, …), if at least 30 % of its letters are in it; else None.
-
-    Kana makes Han Japanese. Latin, Cyrillic and other scripts of many languages tell none.
-    """
-    counts = dict(zip(SCRIPTS, count_scripts([text]).tolist(), strict=True))
-    letters = sum(counts.values())
-    if letters and counts["Kana"] and counts["Kana"] + counts["Han"] >= 0.3 * letters:
-        return "ja"
-    return next((code for script, code in _LANGUAGE.items() if letters and counts[script] >= 0.3 * letters), None)
+    """The language that a text's script tells."""
+    return languages(scripts_by_text([text]))[0]

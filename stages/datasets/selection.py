@@ -54,8 +54,6 @@ def _firsts(among: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def _apply(pool: Pool, hit: np.ndarray, policy: str, reason: str, first: np.ndarray | None) -> None:
-    if policy not in ("drop", "report", "off"):
-        raise DataError(f"policy for {reason}: expected drop, report or off, found '{policy}'. Correct it in the data conf.")
     for index in np.flatnonzero(hit & pool.keep).tolist() if policy != "off" else []:
         where = "" if first is None else f"of {pool.files[pool.places[first[index], 0]]}:{pool.places[first[index], 1]}"
         drop = pool.drop_of(index, Fault(reason, where))
@@ -91,8 +89,6 @@ def mixture(source: np.ndarray, digests: np.ndarray, keep: np.ndarray, sources: 
 
 def check_limits(role: str, tally: Tally, policy: Policy) -> None:
     """Fails if a reason dropped a larger share of a source than its limit allows."""
-    if unknown := sorted(set(policy.limits) - set(REASONS) - {"default"}):
-        raise DataError(f"policy.limits: expected reasons of {', '.join(REASONS)}, found {unknown}. Correct the data conf.")
     limits = {**DEFAULT_LIMITS, **policy.limits}
     over = []
     for (source, reason), count in sorted(tally.dropped.items()):

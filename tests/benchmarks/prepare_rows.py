@@ -112,7 +112,7 @@ def plain_map(processes: int) -> Callable[[], None]:
 
     tokenizer = AutoTokenizer.from_pretrained("scratch/prepare/artifacts/tokenizer")
     source = Source(name="rows", files=["rows.jsonl"], licence="made up")
-    gathering = Gathering("sft", [source], ["alpaca"], Policy(), 0.05, 0.05, None)
+    gathering = Gathering("sft", [source], ["alpaca"], [[]], Policy(), 0.05, 0.05, None)
     fitting = Fitting(512, "drop", 64)
 
     def prepare_row(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -144,7 +144,12 @@ def main() -> None:
         write_prompts(Path("in/prompts.jsonl"), Path("in/rows.jsonl"))
         with measured("prepare", options.rows):
             stage(options.processes)()
-        print(Path("scratch/prepare/metrics/prepare/prepare.json").read_text()[:400])
+        figures = json.loads(Path("scratch/prepare/metrics/prepare/prepare.json").read_text())
+        tokens = figures["sft.train.prompt_tokens_sum"] + figures["sft.train.completion_tokens_sum"]
+        print(f"  {tokens / figures['sft.train.rows']:.0f} tokens a row")
+        for name in sorted(figures):
+            if name in ("sft.rows_in", "sft.kept") or name.startswith("sft.dropped."):
+                print(f"  {name}: {figures[name]:,}")
         if not options.without_map:
             with measured("datasets.map", options.rows):
                 plain_map(options.processes)()
