@@ -56,15 +56,13 @@ def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
+    from stages.models.chat import encode_preferences
     from stages.models.training import curve_rows, make_deterministic, train, trainer_arguments, write_curve
 
     make_deterministic(config.seed, config.threads)
     splits = {split: read_jsonl(signal / f"{split}.jsonl") for split in ("train", "validation")}
-    datasets = {
-        split: Dataset.from_list([{column: row[column] for column in ("prompt", "chosen", "rejected")} for row in rows])
-        for split, rows in splits.items()
-    }
     tokenizer = AutoTokenizer.from_pretrained(init)
+    datasets = {split: Dataset.from_list(encode_preferences(tokenizer, rows)) for split, rows in splits.items()}
     # the head is new, and the pad token tells it which position is the last
     model = AutoModelForSequenceClassification.from_pretrained(init, num_labels=1, pad_token_id=tokenizer.pad_token_id)
     with work.checkpoints() as checkpoints:

@@ -16,9 +16,12 @@ from stages.models.chat import (
     END,
     PAD,
     SYSTEM,
+    TINY_TEMPLATE,
     USER,
     ChatTemplateError,
     completion_ids,
+    encode_demonstrations,
+    encode_preferences,
     encode_turns,
     end_of_turn_id,
     prompt_ids,
@@ -96,38 +99,42 @@ def test_the_generation_mask_of_trl_covers_the_completion_and_its_end(tokenizer:
     assert encoded["assistant_masks"] == [0] * len(prompt) + [1] * len(completion)
 
 
-def test_trl_tokenises_prompt_and_completion_as_we_do(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("template", [TINY_TEMPLATE, DEFAULT_TEMPLATE])
+def test_every_stage_is_fed_the_same_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """SFT, reward model and DPO as TRL takes them; sampling, PPO and evaluation use `prompt_ids`, rewards `encode_turns`."""
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    )
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=1, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    model = LlamaForCausalLM(config)
     prompt = [SYSTEM_TURN, *PROMPT]
     rejected = [{"role": "assistant", "content": "\n 47, I think."}]
-    options: dict[str, Any] = {"output_dir": "unused", "report_to": [], "bf16": False, "use_cpu": True}
-    sft = SFTTrainer(
-        model,
-        SFTConfig(**options, max_length=None),
-        train_dataset=Dataset.from_list([{"prompt": prompt, "completion": COMPLETION}]),
-        processing_class=tokenizer,
-    )
-    turn = encode_turns(tokenizer, [(prompt, COMPLETION)])[0]
+    options: dict[str, Any] = {"output_dir": "unused", "report_to": [], "bf16": False, "use_cpu": True, "max_length": None}
+    turn, worse = encode_turns(tokenizer, [(prompt, COMPLETION), (prompt, rejected)])
+    assert turn.prompt == worse.prompt == prompt_ids(tokenizer, prompt)
+    demonstrations = encode_demonstrations(tokenizer, [{"prompt": prompt, "completion": COMPLETION}])
+    sft = SFTTrainer(model, SFTConfig(**options, completion_only_loss=True), train_dataset=Dataset.from_list(demonstrations),
+                     processing_class=tokenizer)  # fmt: skip
     row = sft.train_dataset[0]
     assert row["input_ids"] == turn.prompt + turn.completion
-    assert [label != -100 for label in row["labels"]] == [False] * len(turn.prompt) + [True] * len(turn.completion)
-    dpo = DPOTrainer(
-        model,
-        ref_model=copy.deepcopy(model),
-        args=DPOConfig(**options, max_length=None),
-        train_dataset=Dataset.from_list([{"prompt": prompt, "chosen": COMPLETION, "rejected": rejected}]),
-        processing_class=tokenizer,
-    )
+    assert row["labels"] == [-100] * len(turn.prompt) + turn.completion
+    pair = {"prompt": prompt, "chosen": COMPLETION, "rejected": rejected}
+    reward = RewardTrainer(LlamaForSequenceClassification(config), RewardConfig(**options), processing_class=tokenizer,
+                           train_dataset=Dataset.from_list(encode_preferences(tokenizer, [pair])))  # fmt: skip
+    row = reward.train_dataset[0]
+    assert row["chosen_ids"] == turn.prompt + turn.completion  # as stages/models/rewards.py asks for a reward
+    assert row["rejected_ids"] == turn.prompt + worse.completion
+    dpo = DPOTrainer(model, ref_model=copy.deepcopy(model), args=DPOConfig(**options), processing_class=tokenizer,
+                     train_dataset=Dataset.from_list([pair]))  # fmt: skip
     row = dpo.train_dataset[0]
-    assert row["prompt_ids"] == prompt_ids(tokenizer, prompt)
-    assert row["chosen_ids"] == completion_ids(tokenizer, prompt, COMPLETION)
-    assert row["rejected_ids"] == completion_ids(tokenizer, prompt, rejected)
+    after = tokenizer("\n", add_special_tokens=False)["input_ids"] if template is DEFAULT_TEMPLATE else []
+    assert row["prompt_ids"] == turn.prompt
+    assert row["chosen_ids"] == turn.completion + after  # DPO takes text only: the newline after the end of turn is on both sides
+    assert row["rejected_ids"] == worse.completion + after
 
 
 def test_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:

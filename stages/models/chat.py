@@ -10,7 +10,7 @@ for which that cannot hold (it renders the prompt alone differently, drops turns
 never a silent difference between stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -100,6 +100,29 @@ def render_turns(
     end = end_of_turn_id(tokenizer)
     rows = zip(prompts, wholes, _tokenize(tokenizer, prompts), _tokenize(tokenizer, wholes), strict=True)
     return [Rendered(row[0], row[1], _split(tokenizer, end, *row)) for row in rows]
+
+
+def encode_demonstrations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, list[int]]]:
+    """Demonstrations as TRL's SFT trainer takes them when they are tokenised: `input_ids`, and a mask that is 1 where loss is.
+
+    Its own tokenising would also train on what a template writes after the end of turn (often a newline), which is never generated.
+    """
+    turns = encode_turns(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    return [
+        {"input_ids": turn.prompt + turn.completion, "completion_mask": [0] * len(turn.prompt) + [1] * len(turn.completion)}
+        for turn in turns
+    ]
+
+
+def encode_preferences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, list[int]]]:
+    """Pairs as TRL's reward trainer takes them when they are tokenised: `chosen_ids` and `rejected_ids`, each with its prompt.
+
+    They end where generation ends. A reward is read at the last token: trained on another one (a newline after the end of turn,
+    in TRL's own tokenising) than it is asked for later, a reward model would answer at a place that it never learnt.
+    """
+    turns = encode_turns(tokenizer, [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")])
+    whole = [turn.prompt + turn.completion for turn in turns]
+    return [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in zip(whole[::2], whole[1::2], strict=True)]
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:

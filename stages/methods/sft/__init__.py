@@ -33,14 +33,15 @@ def align(
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
+    from stages.models.chat import encode_demonstrations
     from stages.models.training import curve_rows, save_policy, train, trainer_arguments, write_curve
     from stages.pipeline.records import read_jsonl
 
-    def demonstrations(split: str) -> Dataset:
-        rows = read_jsonl(signal / f"{split}.jsonl")
-        return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
-
     tokenizer = AutoTokenizer.from_pretrained(init)
+
+    def demonstrations(split: str) -> Dataset:
+        return Dataset.from_list(encode_demonstrations(tokenizer, read_jsonl(signal / f"{split}.jsonl")))
+
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(init),
         args=Arguments(
