@@ -23,7 +23,7 @@ from omegaconf import MISSING, DictConfig
 
 from stages.evaluation.section import NONE, EvaluateSection, check_section
 from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import Work, executing, explained
+from stages.pipeline.execution import Work, executing, explained, input_digest
 from stages.pipeline.records import read_jsonl, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -103,9 +103,16 @@ def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row],
     from stages.judging.judge import load_judge
     from stages.judging.winrate import compare
 
-    judge = load_judge(config.judge, seed=config.seed)
+    if config.judge.backend == "human":
+        raise ValueError(
+            "evaluate.judge: people have judged samples, not these answers: label with judge: human, evaluate with another"
+        )
+    # A budget is for these answers: a crashed run's spending counts when it is run again, another policy's does not.
+    run_name = f"{work.name} {input_digest(ANSWERS / config.policy)} {input_digest(ANSWERS / config.evaluate.against)}"
+    judge = load_judge(config.judge, seed=config.seed, run=run_name)
     prompts, ours, theirs = [row["prompt"] for row in answers], [_text(row) for row in answers], [_text(row) for row in opposing]
     outcome = compare(judge, prompts, ours, theirs)
+    judge.finish()
     work.log_timing(judge_calls=judge.ledger.calls, judge_bought=judge.ledger.bought, judge_cached=judge.ledger.cached)
     return outcome
 

@@ -1,7 +1,7 @@
 """Has a judge compare or rate a sample's completions and turns its verdicts into preferences (RLAIF, arXiv:2309.00267).
 
-Reads `artifacts/sample/<sample>/completions.jsonl` and conf/judge; writes `artifacts/label/<entry>/{train,validation}.jsonl`,
-`verdicts.jsonl` beside them (every reply as it came), and `metrics/label/<entry>.json`.
+Reads `artifacts/sample/<sample>/completions.jsonl`, conf/judge and, where people judged, data/annotations; writes
+`artifacts/label/<entry>/{train,validation}.jsonl`, `verdicts.jsonl` beside them (every reply as it came), and `metrics/label/<entry>.json`.
 
 A judge outside its limits (`judge.gate`) fails the stage before any label is written. A verdict that cannot be read is asked for
 again, then counted, never guessed. 16,000 ratings by the simulated judge take 5 s; `known_agreement` says how good they are.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.judging.judge import Judge
     from stages.judging.labelling import Group, Judged, Opinion
 
+ANNOTATIONS = Path("data/annotations")
 CHUNK = 256  # prompts judged at a time, so that memory holds no more replies than that
 WAYS = ("rating", "pairwise", "ranking", "principle")
 PAIRS = ("best_vs_worst", "best_vs_random", "all_pairs", "compared", "strong_vs_weak", "unpaired")
@@ -63,12 +64,13 @@ class LabelStage:
     judge: Any = MISSING
 
 
-def check_entry(entry: LabelEntry, backend: str) -> None:
+def check_entry(entry: LabelEntry, judge: Any) -> None:
     """Requires that the values fit together.
 
     Raises:
         ValueError: with what does not fit and what would.
     """
+    backend = judge.backend
     for key, known in (("way", WAYS), ("pairs", PAIRS)):
         if getattr(entry, key) not in known:
             raise ValueError(f"label.{key}: expected one of {', '.join(known)}, found {getattr(entry, key)!r}")
@@ -81,6 +83,13 @@ def check_entry(entry: LabelEntry, backend: str) -> None:
         needs.append(f"pairs: compared needs way: pairwise, found way: {entry.way}")
     if entry.way == "principle" and not entry.principles:
         needs.append("way: principle needs a constitution (conf/constitution/<name>.yaml)")
+    people = {"label.known": "" if entry.known in ("none", "gold") else entry.known}
+    people["judge.annotations"] = judge.annotations if backend == "human" else ""
+    for key, path in people.items():
+        if path and not Path(path).resolve().is_relative_to(ANNOTATIONS.resolve()):
+            needs.append(
+                f"{key}: expected a path in {ANNOTATIONS}, which labels depend on, found {path}: DVC would not see it change"
+            )
     if not 0 <= entry.validation_fraction < 1:
         needs.append(f"label.validation_fraction: expected a fraction below 1, found {entry.validation_fraction}")
     if needs:
@@ -112,9 +121,8 @@ def opinions_on(judge: "Judge", groups: "list[Group]", entry: LabelEntry, seed: 
 def run(config: LabelStage, entry: str) -> None:
     """Judges, holds the judge against its limits, builds preferences, saves."""
     settings, sample = config.label, Path("artifacts/sample") / config.label.sample
-    check_entry(settings, config.judge.backend)
-    known = [Path(settings.known)] if settings.known not in ("none", "gold") else []
-    with executing("label", entry, config, [sample, *known]) as work:
+    check_entry(settings, config.judge)
+    with executing("label", entry, config, [sample, ANNOTATIONS]) as work:
         from stages.judging.gate import Quality, require
         from stages.judging.known import known_advantages
 
@@ -157,6 +165,7 @@ def verdicts(
     judge = load_judge(config.judge, seed=config.seed, name=config.label.judge, run=run_name)
     for start in range(0, len(groups), CHUNK):
         chunk = groups[start : start + CHUNK]
+        judge.announce((start + len(chunk)) / len(groups))
         for group, opinion in zip(chunk, opinions_on(judge, chunk, config.label, config.seed), strict=True):
             observe(quality, group, opinion, advantages(group))
             judged.append(opinion.judged)

@@ -38,6 +38,8 @@ class Server:
     text: str | None = None  # a fixed answer
     status: int = 200
     echo: str = ""  # put into error messages
+    extra: dict[str, Any] = field(default_factory=dict)  # put over the fields of an answer
+    choice: dict[str, Any] = field(default_factory=dict)  # put over the fields of its choice
     delivered: Counter[str] = field(default_factory=Counter)  # whole answers, by the digest of the request's body
     faulty: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -118,9 +120,9 @@ class Server:
             return False
         # Counted before it is sent: a client that is killed now has perhaps received it and perhaps not.
         self.delivered[hashlib.sha256(body).hexdigest()] += 1
-        usage = json.loads(whole)["usage"]
-        self.input_tokens += usage["prompt_tokens"]
-        self.output_tokens += usage["completion_tokens"]
+        if usage := json.loads(whole)["usage"]:
+            self.input_tokens += usage["prompt_tokens"] or 0
+            self.output_tokens += usage["completion_tokens"] or 0
         await self.send(writer, whole)
         return True
 
@@ -141,7 +143,8 @@ class Server:
             tops = [{"token": token, "logprob": -0.1}, {"token": "B" if token == "A" else "A", "logprob": -2.5}]
             choice["logprobs"] = {"content": [{"token": "Verdict:", "top_logprobs": []}, {"token": token, "top_logprobs": tops}]}
         usage = {"prompt_tokens": len(asked.split()), "completion_tokens": len(text.split())}
-        return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+        answer = {"id": "1", "object": "chat.completion", "choices": [choice | self.choice], "usage": usage}
+        return json.dumps(answer | self.extra).encode()
 
     async def send(self, writer: asyncio.StreamWriter, body: bytes, status: int = 200, extra: str = "") -> None:
         head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n"

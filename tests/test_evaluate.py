@@ -17,7 +17,7 @@ from stages.evaluation import divergence
 from stages.evaluation.divergence import completion_logps, log_ratios
 from stages.evaluation.figures import Score, policy_metrics
 from stages.evaluation.gold import verdict_values
-from stages.judging.config import JudgeConfig
+from stages.judging.config import HumanJudge, JudgeConfig, OpenaiJudge
 from stages.pipeline.records import read_json, read_jsonl, write_jsonl
 from stages.world.family import Task
 from stages.world.tasks import FAMILIES, ask
@@ -182,8 +182,8 @@ def test_without_verifier_judge_and_reward_the_rest_is_measured(answered: Path) 
 
 
 def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0))
-    monkeypatch.setattr("stages.judging.judge.load_judge", lambda config, seed: judge)
+    judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0), finish=lambda: None)
+    monkeypatch.setattr("stages.judging.judge.load_judge", lambda config, seed, run: judge)
     monkeypatch.setattr(
         "stages.judging.winrate.compare", lambda judge, prompts, a, b: [0.5 * (x == y) for x, y in zip(a, b, strict=True)]
     )
@@ -191,6 +191,18 @@ def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.Mon
     metrics = read_json(answered / "metrics/sft.json")
     assert [metrics[f"win_rate{end}"] for end in ("", "_low", "_high")] == [0.5, 0.5, 0.5]
     assert [metrics[f"kl_to_sft{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+
+
+def test_a_dry_run_says_what_judging_would_cost_and_writes_no_figures(answered: Path) -> None:
+    judge = OpenaiJudge(model="m", base_url="http://127.0.0.1:9/v1", dry_run=True)
+    with pytest.raises(SystemExit, match="dry run: m would be asked 2 times"):  # six equal pairs, in both orders
+        run(stage("dpo", judge=judge))
+    assert not (answered / "metrics/dpo.json").exists()
+
+
+def test_people_cannot_judge_answers_that_they_were_not_asked_about(answered: Path) -> None:
+    with pytest.raises(ValueError, match="label with judge: human"):
+        run(stage("dpo", judge=HumanJudge(annotations="data/annotations/round1.csv")))
 
 
 def test_every_answer_is_kept_with_its_scores(answered: Path) -> None:

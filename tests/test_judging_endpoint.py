@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from judging_server import running, worth
 
-from stages.judging.backends.endpoint import BudgetError, EndpointError
-from stages.judging.config import OpenaiJudge, Prices, SamplingConfig
-from stages.judging.judge import AskingJudge, load_judge
+from stages.judging.backends.endpoint import BudgetError, EndpointChat, EndpointError
+from stages.judging.chat import Reply
+from stages.judging.config import OpenaiJudge, PanelJudge, Prices, SamplingConfig
+from stages.judging.judge import AskingJudge, Item, load_judge
 from stages.judging.store import VerdictStore
 
 PROMPT = [{"role": "user", "content": "Say something."}]
@@ -69,6 +71,7 @@ def test_all_labels_complete_and_nothing_received_is_bought_again_at_30_percent_
         assert set(server.faulty) > {"429", "500", "timeout", "drop", "truncated", "html", "slow", "empty", "refusal"}
         assert set(received(project).values()) == {1}
         bought, failed = len(received(project)), tries(project)
+        print(f"{server.calls} calls, {dict(server.faulty)}; {bought} answers kept, tries {failed}, ledger {judge.ledger}")
         # On a machine at its limits an answer may be sent after the client has stopped waiting for it.
         too_late = failed["timeout"] - server.faulty["timeout"] - server.faulty["slow"]
         assert judge.ledger.bought == bought == sum(server.delivered.values()) - too_late
@@ -92,10 +95,56 @@ def test_retry_after_is_waited_for() -> None:
         assert second - first >= 1.5
 
 
+def test_a_wait_of_hours_is_said_instead_of_slept() -> None:
+    with running(fault_rate=1.0, faults=("429",), retry_after=7200) as server:
+        with pytest.raises(EndpointError, match=r"left alone for 2\.0 hours"):
+            rate(judge_at(server.url), ["x"])
+        assert server.calls == 1
+
+
 def test_calls_under_way_are_bounded_by_concurrency() -> None:
     with running(latency=0.02) as server:
         rate(judge_at(server.url, concurrency=5), [f"a{number}" for number in range(60)])
         assert server.most_under_way == 5
+
+
+def test_calls_begin_a_moment_apart_and_never_slower_than_twice_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def begin(chat: EndpointChat, count: int) -> list[float]:
+        waits.clear()
+        chat._next_start = 0.0
+        for _ in range(count):
+            await chat._space()
+        return list(waits)
+
+    chat = judge_at("http://127.0.0.1:9/v1", concurrency=8)._members[0].chat
+    assert isinstance(chat, EndpointChat)
+    monkeypatch.setattr("stages.judging.backends.endpoint.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("stages.judging.backends.endpoint.asyncio.sleep", sleep)
+    for call_seconds, apart in ((0.0, 0.0), (0.008, 0.0005), (0.2, 0.003), (30.0, 0.003)):
+        chat._call_seconds = call_seconds
+        found = chat._runner.run(begin(chat, 4))
+        assert found == pytest.approx([n * apart for n in (1, 2, 3)] if apart else [])
+    chat.finish()
+
+
+def test_the_progress_bar_knows_what_is_still_to_come() -> None:
+    with running() as server:
+        judge = judge_at(server.url)
+        judge.announce(0.25)
+        judge.rate([PROMPT] * 5, list("abcde"))
+        chat = judge._members[0].chat
+        assert isinstance(chat, EndpointChat)
+        assert chat._bar is not None
+        assert (chat._called, chat._bar.total) == (5, 20)
+        judge.announce(1.0)
+        judge.rate([PROMPT] * 15, [f"x{n}" for n in range(15)])
+        assert (chat._called, chat._bar.total) == (20, 20)
+        judge.finish()
 
 
 def test_equal_questions_are_bought_once() -> None:
@@ -168,6 +217,81 @@ def test_what_an_endpoint_ignores_is_noticed_once_and_text_is_read(capsys: pytes
         judge.finish()
         assert all(c.outcome in ("a", "b", "tie") and c.probability is None for c in comparisons)
     assert capsys.readouterr().err.count("does not offer structured output") == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "choice", "cost"),
+    [
+        ({"usage": None}, {}, None),
+        ({"usage": {"prompt_tokens": None, "completion_tokens": None}}, {}, None),
+        ({}, {"logprobs": {"content": [{"token": "A"}, {"token": "B"}]}}, 0.0),
+        ({}, {"logprobs": {"content": ["A"]}}, 0.0),
+    ],
+)
+def test_a_whole_answer_with_odd_trimmings_is_kept_and_without_usage_priced_at_its_worst(
+    extra: dict[str, Any], choice: dict[str, Any], cost: float | None
+) -> None:
+    with running(extra=extra, choice=choice) as server:
+        judge = judge_at(server.url, probabilities=True, both_orders=False)
+        comparison = judge.compare([PROMPT], ["good"], ["bad"])[0]
+        judge.finish()
+        assert comparison.outcome in ("a", "b", "tie")
+        assert (comparison.probability, server.calls, judge.ledger.bought) == (None, 1, 1)
+        if cost is None:
+            question = server.bodies[0]["messages"][0]["content"]
+            assert judge.ledger.cost == pytest.approx(((len(question.encode()) + 32) * 100 + 10 * 1000) / 1e6)
+
+
+def test_a_refused_max_tokens_is_asked_for_by_its_newer_name() -> None:
+    with running(refuses=("max_tokens",)) as server:
+        assert rate(judge_at(server.url, concurrency=1), ["a", "b"]) == [float(worth("a")), float(worth("b"))]
+        assert [set(body) & {"max_tokens", "max_completion_tokens"} for body in server.bodies] == [
+            {"max_tokens"}, {"max_completion_tokens"}, {"max_completion_tokens"},
+        ]  # fmt: skip
+        assert server.bodies[-1]["max_completion_tokens"] == 10
+
+
+@pytest.mark.parametrize("url", [f"http://user:{KEY}@127.0.0.1/v1", f"user:{KEY}@127.0.0.1/v1", f"http://127.0.0.1/v1?key={KEY}"])
+def test_an_address_with_a_secret_is_refused_before_it_is_logged_and_not_repeated(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for make in (lambda: OpenaiJudge(base_url=url), lambda: PanelJudge(members={"one": {"backend": "openai", "base_url": url}})):
+        with pytest.raises(ValueError, match=r"judge\.base_url: expected an address alone") as caught:
+            make()
+        assert KEY not in str(caught.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(ValueError, match="expected an address alone") as caught:
+        judge_at("")
+    assert KEY not in str(caught.value)
+
+
+def test_what_another_process_bought_while_a_call_waited_is_not_bought_again(project: Path) -> None:
+    with running(fault_rate=1.0, faults=("429",), retry_after=0.3) as server:
+        judge = judge_at(server.url, retries=3)
+        member = judge._members[0]
+        chat, (request,) = member.chat, judge._requests(member, "rating", Item(PROMPT, ("x",)))
+        assert isinstance(chat, EndpointChat)
+
+        def buy_elsewhere() -> None:
+            while not server.calls:
+                time.sleep(0.01)
+            VerdictStore(project / ".verdicts").keep(chat._key_of(request), Reply("Rating: 9"))
+
+        other = threading.Thread(target=buy_elsewhere)
+        other.start()
+        assert rate(judge, ["x"]) == [9.0]
+        other.join()
+        assert (server.calls, judge.ledger.bought, judge.ledger.cached) == (1, 0, 1)
+
+
+def test_labels_follow_the_probabilities_and_win_rates_the_verdicts() -> None:
+    with running(logprobs=True) as server:
+        judge = judge_at(server.url, probabilities=True)
+        better, worse = sorted(("good", "bad"), key=worth, reverse=True)
+        comparison = judge.compare([PROMPT], [worse], [better])[0]
+        judge.finish()
+    assert comparison.win == 0.0
+    assert comparison.score == comparison.probability == pytest.approx(1 - 0.91683, abs=1e-4)
 
 
 def test_structured_output_is_asked_for_by_schema_and_read() -> None:
@@ -288,6 +412,7 @@ def test_kill_9_at_ten_moments_changes_no_label_and_buys_no_received_answer_agai
         assert kills == 10
         assert client(url, tmp_path / "rough", tmp_path / "rough.json", count, concurrency).wait(120) == 0
         assert (tmp_path / "rough.json").read_bytes() == (tmp_path / "calm.json").read_bytes()
+        print(f"{kills} kills, {bought_at(url) - before} answers bought for {count} distinct calls")
         assert count <= bought_at(url) - before <= count + 10 * concurrency
     finally:
         server.kill()

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stages.judging.config import GateLimits, GoldJudge, JudgeConfig, NoJudge, SimulatedJudge
+from stages.judging import human
+from stages.judging.config import GateLimits, GoldJudge, HumanJudge, JudgeConfig, NoJudge, SimulatedJudge
 from stages.judging.gate import GateError
+from stages.judging.judge import Comparison
+from stages.judging.judge import GoldJudge as GoldVerifier
 from stages.label import LabelEntry, LabelStage, run
 from stages.pipeline.records import read_json, read_jsonl, write_jsonl
 from stages.world.annotator import AnnotatorConfig
@@ -42,6 +46,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             rows.append({"id": f"p{number}", "index": index, "prompt": prompt, "policy": "sft" if index < 2 else "base",
                          "completion": [{"role": "assistant", "content": text}], "finished": True, "tokens": 5})  # fmt: skip
     write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
+    (project / "data/annotations").mkdir(parents=True)
     return project
 
 
@@ -142,6 +147,22 @@ def test_a_compared_pair_carries_the_verdicts_of_both_orders(sampled: Path) -> N
     assert {row["principle"] for row in labels()} == set(principles)
 
 
+def test_token_probabilities_are_the_scores_where_a_judge_gives_them(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sure(GoldVerifier):
+        """Gold's verdicts with the probability 0.8 of the winner, 0.5 of a tie."""
+
+        def compare(self, *arguments: Any, **more: Any) -> list[Comparison]:
+            return [c._replace(probability={"a": 0.8, "b": 0.2}.get(c.outcome, 0.5)) for c in super().compare(*arguments, **more)]
+
+    monkeypatch.setattr("stages.judging.judge.load_judge", lambda *_, **__: Sure())
+    label(GoldJudge(), way="pairwise", pairs="compared", min_margin=0.5)
+    assert {row["margin"] for row in labels()} == {0.6}  # 0.8 - 0.2
+    assert max(row["score_chosen"] for row in labels()) == pytest.approx(0.8)  # the mean over opponents, not that of wins
+    assert all(gold(row, "chosen") > gold(row, "rejected") for row in labels())
+    with pytest.raises(ValueError, match="expected preferences, found none"):
+        label(GoldJudge(), way="pairwise", pairs="compared", min_margin=0.7)
+
+
 def test_kto_rows_are_unpaired(sampled: Path) -> None:
     label(pairs="unpaired", min_margin=2.0)
     rows = labels()
@@ -169,6 +190,18 @@ def test_a_judge_outside_its_limits_writes_no_labels(sampled: Path) -> None:
         label(strict, way="pairwise", pairs="compared")
     assert sorted(path.name for path in Path("artifacts/label/round1").iterdir()) == ["verdicts.jsonl"]
     assert not Path("metrics/label/round1.json").exists()
+
+
+def test_the_gate_shows_the_verdicts_that_changed_with_the_order(sampled: Path) -> None:
+    strict = SimulatedJudge(annotator=annotator(position=0.5), gate=GateLimits(inconsistent_fraction=0.1))
+    with pytest.raises(GateError) as caught:
+        label(strict, way="pairwise", pairs="compared")
+    examples = [line for line in str(caught.value).splitlines() if "against" in line]
+    assert len(examples) == 3
+    for line in examples:
+        said = re.findall(r"simulated \[(ab|ba)\]: Verdict: (\w+)", line)
+        assert [order for order, _ in said] == ["ab", "ba"]
+        assert [letter for _, letter in said] not in (["A", "B"], ["B", "A"], ["tie", "tie"])  # each of these agrees with itself
 
 
 def test_what_is_dropped_is_counted(sampled: Path) -> None:
@@ -203,8 +236,47 @@ def test_values_that_do_not_fit_are_named(sampled: Path, changes: dict[str, Any]
 def test_a_file_of_human_preferences_is_held_against_the_judge(sampled: Path) -> None:
     label(GoldJudge(), min_margin=0.1)
     people = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in labels()]
-    write_jsonl("people.jsonl", people)
-    assert label(GoldJudge(), min_margin=0.1, known="people.jsonl")["known_agreement"] == 0.0
+    write_jsonl("data/annotations/people.jsonl", people)
+    assert label(GoldJudge(), min_margin=0.1, known="data/annotations/people.jsonl")["known_agreement"] == 0.0
+
+
+@pytest.mark.parametrize("way", ["ranking", "rating", "pairwise"])
+def test_a_sheet_that_people_fill_becomes_labels_and_is_held_against_an_ai_judge(sampled: Path, way: str) -> None:
+    rows = read_jsonl("artifacts/sample/round1/completions.jsonl")
+    human.export(rows, Path("blank"), way, seed=17)
+    filled = []
+    for row in read_jsonl("blank.jsonl"):
+        worth = {letter: verify_text(rows, row[item]) for letter, item in (("A", "item_a"), ("B", "item_b")) if item in row}
+        for who in ("ann", "bo"):
+            if way == "pairwise":
+                verdict = "tie" if worth["A"] == worth["B"] else max(worth, key=lambda letter: worth[letter])
+            else:
+                own = verify_text(rows, row["item"])
+                verdict = str(round(1 + 9 * own)) if way == "rating" else str(round(1000 * (1 - own)))
+            filled.append({**row, "annotator": who, "verdict": verdict})
+    write_jsonl("data/annotations/filled.jsonl", filled)
+    people = HumanJudge(annotations="data/annotations/filled.jsonl")
+    metrics = label(people, way=way, pairs="best_vs_worst", min_margin=0.1, known="gold")
+    assert metrics["kappa"] == 1.0  # between the two, who agree
+    assert metrics["known_agreement"] == 1.0
+    assert len(labels()) > 10
+    assert all(gold(row, "chosen") > gold(row, "rejected") for row in labels())
+    against = label(SimulatedJudge(annotator=annotator(error=0.2)), min_margin=1.0, known="data/annotations/filled.jsonl")
+    assert 0.6 < against["known_agreement"] < 1.0
+
+
+def verify_text(rows: list[dict[str, Any]], code: str) -> float:
+    """The gold score of the completion with this code."""
+    row = next(row for row in rows if human.item_code(row["prompt"], row["completion"][0]["content"]) == code)
+    return gold(row, "completion")
+
+
+@pytest.mark.parametrize("where", ["people.jsonl", "data/annotations/../people.jsonl", "/tmp/people.jsonl"])
+def test_what_people_said_has_to_stand_where_dvc_sees_it_change(sampled: Path, where: str) -> None:
+    with pytest.raises(ValueError, match=r"label\.known: expected a path in data/annotations"):
+        label(known=where)
+    with pytest.raises(ValueError, match=r"judge\.annotations: expected a path in data/annotations"):
+        label(HumanJudge(annotations=where))
 
 
 def test_pairs_that_are_not_drawn_are_counted(sampled: Path) -> None:

@@ -9,6 +9,12 @@ Message = dict[str, str]
 ESTIMATED = "estimated"
 """How a reply of a dry run ends: nobody was asked, and asking again would say no more."""
 
+CUT_OFF = frozenset(
+    {"length", "max_tokens", "model_length", "content_filter", "tool_calls", "function_call", "error", "abort",
+     "insufficient_system_resource"}
+)  # fmt: skip
+"""How replies end that are not whole, by the names that endpoints give it."""
+
 
 class Request(NamedTuple):
     """One question."""
@@ -69,6 +75,8 @@ class Chat(Protocol):
     identity: str
     """All that determines a reply besides the request: backend, model, endpoint, sampling parameters."""
     ledger: Ledger
+    share: float
+    """Which share of all questions will have been asked with the next ones, for the time left on a progress bar."""
 
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies, in the order of the requests."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -70,6 +71,22 @@ class NoJudge(JudgeConfig):
     backend: str = "none"
 
 
+def check_address(url: str) -> None:
+    """Requires an address that may be shown and logged.
+
+    Raises:
+        ValueError: it is none, or holds a user, a password or a query, which is not repeated.
+    """
+    if any(mark in url for mark in "@?#"):
+        raise ValueError(
+            "judge.base_url: expected an address alone, found one with a user, password, query or fragment, and addresses are "
+            "logged: give the key in the environment variable that judge.api_key_env names"
+        )
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"judge.base_url: expected http://… or https://…, found {url!r}")
+
+
 @dataclass
 class Prices:
     """Money per million tokens, in the currency that max_cost is in."""
@@ -118,6 +135,11 @@ class OpenaiJudge(JudgeConfig):
     dry_run: bool = False
     """Print what the run would cost and stop."""
 
+    def __post_init__(self) -> None:
+        # Before anything is logged: the values of a stage go to MLflow as they are.
+        if self.base_url and self.base_url != MISSING:
+            check_address(self.base_url)
+
 
 @dataclass
 class TransformersJudge(JudgeConfig):
@@ -133,11 +155,11 @@ class TransformersJudge(JudgeConfig):
 
 @dataclass
 class HumanJudge(JudgeConfig):
-    """People: annotations read back from a file that `python -m stages.judging.human export` wrote blank."""
+    """People: annotations read back from a sheet that `python -m stages.judging.human` wrote blank."""
 
     backend: str = "human"
     annotations: str = MISSING
-    """CSV or JSON Lines file as annotators returned it."""
+    """CSV or JSON Lines file as annotators returned it, or a folder of such."""
 
 
 @dataclass
@@ -146,6 +168,11 @@ class PanelJudge(JudgeConfig):
 
     backend: str = "panel"
     members: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for member in self.members.values():
+            if address := member.get("base_url"):
+                check_address(address)
 
 
 SCHEMAS: dict[str, type] = {

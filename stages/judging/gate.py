@@ -129,6 +129,6 @@ def require(quality: Quality, limits: GateLimits, judge: str) -> None:
     if found := failures(quality, limits):
         listed = "\n  - ".join(found)
         raise GateError(
-            f"label: the judge {judge!r} is outside its limits, so no labels were written:\n  - {listed}\n"
+            f"the judge {judge!r} is outside its limits, so no labels were written:\n  - {listed}\n"
             "Its verdicts are kept in verdicts.jsonl. Mend the judge or its prompt, or raise judge.gate's limits in conf/judge."
         )

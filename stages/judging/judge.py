@@ -8,27 +8,28 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from stages.judging.aggregation import WINS, both_orders, majority, mean
-from stages.judging.chat import ESTIMATED, Chat, Ledger, Request
+from stages.judging.aggregation import UNPARSED, WINS, both_orders, majority, mean
+from stages.judging.chat import CUT_OFF, ESTIMATED, Chat, Ledger, Request
 from stages.judging.config import BACKENDS, HumanJudge, JudgeConfig, OpenaiJudge, PanelJudge, SimulatedJudge, TransformersJudge
-from stages.judging.templates import question, reminded, template_digest
+from stages.judging.templates import chosen_language, question, reminded, template_digest
 from stages.judging.verdicts import (
     PASS,
     PASS_FAIL,
     Ranks,
-    choice_probability,
     parse_choice,
     parse_ranking,
     parse_rating,
     parse_text,
     scores_from_ranks,
     swapped,
+    win_probability,
 )
 
 Message = dict[str, str]
@@ -53,7 +54,7 @@ class Verdict(NamedTuple):
     output_tokens: int = 0
     cost: float = 0.0
     probability: float | None = None
-    """P(A) in the order shown, where the endpoint gives log-probabilities."""
+    """What it is worth to A in the order shown, P(A) + P(tie) / 2, where the endpoint gives log-probabilities."""
 
 
 class Rating(NamedTuple):
@@ -69,15 +70,20 @@ class Comparison(NamedTuple):
     outcome: str
     """`a`, `b`, `tie`, `inconsistent` (the verdict changed with the order) or `unparsed`."""
     verdicts: list[Verdict]
-    opinions: list[str]
-    """The outcome by each member and sample alone."""
+    opinions: dict[str, str]
+    """The outcome by each member and sample, or person, alone."""
     probability: float | None = None
-    """P(A) over both orders, where every verdict has one."""
+    """P(A) + P(tie) / 2 over both orders, where every verdict has one (RLAIF, arXiv:2309.00267, §2.1)."""
 
     @property
     def win(self) -> float | None:
         """What it is worth to A: 1, 0, or 0.5 for a tie or an inconsistent verdict; None unparsed."""
         return WINS.get(self.outcome)
+
+    @property
+    def score(self) -> float | None:
+        """What it is worth to A when labels are made: by token probabilities where there are some, else `win`."""
+        return self.win if self.probability is None or self.outcome == UNPARSED else self.probability
 
 
 class Ranking(NamedTuple):
@@ -111,6 +117,9 @@ class Judge(ABC):
     @abstractmethod
     def rate(self, prompts: Prompts, completions: Sequence[str]) -> list[Rating]:
         """Each completion's score on its own."""
+
+    def announce(self, share: float) -> None:  # noqa: B027  judges without a progress bar need not know
+        """Says which share of all questions will have been asked with the next ones."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -161,6 +170,10 @@ class AskingJudge(Judge):
         for member in self._members:
             total = total.add(member.chat.ledger)
         return total
+
+    def announce(self, share: float) -> None:
+        for member in self._members:
+            member.chat.share = share
 
     def finish(self) -> None:
         for member in self._members:
@@ -240,7 +253,8 @@ class AskingJudge(Judge):
             reads: list[Callable[[str], Any]] = [
                 parse or _ranking_parser(len(item.responses)) for item in items for _ in range(samples)
             ]
-            verdicts = self._settle(member, template, requests, reads)
+            languages = [chosen_language(member.config.language, item.prompt) for item in items for _ in range(samples)]
+            verdicts = self._settle(member, template, requests, reads, languages)
             for position, verdict in enumerate(verdicts):
                 item = items[position // samples]
                 results[position // samples].append(verdict._replace(order=item.order))
@@ -263,7 +277,12 @@ class AskingJudge(Judge):
             yield Request(messages, sample, 1, choices, form, template_digest(template))
 
     def _settle(
-        self, member: Member, template: str, requests: Sequence[Request], reads: Sequence[Callable[[str], Any]]
+        self,
+        member: Member,
+        template: str,
+        requests: Sequence[Request],
+        reads: Sequence[Callable[[str], Any]],
+        languages: Sequence[str],
     ) -> list[Verdict]:
         """Asks until each verdict can be read or the attempts are used up; equal questions are asked once."""
         first = {_request_key(request): position for position, request in reversed(list(enumerate(requests)))}
@@ -274,16 +293,16 @@ class AskingJudge(Judge):
             unread: dict[int, Request] = {}
             for (position, request), reply in zip(open_questions.items(), replies, strict=True):
                 # A reply that was cut off may end inside a quoted answer.
-                whole = reply.finish not in ("length", "content_filter") or len(reply.text.split()) == 1
+                whole = reply.finish not in CUT_OFF or (reply.finish == "length" and len(reply.text.split()) == 1)
                 value = reads[position](reply.text) if whole else None
-                probability = choice_probability(reply.logprobs, "A", "B") if reply.logprobs and template == "pairwise" else None
+                probability = win_probability(reply.logprobs) if reply.logprobs and template == "pairwise" else None
                 verdict = Verdict(
                     member.name, member.chat.model, request.version, "", value, reply.text, attempt,
                     reply.input_tokens, reply.output_tokens, reply.cost, probability,
                 )  # fmt: skip
                 settled[position] = _with_earlier_cost(verdict, settled.get(position))
                 if value is None and reply.finish != ESTIMATED:
-                    messages = reminded(requests[position].messages, reply.text, template)
+                    messages = reminded(requests[position].messages, reply.text, template, languages[position])
                     unread[position] = request._replace(messages=messages, attempt=attempt + 1)
             open_questions = unread
             if not open_questions:
@@ -309,20 +328,31 @@ def _ranking_parser(count: int) -> Callable[[str], Ranks | None]:
     return lambda reply: parse_ranking(reply, count)
 
 
+def rater_names(verdicts: Sequence[Verdict]) -> list[str]:
+    """Who gave each verdict: the judge, with a number from its second sample on."""
+    seen: Counter[str] = Counter()
+    names = []
+    for verdict in verdicts:
+        seen[verdict.judge] += 1
+        names.append(verdict.judge if seen[verdict.judge] == 1 else f"{verdict.judge} {seen[verdict.judge]}")
+    return names
+
+
 def _comparison(verdicts_by_order: Sequence[Sequence[Verdict]]) -> Comparison:
     """Joins the orders asked, opinion by opinion, and the opinions."""
     if not verdicts_by_order:
-        return Comparison("tie", [], ["tie"])
-    opinions, probabilities = [], []
-    for verdicts in zip(*verdicts_by_order, strict=True):
+        return Comparison("tie", [], {})
+    opinions: dict[str, str] = {}
+    probabilities: list[float | None] = []
+    for name, *verdicts in zip(rater_names(verdicts_by_order[0]), *verdicts_by_order, strict=True):
         read = [None if v.value is None else swapped(str(v.value)) if v.order == "ba" else str(v.value) for v in verdicts]
-        opinions.append(both_orders(read[0], read[-1]))
+        opinions[name] = both_orders(read[0], read[-1])
         probabilities += [
             None if v.probability is None else 1 - v.probability if v.order == "ba" else v.probability for v in verdicts
         ]
     every = [verdict for verdicts in verdicts_by_order for verdict in verdicts]
     probability = None if None in probabilities else mean(probabilities)
-    return Comparison(majority(opinions), every, opinions, probability)
+    return Comparison(majority([*opinions.values()]), every, opinions, probability)
 
 
 def _ranking(orders: Sequence[Sequence[int]], asked: Sequence[Sequence[Verdict]]) -> Ranking:
@@ -386,7 +416,7 @@ class GoldJudge(Judge):
             "a" if a > b else "b" if a < b else "tie"
             for a, b in zip(self._gold(prompts, first), self._gold(prompts, second), strict=True)
         ]
-        return [Comparison(outcome, [self._verdict("ab", outcome)], [outcome]) for outcome in outcomes]
+        return [Comparison(outcome, [self._verdict("ab", outcome)], {self.name: outcome}) for outcome in outcomes]
 
     def rank(self, prompts: Prompts, groups: Sequence[Sequence[str]]) -> list[Ranking]:
         rankings = []

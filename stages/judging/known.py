@@ -14,12 +14,12 @@ Group = Sequence[Mapping[str, Any]]
 
 
 def known_advantages(source: str) -> Callable[[Group], Advantages]:
-    """What is known of a group of completions of one prompt: `none`, `gold`, or a file of preferences."""
+    """What is known of a group of completions of one prompt: `none`, `gold`, or a file of preferences or annotators' sheets."""
     if source == "none":
         return lambda group: {}
     if source == "gold":
         return gold_advantages
-    if source.endswith(".csv") or "annotator" in (read_jsonl(source) or [{}])[0]:
+    if source.endswith(".csv") or Path(source).is_dir() or "annotator" in (read_jsonl(source) or [{}])[0]:
         return _annotated(AnnotatorsJudge(read_sheet(Path(source))))
     return _recorded(read_jsonl(source))
 

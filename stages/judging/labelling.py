@@ -1,13 +1,12 @@
 """Judging whole groups of completions, and turning what was judged into rows of preferences."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stages.judging.aggregation import INCONSISTENT, mean
+from stages.judging.aggregation import INCONSISTENT, UNPARSED, mean
 from stages.judging.gate import Quality
-from stages.judging.judge import Comparison, Judge, Principle, Verdict
+from stages.judging.judge import Comparison, Judge, Principle, Verdict, rater_names
 from stages.judging.pairs import BUILDERS, Pair, strong_vs_weak, unpaired
 from stages.judging.verdicts import TIE, A, B
 
@@ -64,8 +63,8 @@ class Opinion(NamedTuple):
     rows: list[Row]
     opinions: list[dict[str, str | float | None]]
     """What each judge or sample said of each case; empty where there is only one."""
-    flipped: list[bool]
-    """For each case asked in two orders: whether the orders disagreed."""
+    flipped: list[tuple[bool, str]]
+    """For each case asked in two orders, and read in both: whether they disagreed, and what was said."""
     verdicts: list[Verdict]
 
 
@@ -110,16 +109,6 @@ def _by_rater(verdicts: Sequence[Verdict]) -> dict[str, str | float | None]:
     for verdict, name in zip(verdicts, rater_names(verdicts), strict=True):
         said[name] = None if isinstance(verdict.value, tuple) else verdict.value
     return said if len(said) > 1 else {}
-
-
-def rater_names(verdicts: Sequence[Verdict]) -> list[str]:
-    """Who gave each verdict: the judge, with a number from its second sample on."""
-    seen: Counter[str] = Counter()
-    names = []
-    for verdict in verdicts:
-        seen[verdict.judge] += 1
-        names.append(verdict.judge if seen[verdict.judge] == 1 else f"{verdict.judge} {seen[verdict.judge]}")
-    return names
 
 
 def _pair_opinions(verdicts: Sequence[Verdict], count: int) -> list[dict[str, str | float | None]]:
@@ -176,18 +165,20 @@ def _compared(group: Group, comparisons: list[Compared]) -> Opinion:
     costs, rows, flipped, verdicts = [0.0] * len(group), [], [], []
     opinions: list[dict[str, str | float | None]] = []
     for i, j, comparison, principle in comparisons:
-        win = comparison.win
-        wins[i].append(win)
-        wins[j].append(None if win is None else 1 - win)
+        score = comparison.score
+        wins[i].append(score)
+        wins[j].append(None if score is None else 1 - score)
         for verdict in comparison.verdicts:
             for place in (i, j):
                 evidence[place].append(line_of(verdict))
                 costs[place] += verdict.cost / 2
             rows.append(verdict_row(group[i], [group[i]["index"], group[j]["index"]], verdict) | {"principle": principle})
         if len(comparison.opinions) > 1:
-            opinions.append({str(at): opinion for at, opinion in enumerate(comparison.opinions)})
+            opinions.append({name: None if said == UNPARSED else said for name, said in comparison.opinions.items()})
         if len(comparison.verdicts) > len(comparison.opinions):
-            flipped += [opinion == INCONSISTENT for opinion in comparison.opinions]
+            said = "; ".join(map(line_of, comparison.verdicts))
+            where = f"{group[i]['index']} against {group[j]['index']}: {said}"
+            flipped += [(opinion == INCONSISTENT, where) for opinion in comparison.opinions.values() if opinion != UNPARSED]
         verdicts += comparison.verdicts
     judged = Judged([mean(own) for own in wins], evidence, costs, comparisons)
     return Opinion(judged, rows, opinions, flipped, verdicts)
@@ -202,7 +193,7 @@ def rank(judge: Judge, groups: Sequence[Group]) -> list[Opinion]:
         cost = sum(verdict.cost for verdict in ranking.verdicts) / len(group)
         judged = Judged(ranking.scores, [lines for _ in group], [cost] * len(group), [])
         rows = [verdict_row(group[0], [row["index"] for row in group], verdict) for verdict in ranking.verdicts]
-        flipped = [at < ranking.flipped for at in range(ranking.compared)]
+        flipped = [(at < ranking.flipped, "; ".join(lines)) for at in range(ranking.compared)]
         said = _pair_opinions(ranking.verdicts, len(group))
         opinions.append(Opinion(judged, rows, said, flipped, ranking.verdicts))
     return opinions
@@ -213,11 +204,11 @@ def observe(quality: Quality, group: Group, opinion: Opinion, known: Mapping[tup
     judged = opinion.judged
     for verdict in opinion.verdicts:
         quality.unparsed.add(verdict.value is None, f"{group[0]['id']}: {verdict.reply!r}")
-    for flipped in opinion.flipped:
-        quality.inconsistent.add(flipped, f"{group[0]['id']}: {judged.evidence[0]}")
+    for flipped, said_of_it in opinion.flipped:
+        quality.inconsistent.add(flipped, f"{group[0]['id']}, {said_of_it}")
     for said in opinion.opinions:
         quality.add_opinions(said)
-    differences = {(i, j): None if c.win is None else c.win - 0.5 for i, j, c, _ in judged.comparisons} or {
+    differences = {(i, j): None if c.score is None else c.score - 0.5 for i, j, c, _ in judged.comparisons} or {
         (i, j): _difference(judged.scores[i], judged.scores[j]) for i in range(len(group)) for j in range(i + 1, len(group))
     }
     for (i, j), difference in differences.items():
@@ -237,8 +228,8 @@ def pairs_of(group: Group, judged: Judged, pairs: str, seed: str, strong: str | 
     if pairs == "strong_vs_weak":
         return strong_vs_weak([row["policy"] for row in group], texts, str(strong), str(weak))
     if pairs == "compared":
-        decided = [(i, j, c.win) for i, j, c, _ in judged.comparisons if c.win is not None and texts[i] != texts[j]]
-        return [Pair(i, j, 2 * win - 1) if win >= 0.5 else Pair(j, i, 1 - 2 * win) for i, j, win in decided]
+        scored = [(i, j, c.score) for i, j, c, _ in judged.comparisons if c.score is not None and texts[i] != texts[j]]
+        return [Pair(i, j, 2 * score - 1) if score >= 0.5 else Pair(j, i, 1 - 2 * score) for i, j, score in scored]
     return BUILDERS[pairs](judged.scores, texts, [row.get("finished", True) for row in group], seed)
 
 

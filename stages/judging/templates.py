@@ -20,7 +20,8 @@ FOLDER = Path(__file__).parents[2] / "conf" / "judge" / "templates"
 LANGUAGES = ("en", "ko")
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 HANGUL = re.compile("[가-힣ㄱ-ㆎ]")
-SPEAKER_LINE = re.compile(r"^(?=(?:System|User|Assistant):)", re.MULTILINE)
+# After any line break that Unicode knows, not only after a newline.
+SPEAKER_LINE = re.compile(r"(?:\A|(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]))(?=(?:System|User|Assistant):)")
 
 
 def escape(text: str) -> str:
@@ -99,7 +100,7 @@ def question(
     language: str = "auto",
 ) -> list[Message]:
     """The messages that ask a judge about responses to a prompt; `principle` is its text by language."""
-    language = language_of(prompt) if language == "auto" else language
+    language = chosen_language(language, prompt)
     text = render(
         name,
         language,
@@ -113,6 +114,11 @@ def question(
     return [{"role": "user", "content": text}]
 
 
+def chosen_language(language: str, prompt: Sequence[Message]) -> str:
+    """The language of the templates: as configured, or with `auto` the conversation's."""
+    return language_of(prompt) if language == "auto" else language
+
+
 FORMS = {
     "pairwise": "Verdict: A|B|tie",
     "rating": "Rating: 1-10",
@@ -124,8 +130,8 @@ FORMS = {
 """What each template asks for, in its last line."""
 
 
-def reminded(messages: Sequence[Message], reply: str, name: str) -> list[Message]:
+def reminded(messages: Sequence[Message], reply: str, name: str, language: str) -> list[Message]:
     """The question once more, after a reply whose verdict could not be read."""
-    reminder = render("reminder", language_of(messages[:1]), form=FORMS[name])
+    reminder = render("reminder", language, form=FORMS[name])
     # Endpoints refuse an empty assistant turn.
     return [*messages, {"role": "assistant", "content": reply or "…"}, {"role": "user", "content": reminder}]

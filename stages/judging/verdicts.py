@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 A, B, TIE = "a", "b", "tie"
 PASS, FAIL = "pass", "fail"
@@ -23,6 +24,8 @@ LABELS = r"(?:final\s+)?(?:verdict|preferred|rating|ranking|판정|평점|순위
 OPENING, CLOSING = r"[\s*_#>`\"'\[(]*", r"[\s*_`\"'\]).。!]*"
 FINAL = re.compile(rf"{OPENING}{LABELS}{OPENING}[::]{OPENING}(?P<value>.*?){CLOSING}", re.IGNORECASE | re.DOTALL)
 BRACKETED = re.compile(r"\[\[(?P<value>[^\[\]]+)\]\]\.?")
+LONGEST_LINE = 1000  # characters that a last line may have: looking for the verdict takes the square of it
+LONGEST_NAME = 4  # digits of an answer's number in a ranking; int() refuses very long ones
 NUMBER = re.compile(r"(?P<number>\d{1,3}(?:\.\d+)?)(?:\s*/\s*(?P<best>\d{1,3}))?")
 
 
@@ -33,7 +36,7 @@ def final_value(reply: str) -> str | None:
     if structured is not None:
         return structured
     lines = [line.strip() for line in text.splitlines() if line.strip(" \t`*_")]
-    if not lines:
+    if not lines or len(lines[-1]) > LONGEST_LINE:
         return None
     found = FINAL.fullmatch(lines[-1]) or BRACKETED.fullmatch(lines[-1])
     if found:
@@ -46,9 +49,8 @@ def _structured(text: str) -> str | None:
     text = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text)
     if not text.startswith("{"):
         return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+    value = _json(text)
+    if not isinstance(value, dict):
         return None
     found = [value[key] for key in ("verdict", "rating", "ranking") if key in value]
     if len(found) != 1 or isinstance(found[0], dict | bool):
@@ -56,15 +58,20 @@ def _structured(text: str) -> str | None:
     return " > ".join(map(str, found[0])) if isinstance(found[0], list) else str(found[0])
 
 
+def _json(text: str) -> Any:
+    """The JSON value that a text is, None if it is none; whatever a judge writes must not end the run."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # not JSON, a number of too many digits, nested too deeply
+        return None
+
+
 def parse_text(reply: str, label: str) -> str | None:
     """What a reply that begins with a label says after it, or a JSON reply under its name; None for nothing."""
     found = re.fullmatch(rf"{OPENING}{label}[\s*_]*:[\s*_]*(?P<text>.+)", reply.strip(), re.IGNORECASE | re.DOTALL)
     if found:
         return found["text"].strip() or None
-    try:
-        value = json.loads(reply)
-    except json.JSONDecodeError:
-        return None
+    value = _json(reply)
     text = value.get(label.lower()) if isinstance(value, dict) else None
     return (text.strip() or None) if isinstance(text, str) else None
 
@@ -96,6 +103,8 @@ def parse_ranking(reply: str, count: int) -> Ranks | None:
     if value is None:
         return None
     tiers = [re.findall(r"\d+", tier) for tier in value.split(">")]
+    if any(len(name) > LONGEST_NAME for tier in tiers for name in tier):
+        return None
     if re.sub(r"[\d\s>=,]", "", value) or sorted(int(n) for tier in tiers for n in tier) != list(range(1, count + 1)):
         return None
     if any("," in tier or len(tier.split("=")) != len(names) for tier, names in zip(value.split(">"), tiers, strict=True)):
@@ -120,6 +129,16 @@ def choice_probability(logprobs: Mapping[str, float], first: str, second: str) -
             mass[token.strip()] += math.exp(logprob)
     total = mass[first] + mass[second]
     return mass[first] / total if total else None
+
+
+def win_probability(logprobs: Mapping[str, float]) -> float | None:
+    """What a comparison is worth to the answer shown as A: P(A) + P(tie) / 2 over the tokens A, B and tie; None without any."""
+    mass = {"A": 0.0, "B": 0.0, "tie": 0.0}
+    for token, logprob in logprobs.items():
+        if token.strip() in mass:
+            mass[token.strip()] += math.exp(logprob)
+    total = sum(mass.values())
+    return (mass["A"] + mass["tie"] / 2) / total if total else None
 
 
 def swapped(verdict: str) -> str:

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tqdm import tqdm
 
 from stages.judging.chat import ESTIMATED, Ledger, Reply, Request
-from stages.judging.config import OpenaiJudge
+from stages.judging.config import OpenaiJudge, check_address
 from stages.judging.store import VerdictStore, content_key, store_folder
 
 if TYPE_CHECKING:
@@ -29,15 +29,22 @@ if TYPE_CHECKING:
 
 TOP_LOGPROBS = 5
 OVERHEAD_TOKENS = 32  # of a chat template, for each message
+SENT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # what the client puts into headers besides the key
+LONGEST_SPACE = 0.003  # seconds; handling an answer takes about 2 ms
+LONGEST_RETRY_AFTER = 1800.0  # seconds; beyond that it is a quota, not a rate
 BYTES_PER_TOKEN = 4  # for estimates; the worst case is one
-OPTIONAL = {"response_format": "structured output", "logprobs": "token log-probabilities"}
+OPTIONAL = {
+    "response_format": "structured output",
+    "logprobs": "token log-probabilities",
+    "max_tokens": "a limit by its first name; max_completion_tokens is asked for instead",
+}
 
 
-class EndpointError(RuntimeError):
+class EndpointError(OSError):
     """The endpoint refuses, or kept failing; the message names it and holds no secret."""
 
 
-class BudgetError(RuntimeError):
+class BudgetError(ValueError):
     """The next call might exceed max_cost."""
 
 
@@ -63,6 +70,7 @@ class EndpointChat:
                 "server that takes any"
             )
         self._base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        check_address(self._base_url)
         self.identity = json.dumps(["openai", config.model, _public(self._base_url), asdict(config.sampling)])
         self._asked = {"structured": config.structured, "probabilities": config.probabilities}
         self._buyer = content_key([run, self.identity, self._asked])
@@ -72,7 +80,9 @@ class EndpointChat:
         self._client: AsyncOpenAI | None = None
         self._bar: tqdm[Any] | None = None
         self._limiter: Any = nullcontext()
-        self._in_flight = 0
+        self._in_flight = self._called = 0
+        self._call_seconds = self._next_start = 0.0
+        self.share = 1.0
         self._estimate = [0, 0, 0.0, 0.0]
         self.ledger = Ledger()
 
@@ -87,7 +97,8 @@ class EndpointChat:
             return [self._estimated(request) for request in requests]
         if self._bar is None:
             self._bar = tqdm(desc=f"judge {self.model}", unit="call", total=0, disable=None)
-        self._bar.total = (self._bar.total or 0) + len(requests)
+        self._called += len(requests)
+        self._bar.total = max(self._called, round(self._called / self.share))
         return self._runner.run(self._complete(requests))
 
     def finish(self) -> None:
@@ -118,8 +129,10 @@ class EndpointChat:
         return content_key([self.identity, self._asked, *request])
 
     def _worst_cost(self, request: Request) -> float:
-        size = sum(len(m["content"].encode()) + OVERHEAD_TOKENS for m in request.messages)  # no token is shorter than a byte
-        return self._price(size, self._config.sampling.max_tokens)
+        return self._price(self._most_sent(request), self._config.sampling.max_tokens)
+
+    def _most_sent(self, request: Request) -> int:
+        return sum(len(m["content"].encode()) + OVERHEAD_TOKENS for m in request.messages)  # no token is shorter than a byte
 
     def _price(self, input_tokens: float, output_tokens: float) -> float:
         prices = self._config.prices
@@ -202,6 +215,9 @@ class EndpointChat:
         return backoff if asked is None else max(asked, min(backoff, asked + config.backoff_seconds))
 
     async def _try(self, key: str, request: Request) -> Reply:
+        if (kept := self._store.get(key)) is not None:  # bought by another process in the meantime
+            self.ledger.cached += 1
+            return kept
         number = await self._reserve(key, request)
         self._in_flight += 1
         try:
@@ -243,9 +259,13 @@ class EndpointChat:
         body = self._body(request)
         try:
             client = self._opened()
+            await self._space()
             async with self._limiter, asyncio.timeout(self._config.timeout_seconds):
+                started = time.monotonic()
                 # Not `chat.completions.create`, which spends a quarter of a call's time on checking what is well formed.
                 answer = await client.post("/chat/completions", body=body, cast_to=object)
+                seconds = time.monotonic() - started
+                self._call_seconds = 0.9 * self._call_seconds + 0.1 * seconds if self._call_seconds else seconds
         except (openai.APITimeoutError, TimeoutError):
             raise Passing("timeout", billed=True) from None
         except openai.APIConnectionError:
@@ -255,6 +275,17 @@ class EndpointChat:
         except (openai.APIResponseValidationError, ValueError):  # not JSON, or cut off
             raise Passing("unreadable body", billed=True) from None
         return self._reply(answer, request)
+
+    async def _space(self) -> None:
+        """Lets calls begin a moment apart: those that begin together return together, and each waits while the others are handled.
+
+        At most twice as often as there is room for, so that it never limits the rate.
+        """
+        now = time.monotonic()
+        apart = min(LONGEST_SPACE, self._call_seconds / self._config.concurrency / 2)
+        self._next_start = max(now, self._next_start + apart)
+        if self._next_start > now:
+            await asyncio.sleep(self._next_start - now)
 
     def _opened(self) -> "AsyncOpenAI":
         """The client, opened inside the event loop that it belongs to."""
@@ -279,7 +310,8 @@ class EndpointChat:
             "messages": request.messages,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            # Newer hosted models refuse the older name, local servers do not know the newer one.
+            "max_completion_tokens" if "max_tokens" in self._lacks else "max_tokens": sampling.max_tokens,
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed + request.sample
@@ -295,7 +327,13 @@ class EndpointChat:
         if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
             if getattr(error, "code", None) == "insufficient_quota":
                 raise EndpointError(f"judge: {_public(self._base_url)}: the account has no money left: {text}") from None
-            raise Passing(f"HTTP {error.status_code}", _retry_after(error.response.headers)) from None
+            seconds = _retry_after(error.response.headers)
+            if seconds and seconds > LONGEST_RETRY_AFTER:
+                raise EndpointError(
+                    f"judge: {_public(self._base_url)} asks to be left alone for {seconds / 3600:.1f} hours (HTTP "
+                    f"{error.status_code}): {text}. What was received is kept: run again then to go on from here."
+                ) from None
+            raise Passing(f"HTTP {error.status_code}", seconds) from None
         refused = [name for name in OPTIONAL if name in body and name in text]
         if error.status_code in (400, 422) and refused:
             self._note_lack(refused[0])
@@ -307,8 +345,8 @@ class EndpointChat:
 
     def _without_secrets(self, text: str) -> str:
         """An endpoint's message, cut to 300 characters, without the key or anything that looks like one."""
-        if self._key:
-            text = text.replace(self._key, "[key]")
+        for secret in (self._key, *(os.environ.get(name, "") for name in SENT)):
+            text = text.replace(secret, "[key]") if secret else text
         return re.sub(r"(?i)(bearer\s+)\S+|\bsk-[\w*.-]{6,}", "[key]", text)[:300]
 
     def _note_lack(self, name: str) -> None:
@@ -320,22 +358,23 @@ class EndpointChat:
     def _reply(self, answer: Any, request: Request) -> Reply:
         """A whole reply from the body of an answer."""
         try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
-            message = choice["message"]
-            text, refusal = message.get("content") or "", message.get("refusal")
+            choice, usage = answer["choices"][0], answer.get("usage")
+            message, finish = choice["message"], choice.get("finish_reason") or "stop"
+            text, refusal = message.get("content") or "", message.get("refusal") or ""
+            if not (isinstance(text, str) and isinstance(refusal, str) and isinstance(finish, str)):
+                raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
             raise Passing("unreadable body", billed=True) from None
-        finish = choice.get("finish_reason") or "stop"
         if refusal:
             text, finish = text or refusal, "content_filter"
         logprobs = last_choice_logprobs(choice, request.choices) if self._config.probabilities else None
         if self._config.probabilities and request.choices and not choice.get("logprobs"):
             self._note_lack("logprobs")
-        if self._config.structured and text and not text.lstrip().startswith("{"):
+        if self._config.structured and text and not refusal and not re.match(r"\s*(?:```(?:json)?\s*)?\{", text):
             self._note_lack("response_format")
         # Without usage from the endpoint the cost is what it can be at most.
-        sent = usage.get("prompt_tokens", sum(len(m["content"].encode()) for m in request.messages))
-        received = usage.get("completion_tokens", self._config.sampling.max_tokens)
+        sent = _count(usage, "prompt_tokens", self._most_sent(request))
+        received = _count(usage, "completion_tokens", self._config.sampling.max_tokens)
         return Reply(text, finish, sent, received, self._price(sent, received), logprobs)
 
 
@@ -349,10 +388,18 @@ def response_format(request: Request) -> dict[str, Any]:
 
 def last_choice_logprobs(choice: Mapping[str, Any], choices: Sequence[str]) -> dict[str, float] | None:
     """The top log-probabilities at the last token that is one of the choices: where the verdict was given."""
-    for token in reversed((choice.get("logprobs") or {}).get("content") or []):
-        if token["token"].strip() in choices:
-            return {top["token"]: top["logprob"] for top in token.get("top_logprobs") or []}
+    try:
+        for token in reversed((choice.get("logprobs") or {}).get("content") or []):
+            if token["token"].strip() in choices:
+                return {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
+    except (KeyError, TypeError, AttributeError, ValueError):  # of another shape: the answer itself is good
+        return None
     return None
+
+
+def _count(usage: Any, name: str, default: int) -> int:
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return value if isinstance(value, int) and value >= 0 else default
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

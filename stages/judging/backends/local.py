@@ -1,6 +1,7 @@
 """A chat model in this process: batched by length, and every reply kept in the store."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,20 +25,22 @@ class LocalChat:
             raise ValueError(
                 f"judge.model: {config.model!r} is no folder here, and as a hub id it needs a pinned judge.revision (a commit)"
             )
+        version = _pinned(folder, config.revision) if folder.is_dir() else config.revision
+        commit = None if folder.is_dir() else config.revision
         self._config = config
-        self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, padding_side="left")
+        self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=commit, padding_side="left")
         if not self._tokenizer.chat_template:
             raise ValueError(f"judge.model: {config.model} has no chat template: choose an instruction-tuned model")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model = AutoModelForCausalLM.from_pretrained(config.model, revision=config.revision).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(config.model, revision=commit).eval()
         self._model.to(torch.device(config.device))
         self._device = torch.device(config.device)
         self._store = VerdictStore(store_folder())
         self.model = config.model
-        version = _folder_digest(folder) if folder.is_dir() else config.revision
         self.identity = str(content_key(["transformers", config.model, version, asdict(config.sampling)]))
         self.ledger = Ledger()
+        self.share = 1.0
 
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies: from the store, else generated, the longest questions first."""
@@ -45,16 +48,24 @@ class LocalChat:
         replies = {key: reply for key in keys if (reply := self._store.get(key)) is not None}
         self.ledger.calls += len(requests)
         self.ledger.cached += sum(key in replies for key in keys)
-        missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in replies]
-        missing.sort(key=lambda item: -len(item[1].messages[-1]["content"]))
-        with tqdm(total=len(missing), desc=f"judge {self.model}", unit="reply", disable=None) as bar:
-            for start in range(0, len(missing), self._config.batch):
-                batch = missing[start : start + self._config.batch]
-                for (key, _), reply in zip(batch, self._generate([request for _, request in batch]), strict=True):
-                    self._store.keep(key, reply)
-                    replies[key] = reply
+        items = sorted(zip(keys, requests, strict=True), key=lambda item: -len(item[1].messages[-1]["content"]))
+        with tqdm(total=len(keys), desc=f"judge {self.model}", unit="reply", disable=None) as bar:
+            for start in range(0, len(items), self._config.batch):
+                batch = items[start : start + self._config.batch]
+                # Of a batch that a crash cut short all is generated again: a reply may depend on what else is in its batch.
+                if any(key not in replies for key, _ in batch):
+                    for (key, _), reply in zip(batch, self._generate([request for _, request in batch]), strict=True):
+                        self._keep(replies, key, reply)
                 bar.update(len(batch))
         return [replies[key] for key in keys]
+
+    def _keep(self, replies: dict[str, Reply], key: str, reply: Reply) -> None:
+        if key not in replies:
+            self._store.keep(key, reply)
+            replies[key] = reply
+            self.ledger.bought += 1
+            self.ledger.input_tokens += reply.input_tokens
+            self.ledger.output_tokens += reply.output_tokens
 
     def finish(self) -> None:
         """Closes the store."""
@@ -94,12 +105,24 @@ class LocalChat:
             end = next((at for at, token in enumerate(row) if token in stops), None)
             tokens = row if end is None else row[:end]
             text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-            reply = Reply(text, "length" if end is None else "stop", int(mask), len(tokens))
-            self.ledger.bought += 1
-            self.ledger.input_tokens += reply.input_tokens
-            self.ledger.output_tokens += reply.output_tokens
-            replies.append(reply)
+            replies.append(Reply(text, "length" if end is None else "stop", int(mask), len(tokens)))
         return replies
+
+
+def _pinned(folder: Path, revision: str | None) -> str:
+    """The digest of a model folder, which under DVC has to be pinned as a commit is: no dependency tells that it changed.
+
+    Raises:
+        ValueError: the folder is another than `revision` says, or under DVC nothing says which it is.
+    """
+    digest = _folder_digest(folder)
+    found = digest[:16]
+    if revision not in (None, found) or (revision is None and "DVC_STAGE" in os.environ):
+        raise ValueError(
+            f"judge.revision: expected {found!r}, the digest of the folder {folder} as it is now, found {revision!r}. Labels do not "
+            "depend on the folder for DVC: write its digest into conf/judge, and they are made again when you write another"
+        )
+    return digest
 
 
 def _folder_digest(folder: Path) -> str:

@@ -14,6 +14,7 @@ class SimulatedChat:
         self.model = "closed-world annotator"
         self.identity = f"simulated {config}"
         self.ledger = Ledger()
+        self.share = 1.0
 
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies at once: they cost less than looking them up would."""
