@@ -1,10 +1,14 @@
 """Draws n completions of every rollout prompt from a policy.
 
-Reads `artifacts/policy/<policy>`, `artifacts/data/prompts/train.jsonl` and the pool `artifacts/sample/<extends>`; writes
-`artifacts/sample/<entry>/completions.jsonl`: the pool's rows, then the new ones, the completions of a prompt adjacent.
+Reads `artifacts/policy/<policy>`, `artifacts/data/prompts/train.jsonl` or `artifacts/data/sft/train.jsonl`, and the pool
+`artifacts/sample/<extends>`; writes `artifacts/sample/<entry>/completions.jsonl`: the pool's rows, then the new ones, the completions
+of a prompt adjacent.
 
 `extends: none` starts a pool; extending one puts several policies' completions of the same prompts side by side (Zephyr's four
-models, arXiv:2310.16944, §3). From the whole distribution at `temperature`. 16,000 completions take about half a minute on two cores.
+models, arXiv:2310.16944, §3). `of: demonstrations` answers the prompts of SFT, and puts each demonstration into the pool as the completion of a
+policy of that name: `pairs: strong_vs_weak` then makes SPIN's pairs of them (arXiv:2401.01335, §4), without a judge.
+
+From the whole distribution at `temperature`. 16,000 completions take about half a minute on two cores.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +24,7 @@ from stages.pipeline.execution import executing, explained
 from stages.pipeline.records import read_jsonl, write_jsonl
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
+DEMONSTRATIONS = Path("artifacts/data/sft/train.jsonl")
 
 
 @dataclass
@@ -28,6 +33,7 @@ class SampleEntry:
 
     policy: str = MISSING
     extends: str = MISSING
+    of: str = MISSING
     n: int = MISSING
     prompts: int = MISSING
     temperature: float = MISSING
@@ -52,15 +58,31 @@ def pooled(earlier: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dic
     return [{**row, "index": index} for rows in by_prompt.values() for index, row in enumerate(rows)]
 
 
+def as_completions(demonstrations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Demonstrations as finished completions of a policy `demonstrations`; without `ids`, as nothing was sampled."""
+    return [
+        {"id": f"demonstration-{number:05d}", **row, "finished": True, "policy": "demonstrations"}
+        for number, row in enumerate(demonstrations)
+    ]
+
+
 def run(config: SampleStage, entry: str) -> None:
     """Samples, joins the pool, saves."""
     settings = config.sample
+    if settings.of not in ("rollout", "demonstrations"):
+        raise ValueError(f"params.yaml: sample.{entry}.of: expected rollout or demonstrations, found {settings.of!r}")
     policy, pool = Path("artifacts/policy") / settings.policy, Path("artifacts/sample") / settings.extends
-    with executing("sample", entry, config, [policy, pool, PROMPTS]) as work:
+    with executing("sample", entry, config, [policy, pool, PROMPTS, DEMONSTRATIONS]) as work:
         from stages.models.training import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        prompts = read_jsonl(PROMPTS)[: settings.prompts or None]
+        earlier = read_jsonl(pool / "completions.jsonl") if settings.extends != "none" else []
+        given: list[dict[str, Any]] = []
+        prompts = read_jsonl(DEMONSTRATIONS if settings.of == "demonstrations" else PROMPTS)[: settings.prompts or None]
+        if settings.of == "demonstrations":
+            known = {row["id"] for row in earlier if row["policy"] == "demonstrations"}
+            prompts = as_completions(prompts)
+            given = [row for row in prompts if row["id"] not in known]
         new = complete(
             policy,
             prompts,
@@ -73,8 +95,7 @@ def run(config: SampleStage, entry: str) -> None:
         )
         for row in new:
             row["policy"] = settings.policy
-        earlier = read_jsonl(pool / "completions.jsonl") if settings.extends != "none" else []
-        rows = pooled(earlier, new)
+        rows = pooled(earlier, [*given, *new])
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
         work.run.log_metrics(
             {
