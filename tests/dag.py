@@ -42,6 +42,9 @@ READ_AS_DATA = {"revise": {"conf/judge/templates"}, "label": {"conf/judge/templa
 """Conf files that a stage reads itself, beside those that Hydra composes."""
 
 
+METHODS = sorted(f"stages.methods.{file.stem}" for file in (ROOT / "conf/method").glob("*.yaml"))
+
+
 class Node(NamedTuple):
     """One node of the DAG as dvc.yaml declares it."""
 
@@ -234,8 +237,11 @@ def problems(pipeline: dict[str, Any], params: dict[str, Any]) -> list[str]:
     nodes = [node for node in declared_nodes(pipeline, params) if node.stage != "check"]
     for node in nodes:
         need = _cached_needs(node, params)
-        # deps are written once for a stage: what one entry's method imports, the others of the stage carry too
+        # deps are written once for a stage: what one entry's method imports, the others of the stage carry too, and what a method
+        # imports that this recipe does not choose
         anywhere = set().union(*(_cached_needs(other, params).files for other in nodes if other.stage == node.stage))
+        if "method" in {key for entry in (params.get(node.stage) or {}).values() if isinstance(entry, dict) for key in entry}:
+            anywhere |= {str(module_file(name).relative_to(ROOT)) for method in METHODS for name in all_imports(method)}
         files = {dep for dep in node.deps if dep.startswith(("stages/", "conf/"))}
         found += [f"{node.name}: no dep covers {file}" for file in sorted(need.files) if not _covered(file, files)]
         extra = READ_AS_DATA.get(node.stage, set())

@@ -102,6 +102,7 @@ def tiny_config(**changes: Any) -> PpoConfig:
         "max_grad_norm": 1.0,
         "lora_rank": 0,
         "lora_alpha": 16,
+        "lora_output": "merged",
         "bf16": False,
         "gradient_checkpointing": False,
         "guard": True,

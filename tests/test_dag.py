@@ -11,10 +11,15 @@ from dvc.repo import Repo
 
 from tests.dag import HYDRA_STAGES, ROOT, declared_nodes, load_pipeline, load_recipe, problems
 
+METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
+
 
 def every_stage() -> dict[str, Any]:
-    """The default recipe, with an entry for the stage that it leaves out."""
-    return {**load_recipe("default"), "revise": {"cai": {"sample": "round1", "judge": "simulated", "constitution": "default"}}}
+    """The default recipe, with an entry for the stage that it leaves out, and for each method."""
+    recipe = load_recipe("default")
+    align = {method: {"method": method, "init": "sft", "signal": "reward/rm"} for method in METHODS}
+    revise = {"cai": {"sample": "round1", "judge": "simulated", "constitution": "default"}}
+    return {**recipe, "align": {**align, **recipe["align"]}, "revise": revise}
 
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf/recipe").glob("*.yaml"))
@@ -97,3 +102,9 @@ def test_packages_run_no_code_of_their_own() -> None:
         if file.parent.parent.name != "methods":
             tree = [line for line in file.read_text().splitlines() if line.strip()]
             assert len(tree) <= 1, f"{file} holds code"
+
+
+def test_the_readme_names_every_method() -> None:
+    table = (ROOT / "README.md").read_text().split("### Methods")[1].split("\n\n")[1]
+    assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == METHODS
+    assert sorted(folder.name for folder in (ROOT / "stages/methods").iterdir() if (folder / "__init__.py").is_file()) == METHODS

@@ -9,8 +9,9 @@ import torch
 from ppo_tiny import PROMPTS, llama_config, tiny_config, tiny_policy, word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
-from stages.methods.ppo import align, require_accuracy
-from stages.methods.ppo.models import ValueModel, collate, held_out_accuracy, load_value_model
+from stages.methods.ppo import align
+from stages.methods.ppo.models import ValueModel, collate, load_value_model
+from stages.models.rewards import held_out_accuracy, require_accuracy
 from stages.models.training import save_policy
 from stages.pipeline.records import write_json, write_jsonl
 from stages.pipeline.tracking import Run
@@ -91,6 +92,18 @@ def test_align_writes_a_policy_folder_a_curve_and_the_metrics(artifacts: Path, s
     assert tokenizer.chat_template == word_tokenizer().chat_template
 
 
+def test_an_adapter_is_kept_beside_the_merged_policy_if_asked_for(artifacts: Path) -> None:
+    from peft import PeftModel
+
+    run_align(artifacts, lora_rank=2, lora_output="adapter", learning_rate=1e-2)
+    base = AutoModelForCausalLM.from_pretrained(artifacts / "policy/sft")
+    ids = torch.tensor([[2, 9, 4, 3, 5, 6, 4]])
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(artifacts / "policy/ppo")(ids).logits
+        assert not torch.allclose(base(ids).logits, merged, atol=1e-4)
+        assert torch.allclose(PeftModel.from_pretrained(base, artifacts / "policy/ppo/adapter")(ids).logits, merged, atol=1e-5)
+
+
 def test_two_runs_write_the_same_bytes(artifacts: Path) -> None:
     run_align(artifacts)
     outputs = [artifacts / "policy/ppo/model.safetensors", artifacts / "curve.csv"]
@@ -110,8 +123,8 @@ def test_a_poor_reward_model_is_refused_with_the_figure(artifacts: Path) -> None
 
 
 def test_the_gate_lets_pass_what_reaches_the_limit_and_what_is_no_model(artifacts: Path) -> None:
-    require_accuracy(0.6, 0.6, artifacts)
-    require_accuracy(None, 0.6, artifacts)
+    require_accuracy(0.6, 0.6, artifacts, "ppo")
+    require_accuracy(None, 0.6, artifacts, "ppo")
     assert held_out_accuracy(artifacts / "reward/gold") is None
     assert held_out_accuracy(artifacts / "reward/blend") == 0.7
 

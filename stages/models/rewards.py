@@ -102,3 +102,28 @@ def _load_model(folder: Path) -> RewardModel:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     return RewardModel(AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def held_out_accuracy(folder: Path) -> float | None:
+    """The lowest accuracy on held-out preferences among the models behind a reward; None where no model is."""
+    description = read_json(folder / DESCRIPTION)
+    if description["kind"] == "sum":
+        known = [held_out_accuracy(folder.parent / part["reward"]) for part in description["parts"]]
+        return min((value for value in known if value is not None), default=None)
+    return description.get("accuracy")
+
+
+def require_accuracy(accuracy: float | None, limit: float, folder: Path, method: str) -> None:
+    """The gate: refuses a reward model that orders held-out preferences too poorly to be optimised against.
+
+    accuracy: None for a reward with no model behind it, such as the verifier, which passes.
+
+    Raises:
+        ValueError: the accuracy is below the limit.
+    """
+    if accuracy is not None and accuracy < limit:
+        raise ValueError(
+            f"{method}: expected a reward model with a held-out accuracy of at least {limit:.3f} (min_reward_accuracy), found "
+            f"{accuracy:.3f} at {folder}. Optimising against it would optimise its errors: give it more preferences, or check "
+            "their quality."
+        )

@@ -1,5 +1,6 @@
 """What every trainer of transformers and TRL is given: seeds, the common arguments, checkpoints, curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from omegaconf import MISSING
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from stages.pipeline.tracking import Run
@@ -31,6 +33,15 @@ class Optimisation:
     keep: str = MISSING  # last | best: the checkpoint with the lowest validation loss
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
+
+
+@dataclass
+class Lora:
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): the switch that trainers of policies share."""
+
+    lora_rank: int = MISSING  # 0: full training
+    lora_alpha: int = MISSING  # scale of the adapter, times 1 / rank
+    lora_output: str = MISSING  # merged | adapter: the adapter too, in the policy's adapter/
 
 
 class HasConfig(Protocol):
@@ -91,7 +102,8 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         "load_best_model_at_end": config.keep == "best",
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "logging_steps": 10,
+        # so that no window of a logged mean lies across a checkpoint, and a resumed run logs the same
+        "logging_steps": math.gcd(10, config.evaluate_every),
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "dataloader_num_workers": 0,
@@ -112,8 +124,6 @@ def train(trainer: "Trainer", checkpoints: Path) -> None:
 
 
 def _stop_when_not_finite() -> Any:
-    import math
-
     from transformers import TrainerCallback
 
     class StopWhenNotFinite(TrainerCallback):
@@ -128,14 +138,18 @@ def _stop_when_not_finite() -> Any:
 
 
 def curve_rows(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """A trainer's log history as one row for each step, without what differs from run to run (times, rates)."""
+    """A trainer's log history as one row for each step, without what differs from run to run: times, rates, TRL's count of tokens
+    (which starts again where a run resumes), and what is None.
+    """
     rows: dict[int, dict[str, float]] = {}
     for record in history:
         step = int(record["step"])
         numbers = {
             name: float(value)
             for name, value in record.items()
-            if name not in ("step", "epoch", "total_flos", "train_loss") and not name.endswith(("_runtime", "_per_second"))
+            if name not in ("step", "epoch", "total_flos", "train_loss")
+            and not name.endswith(("_runtime", "_per_second", "step_time", "num_tokens"))
+            and value is not None
         }
         if numbers:
             rows.setdefault(step, {"step": step}).update(numbers)
@@ -168,3 +182,30 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def lora_config(config: Lora) -> "LoraConfig | None":
+    """The adapter that a trainer is to train: on every linear layer but the output; None for full training.
+
+    Raises:
+        ValueError: `lora_output` is unknown.
+    """
+    if config.lora_output not in ("merged", "adapter"):
+        raise ValueError(f"lora_output: expected merged or adapter, found {config.lora_output!r}")
+    if not config.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
+
+
+def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: Lora) -> None:
+    """Writes what was trained as a model folder; an adapter is merged into its base, for whatever loads the folder to need no other.
+
+    With `lora_output: adapter` it is kept as well, in `folder`/adapter, where serving engines and peft find it.
+    """
+    if config.lora_rank:
+        if config.lora_output == "adapter":
+            model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    save_policy(model, tokenizer, folder)

@@ -112,7 +112,7 @@ def run_ours(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
         gamma=SETTINGS["gamma"], lam=SETTINGS["lam"], whiten_advantages=True, clip_range=SETTINGS["clip"],
         value_clip_range=SETTINGS["clip"], entropy_coefficient=0.0, max_approx_kl=None,
         learning_rate=SETTINGS["learning_rate"], value_learning_rate=SETTINGS["learning_rate"], schedule="linear",
-        warmup_fraction=0.0, weight_decay=0.0, max_grad_norm=1.0, lora_rank=0, lora_alpha=16, bf16=False,
+        warmup_fraction=0.0, weight_decay=0.0, max_grad_norm=1.0, lora_rank=0, lora_alpha=16, lora_output="merged", bf16=False,
         gradient_checkpointing=False, guard=True, warn_entropy_fraction=0.25, warn_kl=20.0, samples_every=10**6,
         checkpoint_every=10**6,
     )  # fmt: skip

@@ -30,22 +30,6 @@ SCHEMAS = {"ppo_schema": PpoConfig}
 LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
 
 
-def require_accuracy(accuracy: float | None, limit: float, signal: Path) -> None:
-    """The gate: refuses a reward model that orders held-out preferences too poorly to be optimised against.
-
-    accuracy: None for a reward with no model behind it, such as the verifier, which passes.
-
-    Raises:
-        ValueError: the accuracy is below the limit.
-    """
-    if accuracy is not None and accuracy < limit:
-        raise ValueError(
-            f"ppo: expected a reward model with a held-out accuracy of at least {limit:.3f} (min_reward_accuracy), found "
-            f"{accuracy:.3f} at {signal}. Optimising against it would optimise its errors: give it more preferences, or check "
-            "their quality."
-        )
-
-
 def align(
     config: PpoConfig,
     *,
@@ -67,16 +51,16 @@ def align(
     from accelerate import PartialState
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages.methods.ppo.models import add_adapter, held_out_accuracy, load_value_model
+    from stages.methods.ppo.models import add_adapter, load_value_model
     from stages.methods.ppo.trainer import train
     from stages.models.chat import prompt_ids
     from stages.models.completions import require_room
-    from stages.models.rewards import load_reward
-    from stages.models.training import save_policy, write_curve
+    from stages.models.rewards import held_out_accuracy, load_reward, require_accuracy
+    from stages.models.training import save_trained, write_curve
     from stages.pipeline.records import read_jsonl
     from stages.pipeline.tracking import Run
 
-    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal)
+    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal, "ppo")
     tokenizer = AutoTokenizer.from_pretrained(init)
     prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
     policy: Any = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
@@ -107,7 +91,7 @@ def align(
     )
     processes = PartialState()
     if processes.is_main_process:
-        save_policy(policy.merge_and_unload() if config.lora_rank else policy, tokenizer, output)
+        save_trained(policy, tokenizer, output, config)
         write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already
     processes.wait_for_everyone()
     last = history[-max(1, round(LAST_SHARE * len(history))) :]

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from stages.models.training import Lora
+
 
 @dataclass
-class PpoConfig:
+class PpoConfig(Lora):
     """Values and their meaning: conf/method/ppo.yaml."""
 
     method: str = "ppo"
@@ -49,8 +51,6 @@ class PpoConfig:
     weight_decay: float = MISSING
     max_grad_norm: float = MISSING
     # memory
-    lora_rank: int = MISSING
-    lora_alpha: int = MISSING
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
     # watching

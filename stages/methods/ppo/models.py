@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.models.training import lora_config
 from stages.pipeline.records import read_json
 
 if TYPE_CHECKING:
@@ -138,15 +139,6 @@ def load_value_model(signal: Path, init: Path, tokenizer: PreTrainedTokenizerBas
     return value_model_from_policy(init)
 
 
-def held_out_accuracy(signal: Path) -> float | None:
-    """The lowest accuracy on held-out preferences among the models behind a reward; None where no model is."""
-    description = read_json(signal / "reward.json")
-    if description["kind"] == "sum":
-        known = [held_out_accuracy(signal.parent / part["reward"]) for part in description["parts"]]
-        return min((value for value in known if value is not None), default=None)
-    return description.get("accuracy")
-
-
 def core_of(model: Any) -> Any:
     """The model itself, which a peft model wraps."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -154,10 +146,11 @@ def core_of(model: Any) -> Any:
 
 def add_adapter(model: Any, config: "PpoConfig") -> "PeftModel":
     """Adds a low-rank adapter (LoRA, arXiv:2106.09685) to every linear layer but the output; only it is trained."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
-    return get_peft_model(model, settings)
+    adapter = lora_config(config)
+    assert adapter is not None
+    return get_peft_model(model, adapter)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from stages.models.training import Optimisation
+from stages.models.training import Lora, Optimisation
 from stages.pipeline.tracking import Run
 
 
 @dataclass
-class SftConfig(Optimisation):
+class SftConfig(Optimisation, Lora):
     """Values and their meaning: conf/method/sft.yaml."""
 
     method: str = "sft"
@@ -34,7 +34,7 @@ def align(
     from trl import SFTTrainer
 
     from stages.models.chat import encode_demonstrations
-    from stages.models.training import curve_rows, save_policy, train, trainer_arguments, write_curve
+    from stages.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
     from stages.pipeline.records import read_jsonl
 
     tokenizer = AutoTokenizer.from_pretrained(init)
@@ -53,9 +53,10 @@ def align(
         train_dataset=demonstrations("train"),
         eval_dataset=demonstrations("validation"),
         processing_class=tokenizer,
+        peft_config=lora_config(config),
     )
     train(trainer, checkpoints)
     evaluation = trainer.evaluate()
-    save_policy(trainer.model, tokenizer, output)
+    save_trained(trainer.model, tokenizer, output, config)
     write_curve(curve, curve_rows(trainer.state.log_history), run)
     return {"validation_loss": evaluation["eval_loss"]}

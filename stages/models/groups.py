@@ -1,0 +1,181 @@
+"""Groups: several completions of one prompt, whose rewards are compared with each other. What GRPO and RLOO share.
+
+TRL samples from the whole distribution, by transformers' own `generate`: neither a server nor a GPU is needed.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from stages.models.rewards import Reward
+from stages.models.training import Lora, Optimisation, trainer_arguments
+from stages.pipeline.records import Message
+
+LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
+
+RewardFunction = Callable[..., list[float]]
+"""TRL's: keyword arguments `prompts`, `completions` (messages), `completion_ids` and more → a number for each."""
+
+
+@dataclass
+class Grouped(Optimisation, Lora):
+    """What decides how groups are sampled and scored; values and their meaning: conf/method/grpo.yaml and rloo.yaml."""
+
+    init: str = MISSING
+    signal: str = MISSING
+    num_generations: int = MISSING
+    rollout_batch_size: int = MISSING
+    iterations: int = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    missing_eos_penalty: float = MISSING
+    mask_truncated: bool = MISSING
+    min_reward_accuracy: float = MISSING
+    beta: float = MISSING
+    epsilon: float = MISSING
+    epsilon_high: float | None = MISSING
+
+    @property
+    def steps_of_rollout(self) -> int:
+        """Optimiser steps that are made on the completions of one rollout."""
+        return self.iterations * self.rollout_batch_size // self.batch_size
+
+    def steps(self, prompts: int) -> int:
+        """Optimiser steps in all: `max_steps`, or what the epochs over so many prompts take."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return int(self.epochs * prompts * self.num_generations) // self.rollout_batch_size * self.steps_of_rollout
+
+
+def validate(config: Grouped, method: str) -> None:
+    """Refuses a config that cannot be run as it is written; all complaints at once.
+
+    Raises:
+        ValueError: sizes that do not divide, or a value out of its range.
+    """
+    least = {"num_generations": 2, "batch_size": 1, "iterations": 1, "max_new_tokens": 1, "evaluate_every": 1}
+    complaints = [
+        f"{name} {getattr(config, name)}: expected at least {low}" for name, low in least.items() if getattr(config, name) < low
+    ]
+    if not complaints:
+        for name, part in (("rollout_batch_size", "batch_size"), ("rollout_batch_size", "num_generations")):
+            whole, size = getattr(config, name), getattr(config, part)
+            if whole < 1 or whole % size:
+                complaints.append(
+                    f"{name} {whole} is no multiple of {part} {size}: set it to {max(1, math.ceil(whole / size)) * size}"
+                )
+    if not complaints and config.evaluate_every % config.steps_of_rollout:
+        every = math.ceil(config.evaluate_every / config.steps_of_rollout) * config.steps_of_rollout
+        complaints.append(
+            f"evaluate_every {config.evaluate_every}: expected a multiple of the {config.steps_of_rollout} steps made on a rollout, such "
+            f"as {every}: a checkpoint holds no rollout, so from within one a run would not resume as it was"
+        )
+    if config.temperature <= 0:
+        complaints.append(f"temperature {config.temperature}: expected above 0: a group of equal completions teaches nothing")
+    if config.keep != "last":
+        complaints.append(f"keep {config.keep}: expected last: nothing is validated while it trains")
+    for name in ("beta", "missing_eos_penalty"):
+        if getattr(config, name) < 0:
+            complaints.append(f"{name} {getattr(config, name)}: expected 0 or above")
+    if complaints:
+        raise ValueError(f"conf/method/{method}.yaml or params.yaml (align.<entry>):\n- " + "\n- ".join(complaints))
+
+
+def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
+    """The first `count` of endless passes over the prompts, each pass in an order of its own, that the seed decides."""
+    drawn: list[list[Message]] = []
+    rng = random.Random(seed)
+    while len(drawn) < count:
+        drawn += rng.sample(list(prompts), len(prompts))
+    return drawn[:count]
+
+
+def reward_functions(reward: Reward, end_ids: Sequence[int], missing_eos_penalty: float) -> list[RewardFunction]:
+    """The reward as TRL calls it, and what a completion that does not end is fined; TRL adds them up.
+
+    Raises (the first of them):
+        FloatingPointError: a reward is not finite; none takes its place.
+    """
+
+    def rewards(prompts: list[list[Message]], completions: list[list[Message]], **_: Any) -> list[float]:
+        values = reward(prompts, [completion[0]["content"] for completion in completions])
+        for prompt, completion, value in zip(prompts, completions, values, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the reward is {value} for {completion[0]['content']!r} as an answer to {prompt[-1]['content']!r}"
+                )
+        return values
+
+    def unfinished(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [0.0 if ids[-1] in end_ids else -missing_eos_penalty for ids in completion_ids]
+
+    return [rewards, unfinished]
+
+
+def group_arguments(config: Grouped, checkpoints: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The arguments that the configs of GRPO and RLOO take alike."""
+    return {
+        **trainer_arguments(config, checkpoints, seed),
+        "max_steps": steps,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "shuffle_dataset": False,  # TRL's own order is lost on resuming in a later epoch
+        "disable_dropout": True,
+        "use_vllm": False,
+        "num_generations": config.num_generations,
+        "generation_batch_size": config.rollout_batch_size,
+        "num_iterations": config.iterations,
+        "max_completion_length": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "beta": config.beta,
+        "epsilon": config.epsilon,
+        "epsilon_high": config.epsilon_high,
+        "mask_truncated_completions": config.mask_truncated,
+    }
+
+
+NAMES = {
+    "loss": "loss",
+    "grad_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "rewards/rewards/mean": "reward",
+    "reward": "score",
+    "reward_std": "score_std",
+    "frac_reward_zero_std": "equal_groups_fraction",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_fraction",
+    "completions/mean_length": "length_tokens",
+}
+"""TRL's names → ours. `score` is the reward less the fine; in a group of equal scores nothing is learnt."""
+
+
+def group_history(rows: Sequence[Mapping[str, float]], kl: str) -> list[dict[str, float]]:
+    """A training curve by our names; `kl` is what TRL's `kl` is called, in nats per token, at the policy's own samples."""
+    history = []
+    for row in rows:
+        named = {NAMES[name]: value for name, value in row.items() if name in NAMES}
+        if "kl" in row:
+            named[kl] = row["kl"]
+        if "completions/clipped_ratio" in row:
+            named["end_of_turn_fraction"] = 1 - row["completions/clipped_ratio"]
+        if named:
+            history.append({"step": row["step"], **named})
+    return history
+
+
+def last_means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each figure's mean over the last tenth of the steps, or the last step that has it."""
+    last = history[-max(1, round(LAST_SHARE * len(history))) :]
+    means = {}
+    for name in sorted({name for row in history for name in row} - {"step"}):
+        values = [row[name] for row in last if name in row] or [row[name] for row in history if name in row][-1:]
+        means[name] = sum(values) / len(values)
+    return means
