@@ -1,6 +1,6 @@
 """Checks the whole recipe before any work: every stage's config composes, every entry builds on something that exists.
 
-Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, `artifacts/sample/none` and `artifacts/reward/none`, which entries
+Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none` and `artifacts/{policy,sample,reward}/none`, which entries
 that build on nothing name. They never change, so this stage never makes another run again.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about a second.
@@ -28,13 +28,17 @@ REFERENCES = {
     "sample": {"policy": "policy/{}", "extends": "sample/{}"},
     "revise": {"sample": "sample/{}"},
     "label": {"sample": "sample/{}"},
-    "reward": {"init": "policy/{}", "signal": "{}"},
-    "reject": {"sample": "sample/{}", "reward": "reward/{}"},
+    "reward": {"init": "policy/{}", "signal": "{}", "second": "reward/{}"},
+    "reject": {"sample": "sample/{}", "reward": "reward/{}", "cost": "reward/{}"},
     "align": {"init": "policy/{}", "signal": "{}"},
 }
 """The keys of an entry that name another node, and where below artifacts/ that node's output lies."""
 
-GIVEN = {"none", "sample/none", "reward/none", "data/sft", "data/preferences", "data/unpaired", "policy/base", "policy/sft"}
+SELF_CHECKED = ("reward", "reject")
+"""Stages whose `check_entry` says whether an entry's values fit together, beyond their types."""
+
+GIVEN = {"none", "policy/none", "sample/none", "reward/none"}
+GIVEN |= {"data/sft", "data/prompts", "data/preferences", "data/unpaired", "policy/base", "policy/sft"}
 """Outputs that are there without an entry of their own."""
 
 
@@ -73,7 +77,7 @@ def wrong_references(params: Params) -> list[str]:
                     f"{where}: there is no {entry[key]!r}.{_suggestion(str(entry[key]), options)} There are: {', '.join(options)}."
                 )
     section = params.get("evaluate") or {}
-    policies = [item.removeprefix("policy/") for item in sorted(known) if item.startswith("policy/")]
+    policies = [item.removeprefix("policy/") for item in sorted(known - {"policy/none"}) if item.startswith("policy/")]
     for name in [*section.get("policies", []), section.get("against")]:
         if name not in policies:
             errors.append(
@@ -120,9 +124,12 @@ def composition_errors(params: Params) -> list[str]:
             for name in names:
                 where = f"params.yaml: {stage}.{name}" if name else f"params.yaml: {stage}"
                 try:
-                    typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
+                    config = typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
+                    if name and stage in SELF_CHECKED:
+                        module.check_entry(getattr(config, stage), name)
                 except (HydraException, OmegaConfBaseException, ValueError) as error:
-                    errors.append(f"{where}: {_explained(error)}")
+                    text = _explained(error)
+                    errors.append(text if text.startswith(where) else f"{where}: {text}")
     return errors
 
 
@@ -178,7 +185,7 @@ def main() -> None:
     if errors:
         sys.exit("\n".join(["The recipe has errors; nothing was run.", *(f"- {error}" for error in errors)]))
     remove_leftovers(params)
-    for place in ("none", "sample/none", "reward/none"):
+    for place in ("none", "policy/none", "sample/none", "reward/none"):
         folder = Path("artifacts") / place
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")

@@ -58,6 +58,19 @@ def test_a_wrong_type_names_the_key(project: Path, recipe: str) -> None:
     assert "strong" in error
 
 
+def test_values_that_do_not_fit_together_stop_the_build_too(project: Path, recipe: str) -> None:
+    error = check(
+        project, recipe.replace("    reward: rm\n    cost: none", "    reward: rm\n    strategy: statistical\n    cost: none")
+    )
+    assert error.count("params.yaml: reject.rs") == 1
+    assert "beta above 0, found None" in error
+    error = check(
+        project,
+        recipe.replace("    second: none", "    kind: modle\n    second: none", 1),
+    )
+    assert "params.yaml: reward.rm.kind: expected one of model, cost" in error
+
+
 def test_a_node_that_does_not_exist_is_named_with_those_that_do(project: Path, recipe: str) -> None:
     error = check(project, recipe.replace("signal: reject/rs", "signal: reject/rz"))
     assert "align.rs.signal" in error

@@ -15,11 +15,28 @@ METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 
 
 def every_stage() -> dict[str, Any]:
-    """The default recipe, with an entry for the stage that it leaves out, and for each method."""
+    """The default recipe, with entries for the stage, the kinds and the methods that it leaves out."""
     recipe = load_recipe("default")
-    align = {method: {"method": method, "init": "sft", "signal": "reward/rm"} for method in METHODS}
     revise = {"cai": {"sample": "round1", "judge": "simulated", "constitution": "default"}}
-    return {**recipe, "align": {**align, **recipe["align"]}, "revise": revise}
+    manners = {
+        "kind": "rules",
+        "init": "none",
+        "signal": "none",
+        "second": "none",
+        "rules": {"short": {"kind": "length", "most": 20}},
+    }
+    checked = {kind: {"kind": kind, "init": "none", "signal": "data/prompts", "second": "none"} for kind in ("math", "code")}
+    blend = {"kind": "sum", "init": "none", "signal": "reward/rm", "second": "manners", "second_weight": -0.5}
+    ceiling = {"sample": "round1", "reward": "rm", "cost": "manners", "max_cost_score": 0.5}
+    methods = {method: {"method": method, "init": "sft", "signal": "reward/rm"} for method in METHODS}
+    soup = {"method": "merge", "init": "sft", "signal": "policy/ppo"}
+    return {
+        **recipe,
+        "revise": revise,
+        "reward": recipe["reward"] | {"manners": manners, "blend": blend} | checked,
+        "reject": recipe["reject"] | {"ceiling": ceiling},
+        "align": methods | recipe["align"] | {"merge": soup},
+    }
 
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf/recipe").glob("*.yaml"))

@@ -71,8 +71,9 @@ def _parents(name: str, entry: Mapping[str, Any], entries: Mapping[str, Any]) ->
     for key, value in _leaves(entry):
         if not isinstance(value, str):
             value = key if f"{stage}/{key}" in entries else ""  # parts of a blend: {rm: 1.0, cost: -0.5}
-        by_key = "sample" if key == "extends" else key
-        policy = policy_node(value) if key in ("init", "policy", "reference") else ""
+        by_key = {"extends": "sample", "cost": "reward"}.get(key, key)
+        named_policy = key in ("init", "policy", "reference") or value.startswith("policy/")
+        policy = policy_node(value.removeprefix("policy/")) if named_policy else ""
         part = f"reward/{value}" if stage == "reward" else ""
         candidates = (policy, value if "/" in value else "", f"{by_key}/{value}", part)
         named += [node for node in candidates if node in entries and node != name][:1]

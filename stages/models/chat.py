@@ -114,15 +114,21 @@ def encode_demonstrations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Map
     ]
 
 
-def encode_preferences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, list[int]]]:
+def encode_preferences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Pairs as TRL's reward trainer takes them when they are tokenised: `chosen_ids` and `rejected_ids`, each with its prompt.
+
+    What else a reward model trains on, a `margin` or the `signs` of a cost, stays beside them.
 
     They end where generation ends. A reward is read at the last token: trained on another one (a newline after the end of turn,
     in TRL's own tokenising) than it is asked for later, a reward model would answer at a place that it never learnt.
     """
     turns = encode_turns(tokenizer, [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")])
     whole = [turn.prompt + turn.completion for turn in turns]
-    return [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in zip(whole[::2], whole[1::2], strict=True)]
+    others = [{column: row[column] for column in ("margin", "signs") if column in row} for row in rows]
+    return [
+        {"chosen_ids": chosen, "rejected_ids": rejected, **other}
+        for chosen, rejected, other in zip(whole[::2], whole[1::2], others, strict=True)
+    ]
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,6 +3,7 @@
 A reward model reads text and renders it by its own tokenizer and template, so a policy with another tokenizer can be scored.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,9 +23,20 @@ class Reward(Protocol):
 
 
 class RewardModel:
-    """A sequence classifier with one output, read at the last token of the completion."""
+    """A sequence classifier with one output, read at the last token of the completion, its end of turn.
+
+    Raises:
+        ValueError: the tokenizer pads with the end-of-turn token: taken for padding, it would not be read.
+    """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 256) -> None:
+        from stages.models.chat import end_of_turn_id
+
+        if tokenizer.pad_token_id in (None, end_of_turn_id(tokenizer)) or model.config.pad_token_id != tokenizer.pad_token_id:
+            raise ValueError(
+                f"reward model: expected a padding token other than the end-of-turn token, the same in tokenizer and model, found "
+                f"{tokenizer.pad_token!r} ({tokenizer.pad_token_id}) and {model.config.pad_token_id}: the score would be read too early"
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -59,13 +71,21 @@ class RewardModel:
         return rewards
 
 
+VERIFIED = ("gold", "correct", "harmless", "harmful", "honest", "courteous", "concise", "refused", "over_refused")
+"""What of a verdict may be a reward: gold in [0, 1], or one of its findings, 1 or 0."""
+
+
 class VerifierReward:
-    """The closed world's verifier: gold in [0, 1]. An explicit choice, which the report marks."""
+    """The closed world's verifier: gold, or one of VERIFIED, such as `correct` (RLVR). An explicit choice, which the report marks."""
+
+    def __init__(self, measure: str = "gold") -> None:
+        self.measure = measure
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
         from stages.world.verifier import verify
 
-        return [verify(prompt, completion).gold for prompt, completion in zip(prompts, completions, strict=True)]
+        verdicts = (verify(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True))
+        return [float(getattr(verdict, self.measure)) for verdict in verdicts]
 
 
 class WeightedSum:
@@ -92,10 +112,36 @@ def load_reward(folder: Path) -> Reward:
         case "model":
             return _load_model(folder)
         case "verifier":
-            return VerifierReward()
+            return VerifierReward(description.get("measure", "gold"))
+        case "rules":
+            from stages.rewards.rules import from_description
+
+            return from_description(description["rules"])
+        case "math":
+            from stages.rewards.maths import MathReward
+            from stages.rewards.references import load_references
+
+            return MathReward(load_references(folder, "answer"))
+        case "code":
+            from stages.rewards.code import CodeReward
+            from stages.rewards.references import load_references
+            from stages.rewards.sandbox import Limits
+
+            return CodeReward(load_references(folder, "tests"), Limits(**description["limits"]), description["isolation"])
         case "sum":
             return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"])) for part in description["parts"]])
-    raise ValueError(f"{folder / DESCRIPTION}: expected kind model, verifier or sum, found {description['kind']!r}")
+    raise ValueError(
+        f"{folder / DESCRIPTION}: expected kind model, verifier, sum, rules, math or code, found {description['kind']!r}"
+    )
+
+
+def outcomes(reward: Reward) -> dict[str, int]:
+    """How often each outcome came of the checks that a reward has made so far (`verifier_timeout`, …); empty where it makes none."""
+    parts = reward.parts if isinstance(reward, WeightedSum) else []
+    counts: Counter[str] = Counter(getattr(reward, "outcomes", {}))
+    for _, part in parts:
+        counts.update({name.removeprefix("verifier_"): count for name, count in outcomes(part).items()})
+    return {f"verifier_{name}": count for name, count in sorted(counts.items())}
 
 
 def _load_model(folder: Path) -> RewardModel:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from stages.models.rewards import load_reward
+from stages.rewards.rules import RulesReward
 
 
 def main() -> None:
@@ -19,7 +20,11 @@ def main() -> None:
         reward = load_reward(Path("artifacts/reward") / arguments.reward)
     except ValueError as error:
         sys.exit(f"score: {error}, and run `dvc repro`")
-    print(f"{reward([[{'role': 'user', 'content': arguments.prompt}]], [arguments.response])[0]:.4f}")
+    prompt = [{"role": "user", "content": arguments.prompt}]
+    print(f"{reward([prompt], [arguments.response])[0]:.4f}")
+    if isinstance(reward, RulesReward):
+        for name, value in reward.explain(prompt, arguments.response).items():
+            print(f"  {value:.2f} × {reward.rules[name].weight:g}  {name}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ and accelerate alone:
 - `rollout.py`: sampling, rewards, what the models say of each token;  `models.py`: policy, reference, value model;
 - `guard.py`: numbers that are not finite, and warnings.
 
+With `cost_limit` it is Safe RLHF's (arXiv:2310.12773): the reward less λ times a cost, over 1 + λ, where λ follows how far the mean cost lies above
+the limit. Deviation: one value model estimates both; λ moves slowly against it. With a fixed weight, a plain `sum` is the fixed-λ form.
+
 Deviations from InstructGPT: no pretraining loss is mixed in; one answer is one episode without a bandit environment's
 discount (γ = 1). A completion that runs into the token limit ends there, with no bootstrapped value. Look at `kl_k1` beside
 `reward`: a reward that rises at a KL of tens of nats is the reward model's error.
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from stages.methods.ppo.config import PpoConfig, validate
 
 if TYPE_CHECKING:
+    from stages.models.rewards import Reward
     from stages.pipeline.tracking import Run
 
 __all__ = ["SCHEMAS", "PpoConfig", "align"]
@@ -28,6 +32,22 @@ __all__ = ["SCHEMAS", "PpoConfig", "align"]
 SCHEMAS = {"ppo_schema": PpoConfig}
 
 LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
+
+
+def constrained(reward: "Reward", signal: Path) -> "tuple[Reward, Reward, float]":
+    """The reward, the cost and the first λ of a sum whose second part is a cost: its weight is −λ.
+
+    Raises:
+        ValueError: the signal is no such sum.
+    """
+    from stages.models.rewards import WeightedSum
+
+    if not isinstance(reward, WeightedSum) or len(reward.parts) != 2 or reward.parts[1][0] >= 0:
+        raise ValueError(
+            f"ppo: cost_limit: expected a signal of `kind: sum` with the cost as `second` and a negative second_weight, found another at {signal}"
+        )
+    (weight, helpful), (cost_weight, cost) = reward.parts
+    return WeightedSum([(weight, helpful)]), cost, -cost_weight
 
 
 def align(
@@ -55,7 +75,7 @@ def align(
     from stages.methods.ppo.trainer import train
     from stages.models.chat import prompt_ids
     from stages.models.completions import require_room
-    from stages.models.rewards import held_out_accuracy, load_reward, require_accuracy
+    from stages.models.rewards import held_out_accuracy, load_reward, outcomes, require_accuracy
     from stages.models.training import save_trained, write_curve
     from stages.pipeline.records import read_jsonl
     from stages.pipeline.tracking import Run
@@ -73,6 +93,9 @@ def align(
         policy = add_adapter(policy, config)
         value_model.backbone = add_adapter(value_model.backbone, config)
 
+    reward = load_reward(signal)
+    optimised, cost, init_lambda = constrained(reward, signal) if config.cost_limit is not None else (reward, None, 1.0)
+
     def log(step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
         run.log_metrics({**metrics, **timings}, step=step)
 
@@ -80,7 +103,9 @@ def align(
         policy=policy,
         reference=reference,
         value_model=value_model,
-        reward=load_reward(signal),
+        reward=optimised,
+        cost=cost,
+        init_lambda=init_lambda,
         tokenizer=tokenizer,
         prompts=prompts,
         config=config,
@@ -90,6 +115,8 @@ def align(
         log_samples=lambda step, rows: run.log_table(f"rollouts/step_{step:05d}", rows),
     )
     processes = PartialState()
+    if checked := outcomes(reward):  # since the last resume, so to MLflow only
+        run.log_metrics(checked, step=len(history))
     if processes.is_main_process:
         save_trained(policy, tokenizer, output, config)
         write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already

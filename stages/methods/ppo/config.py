@@ -35,6 +35,10 @@ class PpoConfig(Lora):
     target_kl: float | None = MISSING
     kl_gain: float = MISSING
     min_reward_accuracy: float = MISSING
+    # cost
+    cost_limit: float | None = MISSING
+    lambda_learning_rate: float = MISSING
+    max_lambda: float = MISSING
     # objective
     gamma: float = MISSING
     lam: float = MISSING
@@ -125,6 +129,8 @@ def _range_complaints(config: PpoConfig) -> list[str]:
                       "null, or above 0 with an init_kl_coef above 0 (the controller multiplies it)"),
         "missing_eos_penalty": (config.missing_eos_penalty >= 0, "0 or above: it is subtracted"),
         "clip_score": (config.clip_score is None or config.clip_score > 0, "null or above 0"),
+        "lambda_learning_rate": (config.lambda_learning_rate > 0, "above 0"),
+        "max_lambda": (config.max_lambda > 0, "above 0"),
         "gamma": (0 <= config.gamma <= 1, "in [0, 1]"),
         "lam": (0 <= config.lam <= 1, "in [0, 1]"),
         "clip_range": (config.clip_range > 0, "above 0"),

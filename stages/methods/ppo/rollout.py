@@ -39,6 +39,8 @@ class Episode(NamedTuple):
     behaviour_logps: list[float]
     """log π of each token when it was drawn: a check, not what the ratio is made of (see `Figures`)."""
     figures: "Figures"
+    cost: float = 0.0
+    """0 where there is no cost."""
 
 
 class Figures(NamedTuple):
@@ -83,6 +85,7 @@ class Sampler:
     max_new_tokens: int
     temperature: float
     batch_size: int
+    cost: Reward | None = None
 
     def draw(self, encoded: Sequence[list[int]], uniforms: Tensor) -> list[tuple[list[int], bool, list[float]]]:
         """Completions of rendered prompts: ids, whether end of turn was reached, behaviour log-probabilities."""
@@ -107,12 +110,20 @@ class Sampler:
             FloatingPointError: a reward is not finite.
         """
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        rewards = self.reward(prompts, texts)
+        return texts, self.judged(self.reward, "reward", prompts, texts)
+
+    def costs(self, prompts: Sequence[list[Message]], texts: Sequence[str]) -> list[float]:
+        """Costs of texts, 0 without a cost; raises as `score` does."""
+        return [0.0] * len(texts) if self.cost is None else self.judged(self.cost, "cost", prompts, texts)
+
+    def judged(self, reward: Reward, name: str, prompts: Sequence[list[Message]], texts: Sequence[str]) -> list[float]:
+        """What a reward or cost says of texts, checked."""
+        rewards = reward(prompts, texts)
         if len(rewards) != len(texts):
-            raise ValueError(f"ppo: the reward returned {len(rewards)} values for {len(texts)} completions")
+            raise ValueError(f"ppo: the {name} returned {len(rewards)} values for {len(texts)} completions")
         for prompt, text, value in zip(prompts, texts, rewards, strict=True):
-            require_finite({"reward": value}, f"rewarding the completion {text[:80]!r} of {prompt[-1]['content'][:80]!r}")
-        return texts, rewards
+            require_finite({name: value}, f"rewarding the completion {text[:80]!r} of {prompt[-1]['content'][:80]!r}")
+        return rewards
 
 
 def by_length(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], size: int) -> list[list[int]]:

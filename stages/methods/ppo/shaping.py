@@ -66,3 +66,22 @@ class KlController:
         if self.target is not None:
             error = max(-0.2, min(0.2, kl / self.target - 1))  # e_t = clip((KL − KL_target) / KL_target, −0.2, 0.2)
             self.beta *= 1 + self.gain * error  # β_{t+1} = β_t (1 + K_β e_t)
+
+
+@dataclass
+class LagrangeMultiplier:
+    """λ of the constrained problem max E[R] subject to E[C] ≤ limit, by ascent on ln λ (Safe RLHF, arXiv:2310.12773, Eq. 9 and App. B.3)."""
+
+    value: float
+    limit: float
+    learning_rate: float
+    largest: float
+
+    def combine(self, reward: float, cost: float) -> float:
+        """What is maximised at this λ: (R − λ C) / (1 + λ), whose scale does not grow with λ."""
+        return (reward - self.value * cost) / (1 + self.value)
+
+    def update(self, mean_cost: float) -> None:
+        """Takes in a batch's mean cost: above the limit λ grows, below it falls, by a factor e at most."""
+        step = self.learning_rate * self.value * (mean_cost - self.limit)
+        self.value = min(self.largest, self.value * math.exp(min(1.0, max(-1.0, step))))

@@ -57,7 +57,7 @@ from stages.methods.ppo.rollout import (
     random_stream,
     stack,
 )
-from stages.methods.ppo.shaping import KlController, RunningMoments, shape_scores
+from stages.methods.ppo.shaping import KlController, LagrangeMultiplier, RunningMoments, shape_scores
 from stages.models.chat import prompt_ids
 from stages.pipeline.records import Message
 
@@ -117,6 +117,8 @@ class PpoTrainer:
         prompts: Sequence[list[Message]],
         config: PpoConfig,
         seed: int,
+        cost: Reward | None = None,
+        init_lambda: float = 1.0,
     ) -> None:
         # without cpu=True, several processes without an accelerator would not find each other
         self.processes = PartialState(cpu=not torch.accelerator.is_available())
@@ -138,7 +140,7 @@ class PpoTrainer:
         self.logits = CompletionLogits(self.policy, config.temperature)
         self.reference_logits = self.logits if self.reference is None else CompletionLogits(self.reference, config.temperature)
         self.sampler = Sampler(
-            self.policy, tokenizer, reward, config.max_new_tokens, config.temperature, config.sampling_batch_size
+            self.policy, tokenizer, reward, config.max_new_tokens, config.temperature, config.sampling_batch_size, cost
         )
         self.parameters = {
             "policy": [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
@@ -146,6 +148,10 @@ class PpoTrainer:
         }
         self.optimiser = self._new_optimiser()
         self.controller = KlController(config.init_kl_coef, config.target_kl, config.kl_gain)
+        self.multiplier = None
+        if cost is not None:
+            limit = 0.0 if config.cost_limit is None else config.cost_limit
+            self.multiplier = LagrangeMultiplier(init_lambda, limit, config.lambda_learning_rate, config.max_lambda)
         self.moments = RunningMoments()
         self.history: list[Metrics] = []
         self.warned: set[str] = set()
@@ -185,6 +191,9 @@ class PpoTrainer:
             "learning_rate": learning_rate,
         }
         self.controller.update(metrics["kl_k1"])
+        if self.multiplier is not None:
+            metrics |= {"cost": sum(episode.cost for episode in episodes) / len(episodes), "lambda": self.multiplier.value}
+            self.multiplier.update(metrics["cost"])
         tokens = sum(len(episode.completion_ids) for episode in episodes)
         timings["update_seconds"] = now - update_began
         timings |= {"tokens_per_second": tokens / (now - began), "samples_per_second": len(episodes) / (now - began)}
@@ -206,7 +215,9 @@ class PpoTrainer:
             drawn = self.sampler.draw(encoded, uniforms[share])
         times.append(time.perf_counter())
         completions = [ids for ids, _, _ in drawn]
-        texts, rewards = self.sampler.score([self.prompts[prompt] for prompt in chosen[share]], completions)
+        asked = [self.prompts[prompt] for prompt in chosen[share]]
+        texts, rewards = self.sampler.score(asked, completions)
+        costs = self.sampler.costs(asked, texts)
         times.append(time.perf_counter())
         with self.autocast():
             figures = measure(
@@ -221,9 +232,9 @@ class PpoTrainer:
             )
         times.append(time.perf_counter())
         episodes = [
-            Episode(prompt, ids, completion, finished, text, reward, logps, figure)
-            for prompt, ids, (completion, finished, logps), text, reward, figure in zip(
-                chosen[share], encoded, drawn, texts, rewards, figures, strict=True
+            Episode(prompt, ids, completion, finished, text, reward, logps, figure, cost)
+            for prompt, ids, (completion, finished, logps), text, reward, figure, cost in zip(
+                chosen[share], encoded, drawn, texts, rewards, figures, costs, strict=True
             )
         ]
         if seen.num_processes > 1:
@@ -239,6 +250,8 @@ class PpoTrainer:
     def shape(self, episodes: Sequence[Episode]) -> list[float]:
         """Scores of the episodes; takes their rewards into the running moments."""
         rewards = [episode.reward for episode in episodes]
+        if self.multiplier is not None:
+            rewards = [self.multiplier.combine(episode.reward, episode.cost) for episode in episodes]
         if self.config.normalise_scores:
             self.moments.update(rewards)
         return shape_scores(
@@ -354,6 +367,7 @@ class PpoTrainer:
             "weights": {name: [parameter.detach().cpu() for parameter in group] for name, group in self.parameters.items()},
             "optimiser": self.optimiser.state_dict(),
             "beta": self.controller.beta,
+            "lambda": self.multiplier.value if self.multiplier else None,
             "moments": self.moments.state(),
             "history": self.history,
             "warned": sorted(self.warned),
@@ -374,6 +388,8 @@ class PpoTrainer:
                     parameter.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.controller.beta = state["beta"]
+        if self.multiplier is not None:
+            self.multiplier.value = state["lambda"]
         self.moments = RunningMoments(**state["moments"])
         self.history = state["history"]
         self.warned = set(state["warned"])
@@ -428,12 +444,15 @@ def train(
     checkpoint_folder: Path,
     log: Callable[[int, Metrics, Metrics], None],
     log_samples: Callable[[int, list[dict[str, Any]]], None],
+    cost: Reward | None = None,
+    init_lambda: float = 1.0,
 ) -> list[Metrics]:
     """Trains `policy` and `value_model` in place, from the last checkpoint if there is one; returns the metrics of every step.
 
-    reference: frozen; None for a peft policy, whose reference is itself with the adapter disabled. reward: from texts. log:
-    called with step, metrics and timings after every step (after a resume, with the metrics of the earlier ones first,
-    without timings). log_samples: rows of a table. Both are called in the main process only.
+    reference: frozen; None for a peft policy, whose reference is itself with the adapter disabled. reward: from texts. cost: from
+    texts, kept to config.cost_limit by a multiplier that starts at init_lambda. log: called with step, metrics and timings after
+    every step (after a resume, with the metrics of the earlier ones first, without timings). log_samples: rows of a table. Both are
+    called in the main process only.
 
     Raises:
         ValueError: the config contradicts itself, or there are no prompts.
@@ -443,7 +462,7 @@ def train(
         raise ValueError("ppo: expected rollout prompts, found none")
     trainer = PpoTrainer(
         policy=policy, reference=reference, value_model=value_model, reward=reward, tokenizer=tokenizer,
-        prompts=prompts, config=config, seed=seed,
+        prompts=prompts, config=config, seed=seed, cost=cost, init_lambda=init_lambda,
     )  # fmt: skip
     start = trainer.restore(checkpoint_folder)
     main = trainer.processes.is_main_process

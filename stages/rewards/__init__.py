@@ -1,0 +1,1 @@
+"""Rewards that are computed, not trained: rules, answers that can be checked, programs that can be run."""
