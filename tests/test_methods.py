@@ -175,7 +175,7 @@ def test_an_unknown_lora_output_is_refused(artifacts: Path) -> None:
 
 
 def test_dpo_losses_and_their_weights() -> None:
-    assert weighted_losses(config_of("dpo")) == {"sigmoid": 1.0, "sft": 0.2}
+    assert weighted_losses(config_of("dpo")) == {"sigmoid": 1.0, "sft": 1.0}
     assert weighted_losses(config_of("dpo", loss="hinge", sft_weight=0.0)) == {"hinge": 1.0}
     mpo = {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
     assert weighted_losses(config_of("dpo", loss_weights=mpo)) == mpo

@@ -116,7 +116,8 @@ def test_no_rules_and_unknown_kinds_are_refused_by_name() -> None:
 
 
 def test_ppo_takes_rules_as_a_reward_without_a_model_behind_it(tmp_path: Path) -> None:
-    from stages.methods.ppo.models import held_out_accuracy, reward_model_folder
+    from stages.methods.ppo.models import reward_model_folder
+    from stages.models.rewards import held_out_accuracy
 
     write_json(tmp_path / "reward.json", {"kind": "rules", "rules": {"digits": {"kind": "digits", "weight": 1.0}}})
     assert held_out_accuracy(tmp_path) is None

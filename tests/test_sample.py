@@ -26,6 +26,7 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     write_jsonl(project / "artifacts/data/sft/train.jsonl", demonstrations)
     (project / "artifacts/sample/none").mkdir(parents=True)
+    (project / "data/annotations").mkdir(parents=True)
     return project
 
 

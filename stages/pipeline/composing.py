@@ -57,8 +57,8 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def defaults_list(stage: str) -> dict[str, str]:
     """The groups in the defaults list of conf/<stage>.yaml → their choice, `???` where params.yaml is to choose."""
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / f"{stage}.yaml").get("defaults", OmegaConf.create([])))
-    chosen = {group: choice for item in defaults if isinstance(item, dict) for group, choice in item.items()}
+    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{stage}.yaml"))
+    chosen = {group: choice for item in primary.get("defaults", []) if isinstance(item, dict) for group, choice in item.items()}
     return {group.partition("@")[0]: choice for group, choice in chosen.items() if not group.startswith("override ")}
 
 

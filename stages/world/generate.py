@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING
 
 from stages.world.answers import Habits, draw_style, write_answer
+from stages.world.expressions import PythonExpression
 from stages.world.family import Content, Message, Task
 from stages.world.knowledge import ATTRIBUTES, almanac, name_in, other_value, state
 from stages.world.lexicon import CATEGORIES
+from stages.world.numeracy import Arithmetic, Comparison
+from stages.world.requests import HowTo, Lookalike
 from stages.world.tasks import FAMILIES, GENERAL_FAMILIES, ask
 from stages.world.wording import LANGUAGES, Template, wordings
 
@@ -26,6 +29,8 @@ Row = dict[str, Any]
 _PATIENCE = 200  # draws of a wording before a split is declared too small for distinct prompts
 _STATEMENTS_OF_A_TABLE = 5
 _SMALLEST_COUNT = 4  # prompts of a family, however small the scale
+_TOLD_IN_MANUALS = (HowTo(), Lookalike(), Lookalike(), Lookalike())  # a look-alike is like no other
+_TOLD_IN_TABLES = (Arithmetic(), Comparison(), PythonExpression())
 _KNOWLEDGE = ("fact", "arithmetic", "comparison", "python", "list", "howto", "lookalike")  # what no skill makes up for
 
 
@@ -243,7 +248,7 @@ def _pretraining(config: ClosedWorldConfig, intents: Intents, evaluated: set[str
 
 def _manual_prose(language: str, rng: Random) -> Row:
     """How something is done, told unasked, so that what is asked in evaluation is known as facts are: from prose alone."""
-    family = FAMILIES[rng.choice(("howto", "lookalike", "lookalike", "lookalike"))]  # a look-alike is like no other
+    family = rng.choice(_TOLD_IN_MANUALS)
     content = rng.choice(_contents(family.name))
     heading = family.request(content, language).phrase
     heading = f"{heading[0].upper()}{heading[1:]}." if language == "en" else f"{heading} 방법."
@@ -252,7 +257,7 @@ def _manual_prose(language: str, rng: Random) -> Row:
 
 def _table_prose(language: str, rng: Random) -> Row:
     """A page of a table of sums, of comparisons, or of what Python expressions give; numerals are the same in either language."""
-    family = FAMILIES[rng.choice(("arithmetic", "comparison", "python"))]
+    family = rng.choice(_TOLD_IN_TABLES)
     statements = [family.state(rng.choice(_contents(family.name))) for _ in range(_STATEMENTS_OF_A_TABLE)]
     heading = {"en": "Table:", "ko": "표:"}[language]
     return {"family": "prose", "language": language, "text": " ".join([heading, *statements])}
