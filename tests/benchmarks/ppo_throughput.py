@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 SETTINGS: dict[str, Any] = {
     "rollout": 256, "minibatch": 64, "epochs": 4, "max_new_tokens": 48, "kl": 0.05, "learning_rate": 1e-4, "clip": 0.2,
     "gamma": 1.0, "lam": 0.95, "missing_eos_penalty": 1.0,
