@@ -199,7 +199,7 @@ def run_peer(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
     dataset = Dataset.from_dict({"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]})
     minibatch = min(SETTINGS["minibatch"], rollout)
     args = PPOConfig(
-        output_dir=str(folder / "peer"), total_episodes=episodes, per_device_train_batch_size=minibatch,
+        output_dir=str(folder / "peer"), total_episodes=episodes, per_device_train_batch_size=rollout,  # its batch; minibatches below
         gradient_accumulation_steps=1, num_mini_batches=rollout // minibatch, num_ppo_epochs=SETTINGS["epochs"],
         local_rollout_forward_batch_size=rollout, response_length=SETTINGS["max_new_tokens"], temperature=1.0, stop_token="eos",
         missing_eos_penalty=SETTINGS["missing_eos_penalty"], kl_coef=SETTINGS["kl"], cliprange=SETTINGS["clip"],
