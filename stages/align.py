@@ -55,7 +55,8 @@ def run(config: AlignStage, entry: str) -> None:
                 seed=config.seed,
             )
         write_json(work.output(f"metrics/align/{entry}.json"), metrics)
-        work.run.log_metrics(metrics)
+        # under names of their own: a curve of the same name would get a second first step
+        work.run.log_metrics({f"final/{name}": value for name, value in metrics.items()})
         log_samples(work.run, policy, read_jsonl(HELD_OUT), seed=config.seed, max_new_tokens=64)
 
 
