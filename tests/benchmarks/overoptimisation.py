@@ -40,9 +40,9 @@ def curve(beta: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "value_learning_rate": arguments.learning_rate,
         "schedule": "constant",
     }
-    loaded = OmegaConf.merge(OmegaConf.structured(PpoConfig), OmegaConf.load("conf/method/ppo.yaml"))
-    loaded.pop("defaults", None)
-    config: Any = OmegaConf.to_object(OmegaConf.merge(loaded, given))
+    values: Any = OmegaConf.load("conf/method/ppo.yaml")
+    del values["defaults"]  # Hydra's
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, given))
     config.episodes = arguments.steps * config.rollout_batch_size
     init, signal = Path(arguments.init), Path(arguments.reward)
     tokenizer = AutoTokenizer.from_pretrained(init)
