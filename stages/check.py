@@ -34,8 +34,8 @@ REFERENCES = {
 }
 """The keys of an entry that name another node, and where below artifacts/ that node's output lies."""
 
-SELF_CHECKED = ("reward", "reject")
-"""Stages whose `check_entry` says whether an entry's values fit together, beyond their types."""
+SELF_CHECKED = {"reward": ("reward", "judge"), "reject": ("reject",)}
+"""Stages whose `check_entry` says whether an entry's values fit together, beyond their types, and the parts of the config that it takes."""
 
 GIVEN = {"none", "policy/none", "sample/none", "reward/none"}
 GIVEN |= {"data/sft", "data/prompts", "data/preferences", "data/unpaired", "policy/base", "policy/sft"}
@@ -126,7 +126,7 @@ def composition_errors(params: Params) -> list[str]:
                 try:
                     config = typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
                     if name and stage in SELF_CHECKED:
-                        module.check_entry(getattr(config, stage), name)
+                        module.check_entry(*(getattr(config, part) for part in SELF_CHECKED[stage]), name)
                 except (HydraException, OmegaConfBaseException, ValueError) as error:
                     text = _explained(error)
                     errors.append(text if text.startswith(where) else f"{where}: {text}")

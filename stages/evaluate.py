@@ -60,7 +60,7 @@ def run(config: EvaluateStage) -> None:
         check_pairs(answers, opposing)
         columns = verifier_columns(answers) | {
             "win": wins(config, answers, opposing, work),
-            "reward": rewards_of(rewards, answers),
+            "reward": rewards_of(rewards, answers, work),
             "log_ratio": log_ratios_of(policy, section.against, answers),
         }
         scores = scored(answers, columns)
@@ -117,13 +117,17 @@ def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row],
     return outcome
 
 
-def rewards_of(folders: Sequence[Path], answers: Sequence[Row]) -> list[float | None]:
+def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> list[float | None]:
     """The reward of each answer; None without a reward."""
     if not folders:
         return [None] * len(answers)
-    from stages.models.rewards import load_reward
+    from stages.models.rewards import finish, load_reward
 
-    return [*load_reward(folders[0])([row["prompt"] for row in answers], [_text(row) for row in answers])]
+    reward = load_reward(folders[0], f"{work.name} {work.key}")
+    found = reward([row["prompt"] for row in answers], [_text(row) for row in answers])
+    if taken := finish(reward):
+        work.log_timing(**{f"reward_{name}": value for name, value in taken.items()})
+    return [*found]
 
 
 def log_ratios_of(policy: str, against: str, answers: Sequence[Row]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.models.rewards import load_reward, outcomes
+from stages.models.rewards import finish, load_reward, outcomes
 from stages.pipeline.composing import entry_name, register, typed
 from stages.pipeline.execution import executing, explained
 from stages.pipeline.records import read_jsonl, write_json, write_jsonl
@@ -169,9 +169,12 @@ def run(config: RejectStage, entry: str) -> None:
         make_deterministic(config.seed, config.threads)
         rows = read_jsonl(sample / "completions.jsonl")
         prompts, texts = [row["prompt"] for row in rows], [_text(row) for row in rows]
-        scorer = load_reward(reward)
+        # A judge's budget is for this run: what a crashed attempt at it spent counts when it is run again.
+        run_name = f"{work.name} {work.key}"
+        scorer = load_reward(reward, run_name)
+        cost_scorer = None if settings.cost == NONE else load_reward(cost, run_name)
         rewards = scorer(prompts, texts)
-        costs: list[float | None] = [None] * len(rows) if settings.cost == NONE else [*load_reward(cost)(prompts, texts)]
+        costs: list[float | None] = [*cost_scorer(prompts, texts)] if cost_scorer else [None] * len(rows)
         scored = [{**row, "reward": r, "cost": c} for row, r, c in zip(rows, rewards, costs, strict=True)]
         by_prompt, dropped = candidates(scored, settings.max_cost_score)
         kept = select(by_prompt, settings, config.seed)
@@ -187,6 +190,9 @@ def run(config: RejectStage, entry: str) -> None:
         metrics = figures(rows, rewards, kept, dropped) | {"rows": sum(map(len, splits.values()))} | outcomes(scorer)
         write_json(work.output(f"metrics/reject/{entry}.json"), metrics)
         work.run.log_metrics(metrics)
+        of_cost = finish(cost_scorer) if cost_scorer else {}
+        if taken := finish(scorer) | {f"cost_{name}": value for name, value in of_cost.items()}:
+            work.log_timing(**taken)
         work.run.log_table("kept", [_shown(row) for rows in kept for row in rows][:40])
 
 

@@ -1,6 +1,6 @@
-"""Makes a reward: a model of preferences or of costs, the verifier, rules, checked answers, or a weighted sum of two rewards.
+"""Makes a reward: a model of preferences or of costs, the verifier, rules, checked answers, a judge, or a weighted sum of two rewards.
 
-Reads `artifacts/<signal>` (preferences, or prompts with references) and `artifacts/policy/<init>`; writes `artifacts/reward/<entry>`,
+Reads `artifacts/<signal>` (preferences, or prompts with references), `artifacts/policy/<init>` and conf/judge; writes `artifacts/reward/<entry>`,
 `metrics/reward/<entry>.json`, a training curve and accuracy by margin (`artifacts/calibration/<entry>.csv`).
 
 Bradley–Terry: loss −log σ(r(chosen) − r(rejected)) (InstructGPT, arXiv:2203.02155, Eq. 1), by TRL's trainer, from the SFT model; with
@@ -22,6 +22,7 @@ from stages.models.training import Optimisation
 from stages.pipeline.composing import entry_name, register, typed
 from stages.pipeline.execution import Work, executing, explained, input_digest
 from stages.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
+from stages.rewards.judged import complaint, described
 from stages.rewards.preferences import (
     Bin,
     calibration,
@@ -36,7 +37,7 @@ from stages.rewards.references import REFERENCES, collect, key_of
 from stages.rewards.rules import Rule, complaints
 from stages.rewards.sandbox import Limits, require_isolation
 
-KINDS = ("model", "cost", "verifier", "sum", "rules", "math", "code")
+KINDS = ("model", "cost", "verifier", "sum", "rules", "math", "code", "judge")
 TRAINED = ("model", "cost")
 
 
@@ -48,6 +49,7 @@ class RewardEntry(Optimisation):
     init: str = MISSING
     signal: str = MISSING
     second: str = MISSING
+    judge: str = MISSING
     weight: float = MISSING
     second_weight: float = MISSING
     measure: str = MISSING
@@ -67,6 +69,7 @@ class RewardStage:
     seed: int = MISSING
     threads: int = MISSING
     reward: RewardEntry = field(default_factory=RewardEntry)
+    judge: Any = MISSING
 
 
 def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal: Path) -> dict[str, Any]:
@@ -170,8 +173,8 @@ def held_out_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> tuple[dict
     return figures, bins
 
 
-def check_entry(config: RewardEntry, entry: str) -> None:
-    """Requires a kind that there is, and values that fit it.
+def check_entry(config: RewardEntry, judge: Any, entry: str) -> None:
+    """Requires a kind that there is, and values that fit it; `judge` is the configuration of the one that the entry names.
 
     Raises:
         ValueError: with what does not fit and what would.
@@ -190,11 +193,22 @@ def check_entry(config: RewardEntry, entry: str) -> None:
         raise ValueError(f"{where}.measure: expected one of {', '.join(VERIFIED)}, found {config.measure!r}")
     if config.kind == "rules" and (found := complaints(config.rules)):
         raise ValueError("\n- ".join([f"{where}.rules:", *found]))
+    if config.kind == "judge" and (why := complaint(judge)):
+        raise ValueError(f"{where}.judge: {why}")
+    if config.kind != "judge" and config.judge != "none":
+        raise ValueError(
+            f"{where}.judge: expected none, since kind: {config.kind} asks no judge, found {config.judge}: set `kind: judge` for its "
+            "ratings as the reward"
+        )
 
 
-def describe(config: RewardEntry, entry: str, work: Work) -> dict[str, Any]:
-    """Writes a reward that is not trained: the verifier, rules, references to check against, or a sum that names its parts with their digests."""
+def describe(stage: RewardStage, entry: str, work: Work) -> dict[str, Any]:
+    """Writes a reward that is not trained: the verifier, rules, references to check against, a judge as it is configured, or a sum that
+    names its parts with their digests."""
+    config = stage.reward
     description: dict[str, Any] = {"kind": config.kind}
+    if config.kind == "judge":
+        description |= described(stage.judge, config.judge, stage.seed)
     if config.kind == "verifier":
         description["measure"] = config.measure
     if config.kind == "rules":
@@ -224,10 +238,10 @@ def run(config: RewardStage, entry: str) -> None:
     """Trains or describes the reward of one entry."""
     settings = config.reward
     init, signal = Path("artifacts/policy") / settings.init, Path("artifacts") / settings.signal
-    check_entry(settings, entry)
+    check_entry(settings, config.judge, entry)
     with executing("reward", entry, config, [init, signal, Path("artifacts/reward") / settings.second]) as work:
         trained = settings.kind in TRAINED
-        metrics = train_model(config, entry, work, init, signal) if trained else describe(settings, entry, work)
+        metrics = train_model(config, entry, work, init, signal) if trained else describe(config, entry, work)
         write_json(work.output(f"metrics/reward/{entry}.json"), metrics)
         work.run.log_metrics({name: value for name, value in metrics.items() if value is not None})
 

@@ -38,7 +38,7 @@ HYDRA_STAGES = (
 )
 ORDERING = {"prepare": {"artifacts/none"}}
 """Dependencies on a constant, there only so that `check` runs first."""
-READ_AS_DATA = {"revise": {"conf/judge/templates"}, "label": {"conf/judge/templates"}, "evaluate": {"conf/judge/templates"}}
+READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in ("revise", "label", "reward", "reject", "align", "evaluate")}
 """Conf files that a stage reads itself, beside those that Hydra composes."""
 
 

@@ -23,17 +23,22 @@ def every_stage() -> dict[str, Any]:
         "init": "none",
         "signal": "none",
         "second": "none",
+        "judge": "none",
         "rules": {"short": {"kind": "length", "most": 20}},
     }
-    checked = {kind: {"kind": kind, "init": "none", "signal": "data/prompts", "second": "none"} for kind in ("math", "code")}
-    blend = {"kind": "sum", "init": "none", "signal": "reward/rm", "second": "manners", "second_weight": -0.5}
+    checked = {
+        kind: {"kind": kind, "init": "none", "signal": "data/prompts", "second": "none", "judge": "none"}
+        for kind in ("math", "code")
+    }
+    direct = {"kind": "judge", "init": "none", "signal": "none", "second": "none", "judge": "simulated"}
+    blend = {"kind": "sum", "init": "none", "signal": "reward/rm", "second": "manners", "second_weight": -0.5, "judge": "none"}
     ceiling = {"sample": "round1", "reward": "rm", "cost": "manners", "max_cost_score": 0.5}
     methods = {method: {"method": method, "init": "sft", "signal": "reward/rm"} for method in METHODS}
     soup = {"method": "merge", "init": "sft", "signal": "policy/ppo"}
     return {
         **recipe,
         "revise": revise,
-        "reward": recipe["reward"] | {"manners": manners, "blend": blend} | checked,
+        "reward": recipe["reward"] | {"manners": manners, "blend": blend, "direct": direct} | checked,
         "reject": recipe["reject"] | {"ceiling": ceiling},
         "align": methods | recipe["align"] | {"merge": soup},
     }

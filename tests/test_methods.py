@@ -98,7 +98,9 @@ def count_a(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that these words can earn: a point for each `a`."""
     from stages.models import rewards
 
-    monkeypatch.setattr(rewards, "load_reward", lambda _: lambda prompts, completions: [float(c.count("a")) for c in completions])
+    monkeypatch.setattr(
+        rewards, "load_reward", lambda *_: lambda prompts, completions: [float(c.count("a")) for c in completions]
+    )
 
 
 def outputs(artifacts: Path, name: str = "new") -> list[bytes]:

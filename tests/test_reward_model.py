@@ -155,7 +155,8 @@ def test_accuracy_by_margin_by_hand() -> None:
 
 def entry(**changes: Any) -> RewardEntry:
     settings: dict[str, Any] = {
-        "kind": "model", "init": "sft", "signal": "label/round1", "second": "none", "weight": 1.0, "second_weight": 1.0, "measure": "gold",
+        "kind": "model", "init": "sft", "signal": "label/round1", "second": "none", "judge": "none",
+        "weight": 1.0, "second_weight": 1.0, "measure": "gold",
         "isolation": "bubblewrap", "limits": Limits(), "boundary": 0.5, "margin_scale": 0.0,
         "whole_prompts": False, "centring": 0.01, "learning_rate": 1e-2, "epochs": 4, "batch_size": 12, "micro_batch_size": 12,
         "schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0,

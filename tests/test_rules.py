@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stages.judging.config import NoJudge
 from stages.models.rewards import load_reward
 from stages.pipeline.records import read_json, write_json
 from stages.reward import RewardEntry, RewardStage, check_entry, run
@@ -94,7 +95,7 @@ def test_a_rule_that_cannot_be_meant_is_refused(rule: Rule, message: str) -> Non
 
 
 def stage(**changes: Any) -> RewardStage:
-    settings = {"kind": "rules", "init": "none", "signal": "none", "second": "none"} | changes
+    settings = {"kind": "rules", "init": "none", "signal": "none", "second": "none", "judge": "none"} | changes
     return RewardStage(seed=1, threads=1, reward=RewardEntry(**settings))
 
 
@@ -110,9 +111,9 @@ def test_the_stage_writes_a_folder_that_loads(project: Path, monkeypatch: pytest
 
 def test_no_rules_and_unknown_kinds_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"reward\.mine\.rules:\n- expected at least one rule"):
-        check_entry(stage().reward, "mine")
+        check_entry(stage().reward, NoJudge(), "mine")
     with pytest.raises(ValueError, match=r"reward\.mine\.kind: expected one of model"):
-        check_entry(stage(kind="rule").reward, "mine")
+        check_entry(stage(kind="rule").reward, NoJudge(), "mine")
 
 
 def test_ppo_takes_rules_as_a_reward_without_a_model_behind_it(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def stage(**changes: Any) -> RewardStage:
         "init": "none",
         "signal": "data/prompts",
         "second": "none",
+        "judge": "none",
         "isolation": "bubblewrap",
         "limits": Limits(),
     }

@@ -9,6 +9,8 @@ Params = Mapping[str, Any]
 
 REPEATED = ("sample", "revise", "label", "reward", "reject", "align")
 GOLD_SOURCES = ("verifier", "reward/verifier")
+CHOICES = ("judge", "kind", "method")
+"""Keys whose values name a file of conf/ or a kind, never a node, though there be a node of that name."""
 
 
 class Node(NamedTuple):
@@ -69,6 +71,8 @@ def _parents(name: str, entry: Mapping[str, Any], entries: Mapping[str, Any]) ->
     stage = name.partition("/")[0]
     named: list[str] = []
     for key, value in _leaves(entry):
+        if key in CHOICES:
+            continue
         if not isinstance(value, str):
             value = key if f"{stage}/{key}" in entries else ""  # parts of a blend: {rm: 1.0, cost: -0.5}
         by_key = {"extends": "sample", "cost": "reward"}.get(key, key)
@@ -83,7 +87,7 @@ def _parents(name: str, entry: Mapping[str, Any], entries: Mapping[str, Any]) ->
 def _settings(entry: Mapping[str, Any], parents: list[str]) -> dict[str, Any]:
     """What an entry says besides the nodes it names; gold sources stay, for they matter to a reader."""
     names = {parent.rpartition("/")[2] for parent in parents} | set(parents) | {"base", "none"}
-    return {key: value for key, value in entry.items() if not (isinstance(value, str) and value in names and key != "method")}
+    return {key: value for key, value in entry.items() if not (isinstance(value, str) and value in names and key not in CHOICES)}
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

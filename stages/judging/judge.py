@@ -434,7 +434,7 @@ def load_judge(config: JudgeConfig | DictConfig, *, seed: int, name: str | None 
     Raises:
         ValueError: the backend is unknown, or samples above 1 would all be the same.
     """
-    config = _typed(config)
+    config = judge_config(config)
     name = name or config.backend
     if config.backend == "gold":
         return GoldJudge()
@@ -443,7 +443,7 @@ def load_judge(config: JudgeConfig | DictConfig, *, seed: int, name: str | None 
 
         return load_annotations(config)
     if isinstance(config, PanelJudge):
-        members = {member: _typed(OmegaConf.create(values)) for member, values in config.members.items()}
+        members = {member: judge_config(OmegaConf.create(values)) for member, values in config.members.items()}
         if not members:
             raise ValueError("judge: panel: expected members, found none: name at least one judge in judge.members")
     else:
@@ -472,7 +472,7 @@ def _chat(config: JudgeConfig, run: str) -> Chat:
     raise ValueError(f"judge: {config.backend!r} cannot be asked; backends are {', '.join(BACKENDS)}")
 
 
-def _typed(config: JudgeConfig | DictConfig) -> JudgeConfig:
+def judge_config(config: JudgeConfig | DictConfig) -> JudgeConfig:
     """A composed config as its dataclass."""
     if isinstance(config, JudgeConfig):
         return config

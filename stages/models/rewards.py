@@ -99,8 +99,8 @@ class WeightedSum:
         return [sum(values) for values in zip(*columns, strict=True)]
 
 
-def load_reward(folder: Path) -> Reward:
-    """Loads the reward that a folder under artifacts/reward describes in its reward.json.
+def load_reward(folder: Path, run: str = "") -> Reward:
+    """Loads the reward that a folder under artifacts/reward describes in its reward.json; `run` names what a judge's budget is for.
 
     Raises:
         ValueError: the folder holds no reward, or one of a kind that is not known.
@@ -128,20 +128,37 @@ def load_reward(folder: Path) -> Reward:
             from stages.rewards.sandbox import Limits
 
             return CodeReward(load_references(folder, "tests"), Limits(**description["limits"]), description["isolation"])
+        case "judge":
+            from stages.rewards.judged import from_description as judged
+
+            return judged(description, run)
         case "sum":
-            return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"])) for part in description["parts"]])
+            parts = description["parts"]
+            return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"], run)) for part in parts])
     raise ValueError(
-        f"{folder / DESCRIPTION}: expected kind model, verifier, sum, rules, math or code, found {description['kind']!r}"
+        f"{folder / DESCRIPTION}: expected kind model, verifier, sum, rules, math, code or judge, found {description['kind']!r}"
     )
 
 
 def outcomes(reward: Reward) -> dict[str, int]:
-    """How often each outcome came of the checks that a reward has made so far (`verifier_timeout`, …); empty where it makes none."""
-    parts = reward.parts if isinstance(reward, WeightedSum) else []
-    counts: Counter[str] = Counter(getattr(reward, "outcomes", {}))
-    for _, part in parts:
-        counts.update({name.removeprefix("verifier_"): count for name, count in outcomes(part).items()})
-    return {f"verifier_{name}": count for name, count in sorted(counts.items())}
+    """How often each outcome came of what a reward has checked or asked so far (`verifier_timeout`, `judge_unparsed`, …); empty where it
+    does neither."""
+    prefix = getattr(reward, "outcome_prefix", "verifier")
+    counts = Counter({f"{prefix}_{name}": count for name, count in getattr(reward, "outcomes", {}).items()})
+    for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
+        counts.update(outcomes(part))
+    return dict(sorted(counts.items()))
+
+
+def finish(reward: Reward) -> dict[str, float]:
+    """Says that nothing more will be scored, and returns what judges' replies took (`judge_calls`, `judge_cost`, …): for logs, never for
+    outputs, since it depends on what was cached; empty where nobody was asked."""
+    end = getattr(reward, "finish", None)
+    totals: dict[str, float] = end() if end else {}
+    for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
+        for name, value in finish(part).items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
 
 
 def _load_model(folder: Path) -> RewardModel:

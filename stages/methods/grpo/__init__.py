@@ -58,7 +58,7 @@ def align(
     from stages.models.chat import end_of_turn_id, prompt_ids
     from stages.models.completions import require_room
     from stages.models.groups import group_arguments, group_history, last_means, prompts_in_order, reward_functions
-    from stages.models.rewards import held_out_accuracy, load_reward, require_accuracy
+    from stages.models.rewards import finish, held_out_accuracy, load_reward, outcomes, require_accuracy
     from stages.models.training import curve_rows, lora_config, save_trained, train, write_curve
     from stages.pipeline.records import read_jsonl
 
@@ -70,12 +70,13 @@ def align(
         [prompt_ids(tokenizer, prompt) for prompt in prompts], model.config.max_position_embeddings, config.max_new_tokens, "grpo"
     )
     end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
+    reward = load_reward(signal, checkpoints.name)
     steps = config.steps(len(prompts))
     rollouts = -(-steps // config.steps_of_rollout)
     order = prompts_in_order(prompts, rollouts * config.rollout_batch_size // config.num_generations, seed)
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=reward_functions(load_reward(signal), end_ids, config.missing_eos_penalty),
+        reward_funcs=reward_functions(reward, end_ids, config.missing_eos_penalty),
         args=Arguments(
             **group_arguments(config, checkpoints, seed, steps),
             loss_type=config.loss,
@@ -92,4 +93,5 @@ def align(
     save_trained(trainer.model, tokenizer, output, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k3_per_token")
     write_curve(curve, history, run)
+    run.log_metrics({**outcomes(reward), **finish(reward)}, step=steps)  # since the last resume, so to MLflow only
     return last_means(history)

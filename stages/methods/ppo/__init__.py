@@ -75,7 +75,7 @@ def align(
     from stages.methods.ppo.trainer import train
     from stages.models.chat import prompt_ids
     from stages.models.completions import require_room
-    from stages.models.rewards import held_out_accuracy, load_reward, outcomes, require_accuracy
+    from stages.models.rewards import finish, held_out_accuracy, load_reward, outcomes, require_accuracy
     from stages.models.training import save_trained, write_curve
     from stages.pipeline.records import read_jsonl
     from stages.pipeline.tracking import Run
@@ -93,7 +93,7 @@ def align(
         policy = add_adapter(policy, config)
         value_model.backbone = add_adapter(value_model.backbone, config)
 
-    reward = load_reward(signal)
+    reward = load_reward(signal, checkpoints.name)
     optimised, cost, init_lambda = constrained(reward, signal) if config.cost_limit is not None else (reward, None, 1.0)
 
     def log(step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
@@ -115,8 +115,7 @@ def align(
         log_samples=lambda step, rows: run.log_table(f"rollouts/step_{step:05d}", rows),
     )
     processes = PartialState()
-    if checked := outcomes(reward):  # since the last resume, so to MLflow only
-        run.log_metrics(checked, step=len(history))
+    run.log_metrics({**outcomes(reward), **finish(reward)}, step=len(history))  # since the last resume, so to MLflow only
     if processes.is_main_process:
         save_trained(policy, tokenizer, output, config)
         write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already
