@@ -113,6 +113,10 @@ def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
     where = f"params.yaml: {stage}.{name}"
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a mapping, found {entry!r}")
+    if unnamed := [group for group in open_groups(stage) if group not in (stage, *entry)]:
+        raise ValueError(
+            f"{where}.{unnamed[0]}: missing; DVC needs it to know what the entry depends on. Name a file of conf/{unnamed[0]}, `none` for nothing."
+        )
     defaults: list[Any] = []
     for key, value in entry.items():
         if key in groups() and isinstance(value, str):

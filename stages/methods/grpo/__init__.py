@@ -93,5 +93,6 @@ def align(
     save_trained(trainer.model, tokenizer, output, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k3_per_token")
     write_curve(curve, history, run)
-    run.log_metrics({**outcomes(reward), **finish(reward)}, step=steps)  # since the last resume, so to MLflow only
+    if checked := {**outcomes(reward), **finish(reward)}:  # since the last resume, so to MLflow only
+        run.log_metrics(checked, step=steps)
     return last_means(history)

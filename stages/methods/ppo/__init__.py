@@ -115,7 +115,8 @@ def align(
         log_samples=lambda step, rows: run.log_table(f"rollouts/step_{step:05d}", rows),
     )
     processes = PartialState()
-    run.log_metrics({**outcomes(reward), **finish(reward)}, step=len(history))  # since the last resume, so to MLflow only
+    if checked := {**outcomes(reward), **finish(reward)}:  # since the last resume, so to MLflow only
+        run.log_metrics(checked, step=len(history))
     if processes.is_main_process:
         save_trained(policy, tokenizer, output, config)
         write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already
