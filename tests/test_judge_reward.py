@@ -80,14 +80,19 @@ def with_direct(recipe: str, **changes: Any) -> str:
     return yaml.safe_dump(params, sort_keys=False)
 
 
-def test_an_entry_composes_with_the_judge_that_it_names_and_others_with_none(project: Path) -> None:
+@pytest.mark.parametrize(("entry", "backend"), [("direct", "openai"), ("rm", "none")])
+def test_an_entry_composes_with_the_judge_that_it_names(project: Path, entry: str, backend: str) -> None:
     recipe = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(with_direct(recipe, judge="openai"))
-    for entry, backend in (("direct", "backend: openai"), ("rm", "backend: none")):
-        done = stage("stages.reward", f"reward={entry}", "--cfg", "job", cwd=project)
-        assert done.returncode == 0, done.stderr
-        assert backend in done.stdout
-    assert stage("stages.check", cwd=project).returncode == 0
+    done = stage("stages.reward", f"reward={entry}", "--cfg", "job", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert f"backend: {backend}" in done.stdout
+
+
+def test_a_recipe_with_a_judge_as_reward_is_sound(project: Path) -> None:
+    (project / "params.yaml").write_text(with_direct((project / "params.yaml").read_text(), judge="openai"))
+    done = stage("stages.check", cwd=project)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_the_reward_is_the_rating_that_labelling_gives_from_0_to_1(sampled: Path
     reward = load_reward(make(SIMULATED))
     found = reward(*texts_of(read_jsonl("artifacts/sample/round1/completions.jsonl")))
     assert found == [(rating - 1) / 9 for rating in ratings]
-    assert (min(found), max(found)) == (0.0, 1.0)
+    assert len({*found}) > 5  # so another scale would be seen
     assert outcomes(reward) == {"judge_read": 60}
     assert read_json("metrics/reward/direct.json") == {"accuracy": None, "n": 0}
     assert held_out_accuracy(Path("artifacts/reward/direct")) is None  # so every method's gate lets it pass
@@ -250,10 +255,8 @@ def test_a_budget_is_one_runs_own(sampled: Path, monkeypatch: pytest.MonkeyPatch
     [
         (NoJudge(), "found none: name a file of conf/judge, such as simulated"),
         (HumanJudge(annotations="data/annotations/a.csv"), "label a sample with `judge: human`, and train a reward"),
-        (
-            PanelJudge(members={"a": {"backend": "simulated"}, "b": {"backend": "human", "annotations": "x"}}),
-            "people cannot rate",
-        ),
+        (PanelJudge(members={"a": {"backend": "gold"}, "b": {"backend": "human", "annotations": "x"}}), "people cannot rate"),
+        (PanelJudge(members={"a": {"backend": "openai", "model": "m", "api_key": "sk-1"}}), "Key 'api_key' not in 'OpenaiJudge'"),
         (OpenaiJudge(model="m", dry_run=True), "estimate on a `label` entry"),
     ],
 )

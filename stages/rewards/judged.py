@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stages.judging.config import GateLimits, OpenaiJudge, PanelJudge
 from stages.judging.gate import GateError, Quality, failures
@@ -83,7 +84,10 @@ def complaint(judge: Any) -> str:
     if config.backend == "none":
         return "kind: judge needs a judge, found none: name a file of conf/judge, such as simulated, openai or transformers"
     members = config.members if isinstance(config, PanelJudge) else {}
-    asked = [config, *(judge_config(OmegaConf.create(dict(values))) for values in members.values())]
+    try:
+        asked = [config, *(judge_config(OmegaConf.create(dict(values))) for values in members.values())]
+    except OmegaConfBaseException as error:  # an unknown key, a missing value: Hydra takes a panel's members as they come
+        return f"judge.members: {' '.join(str(error).split())}"
     if any(one.backend == "human" for one in asked):
         return (
             "people cannot rate what a policy writes while it trains: label a sample with `judge: human`, and train a reward on it "
