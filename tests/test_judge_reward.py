@@ -31,7 +31,7 @@ from stages.label import LabelEntry, LabelStage
 from stages.label import run as run_label
 from stages.models.rewards import WeightedSum, finish, held_out_accuracy, load_reward, outcomes
 from stages.models.training import save_policy
-from stages.pipeline.records import read_json, read_jsonl, write_jsonl
+from stages.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from stages.pipeline.tracking import Run
 from stages.reject import RejectEntry, RejectStage
 from stages.reject import run as run_reject
@@ -236,11 +236,12 @@ def test_what_was_bought_is_not_bought_again_and_no_key_is_written(sampled: Path
     assert read_json(folder / "reward.json")["judge"]["api_key_env"] == "OPENAI_API_KEY"
 
 
-def test_a_budget_is_one_runs_own(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_is_one_runs_own_in_a_sum_too(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with running() as server:
-        folder = make(endpoint(server.url, max_cost=0.2, concurrency=1), "openai")
-        first, second = (load_reward(folder, f"align@direct {number}") for number in (1, 2))
+        make(endpoint(server.url, max_cost=0.2, concurrency=1), "openai")
+        write_json("artifacts/reward/sum/reward.json", {"kind": "sum", "parts": [{"reward": "direct", "weight": 1.0}]})
+        first, second = (load_reward(Path("artifacts/reward/sum"), f"align@direct {number}") for number in (1, 2))
         texts = [f"answer {number}" for number in range(9)]
         with pytest.raises(BudgetError, match=r"max_cost 0\.2"):
             first([PROMPT] * 9, texts)
