@@ -29,7 +29,7 @@ class RewardModel:
         ValueError: the tokenizer pads with the end-of-turn token: taken for padding, it would not be read.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 256) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 32) -> None:
         from stages.models.chat import end_of_turn_id
 
         if tokenizer.pad_token_id in (None, end_of_turn_id(tokenizer)) or model.config.pad_token_id != tokenizer.pad_token_id:
