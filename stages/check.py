@@ -1,7 +1,8 @@
 """Checks the whole recipe before any work: every stage's config composes, every entry builds on something that exists.
 
 Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none` and `artifacts/{policy,sample,reward}/none`, which entries
-that build on nothing name. They never change, so this stage never makes another run again.
+that build on nothing name, and `artifacts/calibration/none`, so that `report` finds that folder where nothing makes a reward. They never
+change, so this stage never makes another run again.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about a second.
 """
@@ -167,6 +168,7 @@ def remove_leftovers(params: Params) -> None:
     for stage in REFERENCES:
         names = {str(name) for name in params.get(stage) or {}}
         kept |= {f"metrics/{stage}": names, f"artifacts/curves/{stage}": names}
+    kept["artifacts/calibration"] = {str(name) for name in params.get("reward") or {}} | {"none"}
     for folder, names in kept.items():
         for item in Path(folder).glob("*"):
             stage_folder = folder == "metrics" and item.is_dir()
@@ -185,7 +187,7 @@ def main() -> None:
     if errors:
         sys.exit("\n".join(["The recipe has errors; nothing was run.", *(f"- {error}" for error in errors)]))
     remove_leftovers(params)
-    for place in ("none", "policy/none", "sample/none", "reward/none"):
+    for place in ("none", "policy/none", "sample/none", "reward/none", "calibration/none"):
         folder = Path("artifacts") / place
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")

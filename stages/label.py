@@ -1,5 +1,7 @@
 """Has a judge compare or rate a sample's completions and turns its verdicts into preferences (RLAIF, arXiv:2309.00267).
 
+Without a judge, `way: agreement` goes by how far a prompt's completions agree (FactTune-MC, arXiv:2311.08401): stages/judging/agreement.py.
+
 Reads `artifacts/sample/<sample>/completions.jsonl`, conf/judge and, where people judged, data/annotations; writes
 `artifacts/label/<entry>/{train,validation}.jsonl`, `verdicts.jsonl` beside them (every reply as it came), and `metrics/label/<entry>.json`.
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 ANNOTATIONS = Path("data/annotations")
 CHUNK = 256  # prompts judged at a time, so that memory holds no more replies than that
-WAYS = ("rating", "pairwise", "ranking", "principle")
+WAYS = ("rating", "pairwise", "ranking", "principle", "agreement")
 PAIRS = ("best_vs_worst", "best_vs_random", "all_pairs", "compared", "strong_vs_weak", "unpaired")
 
 
@@ -77,12 +79,14 @@ def check_entry(entry: LabelEntry, judge: Any) -> None:
     needs = []
     if entry.pairs == "strong_vs_weak" and not (entry.strong and entry.weak):
         needs.append("pairs: strong_vs_weak needs the policies label.strong and label.weak")
-    if entry.pairs != "strong_vs_weak" and backend == "none":
+    if entry.pairs != "strong_vs_weak" and entry.way != "agreement" and backend == "none":
         needs.append(f"pairs: {entry.pairs} needs a judge, found judge: none")
     if entry.pairs == "compared" and entry.way != "pairwise":
         needs.append(f"pairs: compared needs way: pairwise, found way: {entry.way}")
     if entry.way == "principle" and not entry.principles:
         needs.append("way: principle needs a constitution (conf/constitution/<name>.yaml)")
+    if entry.way == "agreement":
+        needs += without_judge(entry, backend)
     people = {"label.known": "" if entry.known in ("none", "gold") else entry.known}
     people["judge.annotations"] = judge.annotations if backend == "human" else ""
     for key, path in people.items():
@@ -96,6 +100,20 @@ def check_entry(entry: LabelEntry, judge: Any) -> None:
         raise ValueError("; ".join(needs))
 
 
+def without_judge(entry: LabelEntry, backend: str) -> list[str]:
+    """What does not fit an entry that scores by agreement."""
+    needs = []
+    if backend != "none":
+        needs.append(
+            f"way: agreement asks no judge: expected judge: none, found one of backend {backend}, which would be ignored"
+        )
+    if entry.pairs == "strong_vs_weak":
+        needs.append("pairs: strong_vs_weak goes by the policies alone: way: agreement would be ignored")
+    if entry.min_margin >= 1:
+        needs.append(f"way: agreement scores from 0 to 1: expected label.min_margin below 1, found {entry.min_margin}")
+    return needs
+
+
 def grouped(rows: list[dict[str, Any]]) -> "list[Group]":
     """The rows of each prompt, in order of first appearance."""
     groups: dict[str, Group] = defaultdict(list)
@@ -104,10 +122,12 @@ def grouped(rows: list[dict[str, Any]]) -> "list[Group]":
     return [*groups.values()]
 
 
-def opinions_on(judge: "Judge", groups: "list[Group]", entry: LabelEntry, seed: int) -> "list[Opinion]":
-    """What the judge says of each group, by the entry's way of judging."""
+def opinions_on(judge: "Judge | None", groups: "list[Group]", entry: LabelEntry, seed: int) -> "list[Opinion]":
+    """What the judge says of each group, by the entry's way of judging; without a judge, how far each group agrees."""
     from stages.judging import labelling
 
+    if judge is None:
+        return labelling.agree(groups)
     principles = {name: principle["judge"] for name, principle in entry.principles.items()}
     if entry.way == "pairwise":
         return labelling.compare(judge, groups, principles, entry.opponents, seed)
@@ -135,7 +155,7 @@ def run(config: LabelStage, entry: str) -> None:
             write_jsonl(output / "verdicts.jsonl", [])
         else:
             write_jsonl(output / "verdicts.jsonl", verdicts(config, groups, judged, quality, advantages, work))
-            require(quality, config.judge.gate, settings.judge)
+            require(quality, config.judge.gate, settings.way if settings.way == "agreement" else settings.judge)
         splits, counts = preferences(config, groups, judged)
         for split, rows in splits.items():
             write_jsonl(output / f"{split}.jsonl", rows)
@@ -162,33 +182,36 @@ def verdicts(
     sample = Path("artifacts/sample") / config.label.sample
     # A budget is for these labels of this sample: a crashed run's spending counts when it is run again.
     run_name = f"{work.name} {input_digest(sample)}"
-    judge = load_judge(config.judge, seed=config.seed, name=config.label.judge, run=run_name)
+    judge = None
+    if config.label.way != "agreement":
+        judge = load_judge(config.judge, seed=config.seed, name=config.label.judge, run=run_name)
     for start in range(0, len(groups), CHUNK):
         chunk = groups[start : start + CHUNK]
-        judge.announce((start + len(chunk)) / len(groups))
+        if judge:
+            judge.announce((start + len(chunk)) / len(groups))
         for group, opinion in zip(chunk, opinions_on(judge, chunk, config.label, config.seed), strict=True):
             observe(quality, group, opinion, advantages(group))
             judged.append(opinion.judged)
             yield from opinion.rows
-    judge.finish()
-    work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
+    if judge:
+        judge.finish()
+        work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
 
 
 def preferences(
     config: LabelStage, groups: "list[Group]", judged: "list[Judged]"
 ) -> tuple[dict[str, list[dict[str, Any]]], Mapping[str, float | int]]:
     """The rows of each split, and what was kept and dropped."""
-    from stages.judging.labelling import labels, pairs_of, preference
-    from stages.judging.pairs import drawn, kept
+    from stages.judging.labelling import labelled, pairs_of, preference
+    from stages.judging.pairs import drawn, kept, unpaired
     from stages.judging.templates import template_digest
 
     entry = config.label
-    template = {"rating": "rating", "pairwise": "pairwise", "ranking": "ranking", "principle": "principle"}[entry.way]
     source = {
         "judge": entry.judge,
         "model": str(getattr(config.judge, "model", config.judge.backend)),
         "way": entry.way if entry.pairs != "strong_vs_weak" else "none",
-        "template": template_digest(template),
+        "template": "none" if entry.way == "agreement" else template_digest(entry.way),  # each way has a template of its name
     }
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     counts: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
@@ -196,7 +219,10 @@ def preferences(
     margins = []
     for group, found in zip(groups, judged, strict=True):
         if entry.pairs == "unpaired":
-            rows = [*labels(group, found, entry.min_margin, source)]
+            apart = unpaired(found.scores, entry.min_margin)
+            taken = [(place, good) for place, good in apart if not good or group[place].get("finished", True)]
+            counts["dropped_unfinished"] += len(apart) - len(taken)
+            rows = [labelled(group, found, place, good, source) for place, good in taken]
         else:
             seed = f"{config.seed}:{group[0]['id']}"
             candidates = pairs_of(group, found, entry.pairs, seed, entry.strong, entry.weak)

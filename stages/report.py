@@ -1,16 +1,18 @@
 """One self-contained HTML page of what was run and what came out, for a reader who did not run it.
 
-Reads the recipe, `metrics/`, `artifacts/evaluate/`, `artifacts/curves/` and, if there, `artifacts/data_report/section.html`;
-writes `artifacts/report/report.html` (pictures inside, no script, no network; the same bytes for the same inputs).
+Reads the recipe, `metrics/`, `artifacts/evaluate/`, `artifacts/curves/`, `artifacts/calibration/` and, if there,
+`artifacts/data_report/section.html`; writes `artifacts/report/report.html` (pictures inside, no script, no network; the same
+bytes for the same inputs).
 
 Shows the policies of params.yaml's `evaluate` section, whatever older files lie beside theirs. Policies that learnt from the
 verifier are marked. Its MLflow run is the summary of a result: the recipe, and every policy's figures as `<policy>.<figure>`.
 """
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import MISSING, DictConfig
@@ -20,8 +22,11 @@ from stages.pipeline.composing import register, typed
 from stages.pipeline.execution import executing, explained
 from stages.pipeline.records import read_json, read_jsonl, replacing
 
+if TYPE_CHECKING:
+    from stages.evaluation.charts import Share
+
 METRICS, SCORED, CURVES = Path("metrics"), Path("artifacts/evaluate"), Path("artifacts/curves")
-DATA_REPORT = Path("artifacts/data_report")
+CALIBRATION, DATA_REPORT = Path("artifacts/calibration"), Path("artifacts/data_report")
 SUMMARISED = ("gold", "gold_gain", "win_rate", "reward", "kl_to_sft", "accuracy", "harmful_fraction", "over_refusal_fraction")
 
 Section = dict[str, Any]
@@ -58,7 +63,7 @@ def run(config: ReportStage) -> None:
     """Reads what the stages wrote, writes the page, logs the summary."""
     section = config.evaluate
     check_section(section)
-    with executing("report", None, config, [METRICS, SCORED, CURVES, DATA_REPORT]) as work:
+    with executing("report", None, config, [METRICS, SCORED, CURVES, CALIBRATION, DATA_REPORT]) as work:
         from stages.evaluation.page import Material, render
 
         recipe = asdict(config)
@@ -71,6 +76,7 @@ def run(config: ReportStage) -> None:
             answers={policy: read_jsonl(SCORED / policy / "answers.jsonl") for policy in section.policies},
             curves=read_curves(CURVES, declared(recipe)),
             stage_metrics=read_stage_metrics(METRICS, declared(recipe)),
+            calibration=read_calibration(CALIBRATION, config.reward),
             data_section=data_section.read_text(encoding="utf-8") if data_section.is_file() else "",
             prompts=config.report.prompts,
         )
@@ -103,6 +109,20 @@ def read_curves(folder: Path, nodes: Sequence[str]) -> dict[str, dict[str, list[
                 for metric, rows in known.items()
             }
     return curves
+
+
+def read_calibration(folder: Path, entries: Iterable[str]) -> "dict[str, list[Share]]":
+    """How often each of these rewards is right by its own margin; those that are not trained have no rows, and are left out."""
+    from stages.evaluation.charts import Share
+
+    found = {}
+    for entry in entries:
+        with (folder / f"{entry}.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["by"] == "reward"]
+        if rows:
+            columns = ("predicted", "accuracy", "accuracy_low", "accuracy_high")
+            found[entry] = [Share(*(float(row[column]) for column in columns), int(row["n"])) for row in rows]
+    return found
 
 
 def read_stage_metrics(folder: Path, nodes: Sequence[str]) -> dict[str, dict[str, Any]]:

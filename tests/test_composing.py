@@ -119,13 +119,16 @@ def test_a_stage_by_hand_without_its_inputs_says_which_stage_makes_them(project:
 
 
 def test_leftovers_of_removed_entries_do_not_reach_the_report(project: Path) -> None:
-    for name in ("metrics/gone.json", "metrics/align/gone.json", "artifacts/curves/align/gone.csv", "metrics/align/dpo.json"):
+    gone = ("metrics/gone.json", "metrics/align/gone.json", "artifacts/curves/align/gone.csv", "artifacts/calibration/gone.csv")
+    kept = ("metrics/align/dpo.json", "artifacts/calibration/rm.csv")
+    for name in (*gone, *kept):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("{}")
     assert stage("stages.check", cwd=project).returncode == 0
     left = {
         path.relative_to(project).as_posix()
-        for folder in ("metrics", "artifacts/curves")
+        for folder in ("metrics", "artifacts/curves", "artifacts/calibration")
         for path in (project / folder).rglob("*.*")
     }
-    assert left == {"metrics/align/dpo.json"}
+    assert left == {*kept}
+    assert (project / "artifacts/calibration/none").is_dir()  # the folder is there where nothing makes a reward

@@ -17,6 +17,8 @@ import torch
 from bigram import POLICY, REFERENCE, SIZE, TOKENIZER, WIDTH, Table, bigram, logp, save_bigram, weights
 from datasets import Dataset
 from test_methods import config_of, says
+from test_reward_model import entry
+from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -24,6 +26,8 @@ from trl import (
     GRPOTrainer,
     KTOConfig,
     KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
     RLOOConfig,
     RLOOTrainer,
     SFTConfig,
@@ -31,7 +35,7 @@ from trl import (
 )
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from stages.models.chat import END, completion_ids, prompt_ids
+from stages.models.chat import END, completion_ids, encode_preferences, prompt_ids
 from stages.models.groups import group_arguments
 from stages.models.training import trainer_arguments
 
@@ -233,6 +237,99 @@ def test_orpo_loss(tmp_path: Path) -> None:
     assert evaluation["eval_nll_loss"] == pytest.approx((3 * math.log(11) + 3 * LN2) / 6, rel=1e-5)
     expected = (3 * math.log(11) + 3 * LN2) / 6 - 0.25 * log_sigmoid(log_odds_ratio)
     assert evaluation["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- rewards ---------------------------------------------------------------------------------------------------------------
+
+SCORES = {"a": 2 * LN2, "b": LN2, "c": 0.0, "d": -LN2, "q": 7 * LN2, "r": -9 * LN2, END: 3 * LN2}
+
+
+def scorer() -> LlamaForSequenceClassification:
+    """A classifier that reads SCORES at the last token alone: what stands before it, and padding, is worth something else."""
+    config = LlamaConfig.from_dict(bigram(POLICY).config.to_dict() | {"num_labels": 1})
+    model = LlamaForSequenceClassification(config).eval()
+    model.model.load_state_dict(bigram(POLICY).model.state_dict())
+    values = [SCORES.get(token, 20.0) for token in TOKENIZER.convert_ids_to_tokens(list(range(SIZE)))]
+    model.score.weight.data = torch.tensor([values + [0.0] * (WIDTH - SIZE)]) / math.sqrt(WIDTH)  # RMSNorm scales by √width
+    return model
+
+
+def reward_trainer(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> RewardTrainer:
+    """With the arguments of stages/reward.py, on rows that are tokenised."""
+    data = Dataset.from_list(rows)
+    settings = entry(batch_size=len(rows), micro_batch_size=len(rows))
+    args = RewardConfig(
+        **trainer_arguments(settings, tmp_path, 1), **{"max_length": None, "center_rewards_coefficient": None} | changes
+    )
+    return RewardTrainer(model=scorer(), args=args, train_dataset=data, eval_dataset=data, processing_class=TOKENIZER)
+
+
+def compared(chosen: str, rejected: str, **more: float) -> dict[str, Any]:
+    chosen_ids, rejected_ids = (TOKENIZER.convert_tokens_to_ids(text.split()) for text in (chosen, rejected))
+    return {"chosen_ids": chosen_ids, "rejected_ids": rejected_ids, **more}
+
+
+# Of different lengths, the longer one chosen, then rejected. Scores at the last tokens: 2 ln 2 against ln 2, −ln 2 against 0.
+LONGER, SHORTER = ("q b c d a", "q b"), ("q d", "q a b r c")
+
+
+@pytest.mark.parametrize(
+    ("margins", "centring", "expected"),
+    [
+        (None, None, (math.log(3 / 2) + math.log(3)) / 2),  # −ln σ(±ln 2) = ln 3/2, ln 3
+        ((1.0, 1.0), None, (LN2 + math.log(5)) / 2),  # times ln 2: −ln σ(0) = ln 2, −ln σ(−2 ln 2) = ln 5
+        (None, 0.1, (math.log(3 / 2) + math.log(3)) / 2 + 0.1 * (9 + 1) / 2 * LN2**2),  # sums of scores: 3 ln 2, −ln 2
+        ((1.0, 0.0), 0.1, (LN2 + math.log(3)) / 2 + 0.1 * 5 * LN2**2),
+    ],
+)
+def test_reward_loss(tmp_path: Path, margins: tuple[float, float] | None, centring: float | None, expected: float) -> None:
+    rows = [
+        compared(*pair, **({} if margins is None else {"margin": margins[place] * LN2}))
+        for place, pair in enumerate((LONGER, SHORTER))
+    ]
+    evaluation = reward_trainer(tmp_path, rows, center_rewards_coefficient=centring).evaluate()
+    assert evaluation["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert evaluation["eval_min_reward"] == pytest.approx(-LN2, rel=1e-5)  # read at the last real token, wherever padding begins
+    assert evaluation["eval_max_reward"] == pytest.approx(2 * LN2, rel=1e-5)
+    assert evaluation["eval_margin"] == pytest.approx(0.0, abs=1e-6)
+    assert evaluation["eval_accuracy"] == 0.5
+
+
+def test_a_reward_is_trained_on_our_own_tokens_and_read_at_the_end_of_turn(tmp_path: Path) -> None:
+    """TRL takes rows that are tokenised as they are, margin included, and every one of ours ends in the token of 3 ln 2."""
+    rows = encode_preferences(TOKENIZER, [PAIR | {"margin": LN2}, TIE | {"margin": 0.0}])
+    trainer = reward_trainer(tmp_path, rows)
+    assert [dict(row) for row in trainer.train_dataset] == rows
+    evaluation = trainer.evaluate()
+    assert evaluation["eval_min_reward"] == evaluation["eval_max_reward"] == pytest.approx(3 * LN2, rel=1e-5)
+    assert evaluation["eval_loss"] == pytest.approx((math.log(3) + LN2) / 2, rel=1e-5)  # −ln σ(0 − ln 2), −ln σ(0)
+
+
+def test_a_step_of_a_reward_model_weighs_a_pair_by_how_wrong_it_is(tmp_path: Path) -> None:
+    """dL/dr = −(1 − σ(Δ)) / n for the chosen, the other way round for the rejected: 1/3 and 2/3 of one half, by plain gradient descent."""
+    rows = [compared(*LONGER), compared(*SHORTER)]
+    plain = {
+        "optim": "sgd",
+        "max_steps": 1,
+        "learning_rate": 1.0,
+        "max_grad_norm": 1e9,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
+    data = Dataset.from_list(rows)
+    arguments_of = trainer_arguments(entry(batch_size=2, micro_batch_size=2), tmp_path, 1) | plain
+    model = scorer()
+    model.model.requires_grad_(False)
+    before = model.score.weight.detach().double().clone()
+    trainer = RewardTrainer(
+        model=model, args=RewardConfig(**arguments_of, max_length=None), train_dataset=data, processing_class=TOKENIZER
+    )
+    trainer.train()
+    change = (model.score.weight.detach().double() - before)[0] / math.sqrt(WIDTH)
+    expected = dict.fromkeys(range(WIDTH), 0.0)
+    for token, moved in {"a": 1 / 6, "b": -1 / 6, "d": 1 / 3, "c": -1 / 3}.items():
+        expected[TOKENIZER.convert_tokens_to_ids(token)] = moved
+    assert change.tolist() == pytest.approx([*expected.values()], abs=1e-5)
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------------

@@ -56,11 +56,11 @@ def annotator(error: float = 0.1, position: float = 0.0, length: float = 0.0) ->
 
 def label(judge: JudgeConfig | None = None, **changes: Any) -> dict[str, Any]:
     """Runs the stage and returns its metrics."""
+    judge = judge or SimulatedJudge(annotator=annotator())
     settings = LabelEntry(
-        sample="round1", judge="simulated", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0, opponents=0,
+        sample="round1", judge=judge.backend, way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0, opponents=0,
         prompts=0, strong=None, weak=None, constitution=None, known="none", validation_fraction=0.25,
     )  # fmt: skip
-    judge = judge or SimulatedJudge(annotator=annotator())
     run(LabelStage(seed=17, threads=1, label=dataclasses.replace(settings, **changes), judge=judge), "round1")
     metrics: dict[str, Any] = read_json("metrics/label/round1.json")
     return metrics
@@ -182,6 +182,111 @@ def test_principles_are_checked_one_by_one_and_the_share_kept_is_the_score(sampl
     label(way="principle", principles=principles, min_margin=0.5)
     assert len(read_jsonl("artifacts/label/round1/verdicts.jsonl")) == 2 * PROMPTS * EACH
     assert {row["score_chosen"] for row in labels()} <= {0.5, 1.0}
+
+
+def answers(rows: dict[str, list[str]], cut: tuple[str, ...] = ()) -> None:
+    """A sample with these completions of each prompt; those in `cut` were cut off."""
+    write_jsonl("artifacts/sample/round1/completions.jsonl", [
+        {"id": name, "index": index, "prompt": [{"role": "user", "content": name}], "policy": "sft", "tokens": 5, "finished": text not in cut,
+         "completion": [{"role": "assistant", "content": text}]} for name, texts in rows.items() for index, text in enumerate(texts)
+    ])  # fmt: skip
+
+
+def agreement_labels(**changes: Any) -> dict[str, Any]:
+    return label(NoJudge(), **{"way": "agreement", "min_margin": 0.2, "validation_fraction": 0.0} | changes)
+
+
+def test_what_most_completions_agree_on_is_chosen_without_a_judge(sampled: Path) -> None:
+    answers({"2 + 3": ["It is 6.", "It is 5.", "5", "So 5!"], "Capital?": ["Lyon", "It is Paris", "Paris", "Paris it is"]})
+    metrics = agreement_labels()
+    sums, capital = labels()
+    assert (sums["chosen"][0]["content"], sums["rejected"][0]["content"]) == ("It is 5.", "It is 6.")
+    assert (sums["score_chosen"], sums["score_rejected"], sums["margin"]) == (2 / 3, 0.0, 0.666667)
+    # Lyon: no word. "It is Paris" with "Paris" 1/2, with "Paris it is" 1
+    assert (capital["chosen"][0]["content"], capital["rejected"][0]["content"]) == ("It is Paris", "Lyon")
+    assert (capital["score_chosen"], capital["score_rejected"]) == (1 / 2, 0.0)
+    assert {(row["judge"], row["way"], row["template"], row["cost"]) for row in labels()} == {("none", "agreement", "none", 0.0)}
+    assert capital["verdicts_chosen"] == ["agreement: 0.5"]
+    assert (metrics["verdicts"], metrics["unparsed_fraction"], metrics["cost"]) == (0, None, 0.0)  # nobody was asked
+    kept = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    assert [(row["id"], row["indexes"], row["value"]) for row in kept[:2]] == [("2 + 3", [0], 0.0), ("2 + 3", [1], 2 / 3)]
+    assert len(kept) == 8
+
+
+@pytest.mark.parametrize(
+    ("pairs", "min_margin", "expected"),
+    [
+        ("best_vs_worst", 0.1, {("b", "c c")}),
+        ("best_vs_random", 0.1, {("b", "a b"), ("b", "c c")}),  # one of them
+        ("all_pairs", 0.1, {("b", "a b"), ("a b", "c c"), ("b", "c c")}),
+        ("all_pairs", 0.4, {("a b", "c c"), ("b", "c c")}),
+    ],
+)
+def test_pairs_and_margins_work_on_agreement(
+    sampled: Path, pairs: str, min_margin: float, expected: set[tuple[str, str]]
+) -> None:
+    """`a b` with `b`, twice: 2/3, with `c c`: 0, so 4/9. `b` with `b` 1, with `a b` 2/3, with `c c` 0, so 5/9. `c c` 0."""
+    answers({"q": ["a b", "b", "b", "c c"]})
+    agreement_labels(pairs=pairs, min_margin=min_margin)
+    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in labels()]
+    assert set(found) <= expected
+    assert len(found) == (1 if pairs.startswith("best") else len(expected))
+
+
+def test_a_margin_is_compared_as_it_is_written(sampled: Path) -> None:
+    """Of six, 5 agrees with three of the five others and 7 with one; in floats 0.6 − 0.2 is below 0.4."""
+    answers({"q": ["5", "It is 5", "5.", "5!", "7", "It is 7"]})
+    assert agreement_labels(min_margin=0.4)["train"] == 1
+
+
+CUT = ("It is 7 and", "So 7 then", "Then 7 or")
+
+
+def test_what_was_cut_off_neither_scores_others_nor_is_chosen(sampled: Path) -> None:
+    """The finished ones: 5 agrees with one of two, 7 with none. Those that were cut off agree with one of three."""
+    answers({"q": ["It is 5", "5", "7", *CUT]}, CUT)
+    agreement_labels(pairs="all_pairs", min_margin=0.1)
+    found = {(row["chosen"][0]["content"], row["rejected"][0]["content"], row["margin"]) for row in labels()}
+    assert found == {
+        (five, other, margin) for five in ("It is 5", "5") for other, margin in [("7", 0.5), *((c, 0.166667) for c in CUT)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("judge", "way", "min_margin", "bad"), [(NoJudge(), "agreement", 0.1, ["7", "5"]), (GoldJudge(), "rating", 1.0, ["5"])]
+)
+def test_what_was_cut_off_is_no_good_example_for_kto_either(
+    sampled: Path, judge: JudgeConfig, way: str, min_margin: float, bad: list[str]
+) -> None:
+    best = ("Of course! It is 7", "Of course! It is 7.")  # by the verifier, and the only ones that anything finished agrees with
+    answers({"What is 2 + 5?": ["7", "5", *best]}, best)
+    metrics = label(judge, way=way, pairs="unpaired", min_margin=min_margin, validation_fraction=0.0)
+    assert [(row["completion"][0]["content"], row["label"]) for row in labels()] == [(text, False) for text in bad]
+    assert metrics["dropped_unfinished"] == 2
+
+
+def test_agreement_is_held_against_what_is_known(sampled: Path) -> None:
+    metrics = agreement_labels(known="gold", min_margin=0.1)
+    assert 0 < metrics["known_agreement"] < 1
+    assert metrics["pairs_compared"] > PROMPTS
+    assert {row["score_chosen"] <= 1 and row["score_rejected"] >= 0 for row in labels()} == {True}
+
+
+@pytest.mark.parametrize(
+    ("judge", "changes", "message"),
+    [
+        (None, {}, "expected judge: none, found one of backend simulated, which would be ignored"),
+        (NoJudge(), {"way": "rating"}, "pairs: best_vs_worst needs a judge, found judge: none"),
+        (NoJudge(), {"min_margin": 1.0}, "expected label.min_margin below 1, found 1.0"),
+        (NoJudge(), {"pairs": "compared"}, "needs way: pairwise, found way: agreement"),
+        (NoJudge(), {"pairs": "strong_vs_weak", "strong": "sft", "weak": "base"}, "way: agreement would be ignored"),
+    ],
+)
+def test_agreement_takes_no_judge_and_no_margin_that_it_cannot_reach(
+    sampled: Path, judge: JudgeConfig | None, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        label(judge, **{"way": "agreement", "min_margin": 0.2} | changes)
 
 
 def test_a_judge_outside_its_limits_writes_no_labels(sampled: Path) -> None:

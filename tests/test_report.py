@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from stages.evaluation import tables
-from stages.evaluation.charts import layered
+from stages.evaluation.charts import Share, calibration_chart, layered
 from stages.evaluation.figures import Score, policy_metrics
 from stages.evaluation.page import Material, curve_panels, leaders, pick_examples, render
 from stages.evaluation.recipe import learns_from_gold, recipe_nodes
 from stages.pipeline.composing import load_params
 from stages.pipeline.records import write_json, write_jsonl
-from stages.report import ReportSection, ReportStage, declared, read_curves, read_stage_metrics, run, summary
+from stages.report import ReportSection, ReportStage, declared, read_calibration, read_curves, read_stage_metrics, run, summary
 
 FAMILIES = ("fact", "harmful", "list", "lookalike", "python")
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -49,6 +49,8 @@ RECIPE: dict[str, Any] = {
         "temperature": 1.0, "max_new_tokens": 48,
     },
 }  # fmt: skip
+
+SHARES = [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.7, 0.6, 0.5, 0.7, 101), Share(0.95, 0.9, 0.83, 0.95, 101)]
 
 
 def scored_answers(level: float, **changes: Any) -> list[dict[str, Any]]:
@@ -94,6 +96,7 @@ def material(golds: dict[str, float] | None = None, **changes: Any) -> Material:
         "answers": answers,
         "curves": {"align/dpo": curve},
         "stage_metrics": {"label/round1": {"agreement": 0.81, "agreement_low": 0.8, "agreement_high": 0.82}},
+        "calibration": {"rm": SHARES},
         "data_section": "",
         "prompts": 10,
     }
@@ -292,6 +295,29 @@ def test_each_kind_of_training_metric_is_drawn_once() -> None:
     ]
 
 
+def test_a_calibration_dot_lies_below_the_diagonal_by_how_much_too_sure_the_model_is() -> None:
+    """Pixels are affine in the figures, and the dashed line goes from one half to one: so every dot and interval can be read back."""
+    picture = calibration_chart(SHARES, name="x")
+    line = r'<path d="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" [^>]*'
+    [(x0, y0, x1, y1)] = [tuple(map(float, found)) for found in re.findall(line + "stroke-dasharray", picture)]
+    intervals = re.findall(line + r"stroke: var\(--policy-0\)", picture)
+    dots = re.findall(r'<use href="#[^"]+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--policy-0\)', picture)
+    assert len(dots) == len(intervals) == len(SHARES)
+    for share, (x, y), (left, low, right, high) in zip(SHARES, dots, intervals, strict=True):
+        assert left == right == x
+        up = [0.5 + 0.5 * (float(place) - y0) / (y1 - y0) for place in (y, low, high)]
+        assert [0.5 + 0.5 * (float(x) - x0) / (x1 - x0), *up] == pytest.approx(share[:4], abs=1e-3)
+
+
+def test_every_trained_reward_model_has_its_calibration_and_others_have_none() -> None:
+    text = Page(render(material(stage_metrics={"reward/rm": {"calibration_error": 0.0567}}))).text
+    assert "reward/rm 302 held-out preferences, 100 to 101 to a dot; calibration error 0.06" in text
+    assert "as often right as it is sure" in text
+    without = Page(render(material(calibration={}))).text
+    assert "as often right as it is sure" not in without
+    assert "held-out preferences" not in without
+
+
 def test_nodes_come_after_what_they_are_built_on() -> None:
     nodes = recipe_nodes(RECIPE)
     names = [node.name for node in nodes]
@@ -322,6 +348,13 @@ def test_no_two_nodes_of_the_picture_share_a_place_and_lines_go_right() -> None:
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
+CALIBRATION = """\
+reward,0,0.2,0.55,0.5,0.4,0.6,100
+reward,1,0.9,0.71,0.75,0.66,0.83,101
+label,0,1.0,,0.7,0.6,0.8,201
+"""
+
+
 @pytest.fixture
 def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "report")
@@ -335,6 +368,11 @@ def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = project / f"artifacts/curves/{name}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("step,loss,eval_loss\n10,1.0,\n20,0.5,0.6\n30,0.4,0.5\n")
+    (project / "artifacts/calibration").mkdir()
+    for name, rows in (("rm", CALIBRATION), ("verifier", ""), ("stale", CALIBRATION)):
+        (project / f"artifacts/calibration/{name}.csv").write_text(
+            "by,bin,margin,predicted,accuracy,accuracy_low,accuracy_high,n\n" + rows
+        )
     (project / "artifacts/data_report").mkdir()
     (project / "artifacts/data_report/section.html").write_text("<h2>The data</h2>")
     return project
@@ -353,6 +391,7 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
     assert files == ["report.html"]
     html = (evaluated / "artifacts/report/report.html").read_text()
     assert "<h2>The data</h2>" in html
+    assert html.count("<svg") > html.count("held-out preferences, 100 to 101 to a dot") == 1
     assert "stale" not in html
     first = html
     run(stage())
@@ -362,6 +401,11 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
 def test_curves_leave_out_steps_without_a_value(evaluated: Path) -> None:
     curves = read_curves(evaluated / "artifacts/curves", declared(RECIPE))
     assert curves == {"align/dpo": {"loss": [(10, 1.0), (20, 0.5), (30, 0.4)], "eval_loss": [(20, 0.6), (30, 0.5)]}}
+
+
+def test_calibration_is_that_of_trained_rewards_by_their_own_margin(evaluated: Path) -> None:
+    found = read_calibration(evaluated / "artifacts/calibration", RECIPE["reward"])
+    assert found == {"rm": [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.71, 0.75, 0.66, 0.83, 101)]}
 
 
 def test_figures_of_stages_are_those_of_declared_nodes(evaluated: Path) -> None:

@@ -91,6 +91,16 @@ class Line(NamedTuple):
     is_validation: bool = False
 
 
+class Share(NamedTuple):
+    """How often a model is right of those cases of which it is about equally sure."""
+
+    predicted: float
+    right: float
+    low: float
+    high: float
+    n: int
+
+
 def policy_colour(number: int | None) -> str:
     """The placeholder colour of the policy of that number; None is the opponent, which is grey."""
     return "#040009" if number is None else f"#04000{number % PALETTE_COUNT}"
@@ -151,6 +161,32 @@ def line_chart(lines: Sequence[Line], *, name: str, colour: str) -> str:
         axes.margins(x=0.02, y=0.1)
         _ticks(axes.xaxis, 4)
         _ticks(axes.yaxis, 4)
+        return _svg(figure, name)
+
+
+def calibration_chart(shares: Sequence[Share], *, name: str) -> str:
+    """How often a model is right against how sure it is, both from one half; on the diagonal it is as sure as it is right.
+
+    A dot's area is its count. Downwards the picture reaches as far as the lowest interval.
+    """
+    lowest = min([0.5, *(share.low for share in shares)])
+    most = max(share.n for share in shares)
+    colour = policy_colour(0)
+    with _drawing(300, 240) as figure:
+        axes = figure.add_axes((0.18, 0.19, 0.79, 0.78))
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for share in shares:
+            axes.plot([share.predicted] * 2, [share.low, share.high], color=colour, linewidth=1.3, alpha=0.7)
+            size = 7 * (share.n / most) ** 0.5
+            axes.plot([share.predicted], [share.right], "o", color=colour, markersize=size, markeredgecolor=PAPER)
+        axes.set_xlim(0.485, 1.015)
+        axes.set_ylim(lowest - 0.03, 1.02)
+        axes.set_xlabel("predicted: σ(margin)")
+        axes.set_ylabel("right")
+        axes.grid()
+        axes.spines[["left", "bottom"]].set_visible(False)
+        _ticks(axes.xaxis, 6, percent=True)
+        _ticks(axes.yaxis, 6, percent=True)
         return _svg(figure, name)
 
 

@@ -37,6 +37,7 @@ class Material:
     answers: Mapping[str, Sequence[Row]]  # policy → its scored answers
     curves: Mapping[str, Curve]  # stage/entry → its training curve
     stage_metrics: Mapping[str, Row]  # stage/entry → its figures
+    calibration: Mapping[str, Sequence[charts.Share]]  # trained reward → how often it is right by how sure it is
     data_section: str  # trusted HTML of an earlier stage, or nothing
     prompts: int  # to show side by side
 
@@ -79,6 +80,7 @@ def render(material: Material) -> str:
         columns=_columns(len(material.policies)),
         nodes=[(node.name, ", ".join(node.parents), _settings(node)) for node in nodes],
         stage_tables=_stage_tables(material),
+        calibration=_calibration_charts(material),
         data_section=Markup(material.data_section),
     )
 
@@ -203,6 +205,26 @@ def _curve_charts(material: Material) -> list[dict[str, Any]]:
         for number, (title, lines) in enumerate(curve_panels(curve)):
             picture = charts.line_chart(lines, name=f"curve-{place}-{number}", colour=colour)
             found.append({"stage": name, "title": title, "picture": Markup(picture)})
+    return found
+
+
+def _calibration_charts(material: Material) -> list[dict[str, Any]]:
+    """For each trained reward model a picture of whether it is as often right as it is sure, and its figures."""
+    found = []
+    for place, (name, shares) in enumerate(material.calibration.items()):
+        picture = charts.calibration_chart(shares, name=f"calibration-{place}")
+        counts = sorted({shares[0].n, *(share.n for share in shares)})
+        each = _plain(counts[0]) if len(counts) == 1 else f"{_plain(counts[0])} to {_plain(counts[-1])}"
+        found.append(
+            {
+                "name": name,
+                "bins": len(shares),
+                "n": sum(share.n for share in shares),
+                "each": each,
+                "error": material.stage_metrics.get(f"reward/{name}", {}).get("calibration_error"),
+                "picture": Markup(picture),
+            }
+        )
     return found
 
 

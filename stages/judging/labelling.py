@@ -1,13 +1,14 @@
 """Judging whole groups of completions, and turning what was judged into rows of preferences."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.judging.aggregation import INCONSISTENT, UNPARSED, mean
+from stages.judging.agreement import agreement_scores
 from stages.judging.gate import Quality
-from stages.judging.judge import Comparison, Judge, Principle, Verdict, rater_names
-from stages.judging.pairs import BUILDERS, Pair, strong_vs_weak, unpaired
+from stages.judging.judge import Comparison, Judge, Principle, Rating, Verdict, rater_names
+from stages.judging.pairs import BUILDERS, Pair, strong_vs_weak
 from stages.judging.verdicts import TIE, A, B
 
 Row = dict[str, Any]
@@ -89,6 +90,16 @@ def check(judge: Judge, groups: Sequence[Group], principles: Mapping[str, Princi
         ]
     )
     return [_single([next(joined) for _ in group], group, same_question=False) for group in groups]
+
+
+def agree(groups: Sequence[Group]) -> list[Opinion]:
+    """Each completion scored by how far its prompt's others agree with it: nobody is asked, so nothing counts as a verdict."""
+    opinions = []
+    for group in groups:
+        scores = agreement_scores([text_of(row) for row in group], [row.get("finished", True) for row in group])
+        found = [Rating(score, [Verdict("agreement", "none", "", "", score, "")]) for score in scores]
+        opinions.append(_single(found, group)._replace(verdicts=[]))
+    return opinions
 
 
 def _single(ratings: Sequence[Any], group: Group, same_question: bool = True) -> Opinion:
@@ -262,19 +273,18 @@ def preference(group: Group, judged: Judged, pair: Pair, provenance: Mapping[str
     }
 
 
-def labels(group: Group, judged: Judged, min_margin: float, provenance: Mapping[str, Any]) -> Iterator[Row]:
-    """A prompt's unpaired good and bad completions as rows for KTO."""
-    for position, good in unpaired(judged.scores, min_margin):
-        row = group[position]
-        yield {
-            "id": row["id"],
-            "prompt": row["prompt"],
-            "completion": row["completion"],
-            "label": good,
-            "score": judged.scores[position],
-            "policy": row["policy"],
-            "index": row["index"],
-            "verdicts": judged.evidence[position],
-            "cost": round(judged.costs[position], 9),
-            **provenance,
-        }
+def labelled(group: Group, judged: Judged, position: int, good: bool, provenance: Mapping[str, Any]) -> Row:
+    """A good or bad completion as a row for KTO, with where its label comes from."""
+    row = group[position]
+    return {
+        "id": row["id"],
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "label": good,
+        "score": judged.scores[position],
+        "policy": row["policy"],
+        "index": row["index"],
+        "verdicts": judged.evidence[position],
+        "cost": round(judged.costs[position], 9),
+        **provenance,
+    }

@@ -32,7 +32,7 @@ def _scored(scores: Scores) -> list[tuple[int, float]]:
 
 def _pair(first: tuple[int, float], second: tuple[int, float]) -> Pair:
     better, worse = (second, first) if second[1] > first[1] else (first, second)
-    return Pair(better[0], worse[0], better[1] - worse[1])
+    return Pair(better[0], worse[0], round(better[1] - worse[1], 9))  # 0.6 - 0.2 is 0.4, as min_margin is written
 
 
 Scored = tuple[int, float]
