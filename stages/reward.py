@@ -22,7 +22,9 @@ from stages.models.training import Optimisation
 from stages.pipeline.composing import entry_name, register, typed
 from stages.pipeline.execution import Work, executing, explained, input_digest
 from stages.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
+from stages.rewards.algebra import Algebra
 from stages.rewards.judged import complaint, described
+from stages.rewards.maths import require_readable
 from stages.rewards.preferences import (
     Bin,
     calibration,
@@ -226,6 +228,8 @@ def describe(stage: RewardStage, entry: str, work: Work) -> dict[str, Any]:
     metrics: dict[str, Any] = {"accuracy": None, "n": 0}
     if config.kind in ("math", "code"):
         references, without = collect(Path("artifacts") / config.signal, "answer" if config.kind == "math" else "tests")
+        if config.kind == "math":
+            require_readable((str(row["answer"]) for row in references), Algebra())
         write_jsonl(folder / REFERENCES, references)
         metrics |= {"references": len(references), "prompts_without": without}
     write_json(folder / DESCRIPTION, description)
