@@ -18,11 +18,13 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from stages.models.rewards import DESCRIPTION, VERIFIED, load_reward
-from stages.models.training import Optimisation
+from stages.models.training import Lora, Optimisation
 from stages.pipeline.composing import entry_name, register, typed
 from stages.pipeline.execution import Work, executing, explained, input_digest
 from stages.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
+from stages.rewards.algebra import Algebra
 from stages.rewards.judged import complaint, described
+from stages.rewards.maths import require_readable
 from stages.rewards.preferences import (
     Bin,
     calibration,
@@ -42,7 +44,7 @@ TRAINED = ("model", "cost")
 
 
 @dataclass
-class RewardEntry(Optimisation):
+class RewardEntry(Optimisation, Lora):
     """One entry of params.yaml's `reward`; values and their meaning: conf/reward.yaml."""
 
     kind: str = MISSING
@@ -79,7 +81,7 @@ def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal:
     from trl import RewardConfig, RewardTrainer
 
     from stages.models.chat import encode_preferences
-    from stages.models.training import curve_rows, make_deterministic, train, trainer_arguments, write_curve
+    from stages.models.training import curve_rows, lora_config, make_deterministic, merged, train, trainer_arguments, write_curve
     from stages.rewards.cost import CostCollator, CostTrainer, cost_rows
 
     settings = config.reward
@@ -113,10 +115,11 @@ def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal:
             train_dataset=datasets["train"],
             eval_dataset=datasets["validation"],
             processing_class=tokenizer,
+            peft_config=lora_config(settings, head="score"),
         )
         train(trainer, checkpoints)
     folder = work.output(f"artifacts/reward/{entry}")
-    trainer.model.save_pretrained(folder)
+    merged(trainer.model, folder, settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / DESCRIPTION, {"kind": "model"})
     write_curve(work.output(f"artifacts/curves/reward/{entry}.csv"), curve_rows(trainer.state.log_history), work.run)
@@ -226,6 +229,8 @@ def describe(stage: RewardStage, entry: str, work: Work) -> dict[str, Any]:
     metrics: dict[str, Any] = {"accuracy": None, "n": 0}
     if config.kind in ("math", "code"):
         references, without = collect(Path("artifacts") / config.signal, "answer" if config.kind == "math" else "tests")
+        if config.kind == "math":
+            require_readable((str(row["answer"]) for row in references), Algebra())
         write_jsonl(folder / REFERENCES, references)
         metrics |= {"references": len(references), "prompts_without": without}
     write_json(folder / DESCRIPTION, description)

@@ -338,6 +338,17 @@ def test_every_pass_has_every_prompt_in_an_order_of_its_own() -> None:
     assert first == prompts_in_order(PROMPTS, 30, seed=3)[:20]
 
 
+@pytest.mark.parametrize("method", REWARDS)
+def test_what_became_of_checks_is_logged(artifacts: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"prompt": prompt, "answer": "1"} for prompt in PROMPTS]
+    write_jsonl(artifacts / "reward/gold/references.jsonl", answers)
+    write_json(artifacts / "reward/gold/reward.json", {"kind": "math"})
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(Run, "log_metrics", lambda self, metrics, step=None: logged.update(metrics))
+    run_align(artifacts, method, max_steps=2)
+    assert logged["verifier_missing"] == 16  # two rollouts of eight; the words are no numbers
+
+
 def test_a_completion_that_does_not_end_is_fined() -> None:
     rewards, unfinished = reward_functions(lambda prompts, completions: [2.0] * len(completions), (4,), 0.5)
     assert rewards(prompts=PROMPTS[:2], completions=[says("a"), says("b")], completion_ids=[[5, 4], [6]]) == [2.0, 2.0]

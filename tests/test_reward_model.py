@@ -14,7 +14,7 @@ from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 from stages.models.chat import END, encode_turns
 from stages.models.rewards import RewardModel, load_reward
 from stages.models.training import save_policy
-from stages.pipeline.records import read_json, write_json, write_jsonl
+from stages.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from stages.reward import RewardEntry, RewardStage, run
 from stages.rewards.cost import cost_rows, sign_loss
 from stages.rewards.preferences import calibration, calibration_error, order_by_prompt, with_margins
@@ -161,6 +161,7 @@ def entry(**changes: Any) -> RewardEntry:
         "whole_prompts": False, "centring": 0.01, "learning_rate": 1e-2, "epochs": 4, "batch_size": 12, "micro_batch_size": 12,
         "schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0,
         "max_steps": -1, "evaluate_every": 50, "keep": "last", "bf16": False, "gradient_checkpointing": False,
+        "lora_rank": 0, "lora_alpha": 32, "lora_output": "merged",
     }  # fmt: skip
     return RewardEntry(**(settings | changes))
 
@@ -190,6 +191,53 @@ def test_a_model_trains_with_margins_on_whole_prompts_and_reports_its_calibratio
     rows = list(csv.DictReader((labelled / "artifacts/calibration/rm.csv").open()))
     assert {row["by"] for row in rows} == {"reward", "label"}
     assert sum(int(row["n"]) for row in rows if row["by"] == "reward") == 9
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["model", "cost"])
+def test_an_adapter_and_the_head_are_all_that_is_trained_and_the_merged_folder_scores_as_they_do(
+    labelled: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardTrainer
+
+    trained: list[Any] = []
+    training = RewardTrainer.train
+
+    def watched(self: RewardTrainer, *arguments: Any, **named: Any) -> Any:
+        before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        result = training(self, *arguments, **named)
+        trained.append({name for name, weight in self.model.named_parameters() if not torch.equal(weight, before[name])})
+        trained.append(RewardModel(self.model, word_tokenizer())(PROMPTS, COMPLETIONS))
+        return result
+
+    monkeypatch.setattr(RewardTrainer, "train", watched)
+    for split in ("train", "validation"):
+        rows = [row | {"score_chosen": 0.9, "score_rejected": 0.2} for row in read_jsonl(f"artifacts/label/round1/{split}.jsonl")]
+        write_jsonl(f"artifacts/label/round1/{split}.jsonl", rows)
+    run(RewardStage(seed=1, threads=1, reward=entry(kind=kind, lora_rank=2, lora_output="adapter")), "rm")
+    changed, scores = trained
+    assert all(".lora_" in name or "score.modules_to_save" in name for name in changed)
+    assert {name.split("lora_")[-1][0] for name in changed if "lora_" in name} == {"A", "B"}
+    assert any("score.modules_to_save" in name for name in changed)
+    folder = labelled / "artifacts/reward/rm"
+    merged = load_reward(folder)
+    assert isinstance(merged, RewardModel)
+    assert merged(PROMPTS, COMPLETIONS) == pytest.approx(scores, abs=1e-5)
+    assert RewardModel(merged.model, merged.tokenizer, 1)(PROMPTS, COMPLETIONS) == pytest.approx(scores, abs=1e-5)
+    plain = AutoModelForSequenceClassification.from_pretrained(labelled / "artifacts/policy/sft", num_labels=1, pad_token_id=0)
+    assert merged.model.state_dict().keys() == plain.state_dict().keys()
+    embeddings = [model.get_input_embeddings().weight for model in (merged.model, plain)]
+    assert torch.equal(*embeddings)
+    adapted = PeftModel.from_pretrained(plain, folder / "adapter")  # the head comes with it
+    assert RewardModel(adapted, merged.tokenizer)(PROMPTS, COMPLETIONS) == pytest.approx(scores, abs=1e-5)
+    assert read_json("metrics/reward/rm.json")["accuracy"] > 0.8
+    run(RewardStage(seed=1, threads=1, reward=entry(kind=kind, lora_rank=2)), "other")
+    assert (labelled / "artifacts/reward/other/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not (labelled / "artifacts/reward/other/adapter").exists()
 
 
 # ---- costs ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import ast
 import gzip
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from stages.datasets.formats import FORMATS
 from stages.models.rewards import WeightedSum, load_reward, outcomes
 from stages.pipeline.records import read_json, write_jsonl
 from stages.reward import RewardEntry, RewardStage, run
+from stages.rewards.algebra import Algebra
 from stages.rewards.code import CodeReward, program_of
 from stages.rewards.maths import MathReward, final_answer
 from stages.rewards.references import References, collect
@@ -60,8 +63,8 @@ def test_without_an_answer_there_is_none(text: str) -> None:
     assert final_answer(text) is None
 
 
-def maths(answer: str) -> MathReward:
-    return MathReward(References([{"prompt": QUESTION, "answer": answer}], "answer"))
+def maths(answer: str, algebra: Algebra | None = None) -> MathReward:
+    return MathReward(References([{"prompt": QUESTION, "answer": answer}], "answer"), algebra)
 
 
 def test_numbers_are_compared_as_numbers_and_outcomes_counted() -> None:
@@ -77,8 +80,108 @@ def test_listing_every_number_does_not_help() -> None:
 def test_a_prompt_without_a_reference_is_an_error_and_never_a_score() -> None:
     with pytest.raises(ValueError, match=r"no reference for the prompt 'Another\?'"):
         maths("7")([[{"role": "user", "content": "Another?"}]], ["7"])
-    with pytest.raises(ValueError, match="expected a number as `answer`, found 'seven'"):
+    with pytest.raises(ValueError, match=r"expected a number or a formula .*, found 'seven'"):
         maths("seven")([QUESTION], ["7"])
+
+
+EQUAL = [
+    ("1/2", r"\boxed{0.5}"),
+    ("0.5", r"so $\frac12$."),
+    (r"\frac{1}{2}", "#### 0.50"),
+    (r"\frac{1}{2}", r"\boxed{\dfrac{2}{4}}"),
+    ("3/2", r"\boxed{1 1/2}"),
+    ("3/2", r"The answer is $1\frac{1}{2}$."),
+    (r"2\sqrt{3}", r"The answer is $\sqrt{12}$, as it should be."),
+    (r"2\sqrt{3}", "Answer: 2*sqrt(3)"),
+    (r"2\pi", "It is 2π"),
+    (r"x^2+2x+1", r"\boxed{(x+1)^2}"),
+    ("(x+1)^2", "x**2 + 2*x + 1"),
+    (r"\{1,2\}", r"\boxed{\{2, 1\}}"),
+    (r"\{1,2\}", "The answer is $1$ and $2$."),
+    (r"\pm 2", r"\boxed{2, -2}"),
+    ("[1,2)", r"\boxed{x \in [1, 2)}"),
+    ("[1,2)", "#### 1 <= x < 2"),
+    (r"(-\infty,3]", "#### x ≤ 3"),
+    (r"(1,2)\cup(3,4]", r"\[(1,2)∪(3,4]\]"),
+    ("x=3", "#### 3"),
+    ("3", r"\boxed{x = 3}"),
+    ("4", r"\boxed{2\sqrt{4}}"),
+    ("2", r"\boxed{\log_2 4}"),
+    ("5", r"\boxed{5\text{ cm}^2}"),
+    ("1234", r"\boxed{1{,}234}"),
+    (r"\text{east}", r"\boxed{\text{east}}"),
+    ("314_8", r"\boxed{314_8}"),
+    ("y=2x+1", "#### y - 2x = 1"),
+    ("3+4i", "#### 4i+3"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),
+]
+DIFFERENT = [
+    ("1/2", "#### 0.49"),
+    (r"\frac{1}{3}", r"\boxed{0.333333}"),  # Math-Verify alone says right: it rounds to six places
+    ("10^{-7}", "#### 0.0"),  # and here
+    (r"\sqrt{2}", "#### 1.41421356"),
+    (r"\sqrt{2}", r"\boxed{\sqrt{2}+10^{-20}}"),
+    ("2+3t", "#### 5"),  # it takes a trailing t for a unit
+    ("2", r"\boxed{2\sqrt{3}}"),
+    ("2", r"\boxed{2x}"),
+    ("5", r"\boxed{5, 6}"),
+    ("5", r"\boxed{5 \text{ or } 6}"),
+    ("5", "The answer is $5$ or $6$."),
+    ("1", r"\boxed{1 1/2}"),
+    (r"\{1,2\}", "#### 1"),
+    ("[1,2)", r"\boxed{[1,2]}"),
+    ("(1,2)", r"\boxed{(2,1)}"),
+    ("x>3", "#### x ≥ 3"),
+    ("x=3", "#### 4"),
+    ("x", "#### y"),
+    ("x+1", r"\boxed{x+2}"),
+    ("314_8", r"\boxed{314_9}"),
+    ("3:4", "#### 3"),
+    (r"\text{east}", r"\boxed{\text{west}}"),
+    ("2", r"\boxed{\infty}"),
+    ("0", r"\boxed{\frac{1}{0}}"),
+    ("x+1", r"\boxed{}"),
+    ("x+1", "I do not know."),
+]
+
+
+def test_equal_forms_are_right_and_others_wrong() -> None:
+    algebra = Algebra()
+    found = [(answer, text, maths(answer, algebra)([QUESTION], [text])[0]) for answer, text in EQUAL + DIFFERENT]
+    assert [one[:2] for one in found if one[2]] == EQUAL
+
+
+def test_a_number_with_prose_behind_it_is_that_number() -> None:
+    assert maths("12")([QUESTION] * 2, ["A: 12 (that is, 3 + 9)", r"\boxed{12 (that is, 3 + 9)}"]) == [1.0, 0.0]
+
+
+HOSTILE = [
+    "9^{9^{9^{9}}}", "(x+1)^{100000}", r"\sum_{n=1}^{10^{9}} \frac{1}{n^3}", "(" * 300 + "x" + ")" * 300, "(" * 20 + "x" + ")" * 20, "(" * 20,
+    "x" * 5000, "1+" * 180 + "1", "\\", "\x00", r"\frac{", r"\text{__import__('os').system('x')}", "__import__('os').system('x')",
+]  # fmt: skip
+
+
+def test_hostile_answers_are_failures_in_bounded_time_in_any_thread() -> None:
+    reward = maths("x+1")
+    reward.algebra.seconds = 0.2
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda text: reward([QUESTION], [rf"\boxed{{{text}}}"])[0], [*HOSTILE, "1+x"]))
+    assert scores == [0.0] * len(HOSTILE) + [1.0]
+    assert time.monotonic() - began < 40
+    counted = outcomes(reward)
+    assert counted["verifier_timeout"] >= 2
+    assert counted["verifier_unreadable"] >= 5
+    assert counted["verifier_right"] == 1
+
+
+def test_a_child_that_is_killed_is_replaced() -> None:
+    algebra = Algebra()
+    assert algebra.outcome("x+1", "1+x") == "right"
+    assert algebra.child
+    algebra.child.kill()
+    algebra.child.wait()
+    assert algebra.outcome("x+1", "1+x") == "right"
 
 
 # ---- code -----------------------------------------------------------------------------------------------------------
@@ -177,6 +280,13 @@ def test_code_is_not_described_where_it_could_not_be_run(prompts: Path, monkeypa
     with pytest.raises(ValueError, match="isolation: rlimits"):
         run(stage(kind="code"), "checked")
     assert not (prompts / "artifacts/reward/checked").exists()
+
+
+def test_a_reference_that_cannot_be_compared_with_stops_the_stage(prompts: Path) -> None:
+    write_jsonl("artifacts/data/prompts/validation.jsonl", [{"prompt": [{"role": "user", "content": "x"}], "answer": r"\frac{"}])
+    with pytest.raises(ValueError, match=r"expected a number or a formula .*frac"):
+        run(stage(kind="math"), "checked")
+    assert not (prompts / "artifacts/reward/checked/reward.json").exists()
 
 
 def test_prompts_without_references_and_contradictory_ones_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Groups: several completions of one prompt, whose rewards are compared with each other. What GRPO and RLOO share.
+"""Groups: several completions of one prompt, whose rewards are compared with each other. What GRPO and RLOO share, and PPO to start from.
 
 TRL samples from the whole distribution, by transformers' own `generate`: neither a server nor a GPU is needed.
 """
@@ -8,13 +8,17 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from omegaconf import MISSING
 
 from stages.models.rewards import Reward
 from stages.models.training import Lora, Optimisation, trainer_arguments
 from stages.pipeline.records import Message
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
 
@@ -84,6 +88,79 @@ def validate(config: Grouped, method: str) -> None:
             complaints.append(f"{name} {getattr(config, name)}: expected 0 or above")
     if complaints:
         raise ValueError(f"conf/method/{method}.yaml or params.yaml (align.<entry>):\n- " + "\n- ".join(complaints))
+
+
+class Sampling(Protocol):
+    """What a config says of sampling under a reward; PPO's does, too."""
+
+    max_new_tokens: int
+    min_reward_accuracy: float
+
+
+class Start(NamedTuple):
+    """What training by a reward starts from."""
+
+    policy: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    prompts: list[list[Message]]
+
+
+def load_start(config: Sampling, method: str, *, init: Path, signal: Path, data: Path) -> Start:
+    """The policy of `init` in float32, its tokenizer, and the training prompts.
+
+    Raises:
+        ValueError: the reward model orders held-out preferences too poorly, or a prompt leaves no room for a completion.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages.models.chat import prompt_ids
+    from stages.models.completions import require_room
+    from stages.models.rewards import held_out_accuracy, require_accuracy
+    from stages.pipeline.records import read_jsonl
+
+    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal, method)
+    tokenizer = AutoTokenizer.from_pretrained(init)
+    policy = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
+    prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
+    context = getattr(policy.config, "max_position_embeddings", None)
+    if context and prompts:
+        require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context, config.max_new_tokens, method)
+    return Start(policy, tokenizer, prompts)
+
+
+class GroupStart(NamedTuple):
+    """What GRPO and RLOO start from: policy, reward, and the prompts of every rollout in their order."""
+
+    policy: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    reward: Reward
+    functions: list[Any]  # of RewardFunction, as TRL wants to hear it
+    dataset: "Dataset"
+    steps: int
+
+
+def load_groups(config: Grouped, method: str, *, init: Path, signal: Path, data: Path, seed: int, name: str) -> GroupStart:
+    """Loads policy and reward, and draws the prompts that all rollouts take.
+
+    name: of the computation, which a judge's budget is for.
+
+    Raises:
+        ValueError: the reward model orders held-out preferences too poorly, or a prompt leaves no room for a completion.
+    """
+    from datasets import Dataset
+
+    from stages.models.chat import end_of_turn_id
+    from stages.models.rewards import load_reward
+
+    policy, tokenizer, prompts = load_start(config, method, init=init, signal=signal, data=data)
+    steps = config.steps(len(prompts))
+    rollouts = -(-steps // config.steps_of_rollout)
+    order = prompts_in_order(prompts, rollouts * config.rollout_batch_size // config.num_generations, seed)
+    reward = load_reward(signal, name)
+    end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
+    functions = reward_functions(reward, end_ids, config.missing_eos_penalty)
+    return GroupStart(policy, tokenizer, reward, functions, Dataset.from_list([{"prompt": prompt} for prompt in order]), steps)
 
 
 def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:

@@ -37,11 +37,11 @@ class Optimisation:
 
 @dataclass
 class Lora:
-    """Low-rank adaptation (LoRA, arXiv:2106.09685): the switch that trainers of policies share."""
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): the switch that trainers of policies and of rewards share."""
 
     lora_rank: int = MISSING  # 0: full training
     lora_alpha: int = MISSING  # scale of the adapter, times 1 / rank
-    lora_output: str = MISSING  # merged | adapter: the adapter too, in the policy's adapter/
+    lora_output: str = MISSING  # merged | adapter: the adapter too, in the model's adapter/
 
 
 class HasConfig(Protocol):
@@ -204,8 +204,10 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     tokenizer.save_pretrained(folder)
 
 
-def lora_config(config: Lora) -> "LoraConfig | None":
+def lora_config(config: Lora, head: str | None = None) -> "LoraConfig | None":
     """The adapter that a trainer is to train: on every linear layer but the output; None for full training.
+
+    head: of a classifier, the layer that is new and so trained in full.
 
     Raises:
         ValueError: `lora_output` is unknown.
@@ -216,16 +218,28 @@ def lora_config(config: Lora) -> "LoraConfig | None":
         return None
     from peft import LoraConfig
 
-    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="SEQ_CLS" if head else None,
+        modules_to_save=[head] if head else None,
+    )
 
 
-def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: Lora) -> None:
-    """Writes what was trained as a model folder; an adapter is merged into its base, for whatever loads the folder to need no other.
+def merged(model: Any, folder: Path, config: Lora) -> Any:
+    """The model that was trained, an adapter merged into its base, for whatever loads the folder to need no other.
 
     With `lora_output: adapter` it is kept as well, in `folder`/adapter, where serving engines and peft find it.
     """
-    if config.lora_rank:
-        if config.lora_output == "adapter":
-            model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    save_policy(model, tokenizer, folder)
+    if not config.lora_rank:
+        return model
+    if config.lora_output == "adapter":
+        model.save_pretrained(folder / "adapter")
+    return model.merge_and_unload()
+
+
+def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: Lora) -> None:
+    """Writes what was trained as a policy's folder, an adapter merged into its base."""
+    save_policy(merged(model, folder, config), tokenizer, folder)

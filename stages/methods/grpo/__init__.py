@@ -49,50 +49,33 @@ def align(
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"grpo: {name} {getattr(config, name)!r}: expected one of {', '.join(choices)}")
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig as Arguments
     from trl import GRPOTrainer
 
-    from stages.models.chat import end_of_turn_id, prompt_ids
-    from stages.models.completions import require_room
-    from stages.models.groups import group_arguments, group_history, last_means, prompts_in_order, reward_functions
-    from stages.models.rewards import finish, held_out_accuracy, load_reward, outcomes, require_accuracy
+    from stages.models.groups import group_arguments, group_history, last_means, load_groups
+    from stages.models.rewards import finish, outcomes
     from stages.models.training import curve_rows, lora_config, save_trained, train, write_curve
-    from stages.pipeline.records import read_jsonl
 
-    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal, "grpo")
-    tokenizer = AutoTokenizer.from_pretrained(init)
-    model = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
-    prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
-    require_room(
-        [prompt_ids(tokenizer, prompt) for prompt in prompts], model.config.max_position_embeddings, config.max_new_tokens, "grpo"
-    )
-    end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
-    reward = load_reward(signal, checkpoints.name)
-    steps = config.steps(len(prompts))
-    rollouts = -(-steps // config.steps_of_rollout)
-    order = prompts_in_order(prompts, rollouts * config.rollout_batch_size // config.num_generations, seed)
+    start = load_groups(config, "grpo", init=init, signal=signal, data=data, seed=seed, name=checkpoints.name)
     trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=reward_functions(reward, end_ids, config.missing_eos_penalty),
+        model=start.policy,
+        reward_funcs=start.functions,
         args=Arguments(
-            **group_arguments(config, checkpoints, seed, steps),
+            **group_arguments(config, checkpoints, seed, start.steps),
             loss_type=config.loss,
             scale_rewards=config.scale_rewards,
             importance_sampling_level=config.importance_sampling,
             use_bias_correction_kl=config.unbiased_kl,
             entropy_coef=config.entropy_coefficient,
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in order]),
-        processing_class=tokenizer,
+        train_dataset=start.dataset,
+        processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
     train(trainer, checkpoints)
-    save_trained(trainer.model, tokenizer, output, config)
+    save_trained(trainer.model, start.tokenizer, output, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k3_per_token")
     write_curve(curve, history, run)
-    if checked := {**outcomes(reward), **finish(reward)}:  # since the last resume, so to MLflow only
-        run.log_metrics(checked, step=steps)
+    if checked := {**outcomes(start.reward), **finish(start.reward)}:  # since the last resume, so to MLflow only
+        run.log_metrics(checked, step=start.steps)
     return last_means(history)

@@ -69,24 +69,18 @@ def align(
     validate(config)
     import torch
     from accelerate import PartialState
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from stages.methods.ppo.models import add_adapter, load_value_model
     from stages.methods.ppo.trainer import train
-    from stages.models.chat import prompt_ids
-    from stages.models.completions import require_room
-    from stages.models.rewards import finish, held_out_accuracy, load_reward, outcomes, require_accuracy
+    from stages.models.groups import load_start
+    from stages.models.rewards import finish, load_reward, outcomes
     from stages.models.training import save_trained, write_curve
-    from stages.pipeline.records import read_jsonl
     from stages.pipeline.tracking import Run
 
-    require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal, "ppo")
-    tokenizer = AutoTokenizer.from_pretrained(init)
-    prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
-    policy: Any = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
-    context = getattr(policy.config, "max_position_embeddings", None)
-    if context and prompts:
-        require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context, config.max_new_tokens, "ppo")
+    start = load_start(config, "ppo", init=init, signal=signal, data=data)
+    policy: Any = start.policy
+    tokenizer, prompts = start.tokenizer, start.prompts
     value_model = load_value_model(signal, init, tokenizer)
     reference = None if config.lora_rank else AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
     if config.lora_rank:
