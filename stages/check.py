@@ -35,7 +35,7 @@ REFERENCES = {
 }
 """The keys of an entry that name another node, and where below artifacts/ that node's output lies."""
 
-SELF_CHECKED = {"reward": ("reward", "judge"), "reject": ("reject",)}
+SELF_CHECKED = {"label": ("label", "judge"), "reward": ("reward", "judge"), "reject": ("reject",)}
 """Stages whose `check_entry` says whether an entry's values fit together, beyond their types, and the parts of the config that it takes."""
 
 GIVEN = {"none", "policy/none", "sample/none", "reward/none"}

@@ -66,19 +66,19 @@ class LabelStage:
     judge: Any = MISSING
 
 
-def check_entry(entry: LabelEntry, judge: Any) -> None:
-    """Requires that the values fit together.
+def check_entry(entry: LabelEntry, judge: Any, name: str) -> None:
+    """Requires that the values of the entry `name` fit together, and the judge with them.
 
     Raises:
         ValueError: with what does not fit and what would.
     """
-    backend = judge.backend
+    backend, where = judge.backend, f"params.yaml: label.{name}"
     for key, known in (("way", WAYS), ("pairs", PAIRS)):
         if getattr(entry, key) not in known:
-            raise ValueError(f"label.{key}: expected one of {', '.join(known)}, found {getattr(entry, key)!r}")
+            raise ValueError(f"{where}.{key}: expected one of {', '.join(known)}, found {getattr(entry, key)!r}")
     needs = []
     if entry.pairs == "strong_vs_weak" and not (entry.strong and entry.weak):
-        needs.append("pairs: strong_vs_weak needs the policies label.strong and label.weak")
+        needs.append("pairs: strong_vs_weak needs the policies `strong` and `weak`")
     if entry.pairs != "strong_vs_weak" and entry.way != "agreement" and backend == "none":
         needs.append(f"pairs: {entry.pairs} needs a judge, found judge: none")
     if entry.pairs == "compared" and entry.way != "pairwise":
@@ -87,7 +87,7 @@ def check_entry(entry: LabelEntry, judge: Any) -> None:
         needs.append("way: principle needs a constitution (conf/constitution/<name>.yaml)")
     if entry.way == "agreement":
         needs += without_judge(entry, backend)
-    people = {"label.known": "" if entry.known in ("none", "gold") else entry.known}
+    people = {"known": "" if entry.known in ("none", "gold") else entry.known}
     people["judge.annotations"] = judge.annotations if backend == "human" else ""
     for key, path in people.items():
         if path and not Path(path).resolve().is_relative_to(ANNOTATIONS.resolve()):
@@ -95,9 +95,9 @@ def check_entry(entry: LabelEntry, judge: Any) -> None:
                 f"{key}: expected a path in {ANNOTATIONS}, which labels depend on, found {path}: DVC would not see it change"
             )
     if not 0 <= entry.validation_fraction < 1:
-        needs.append(f"label.validation_fraction: expected a fraction below 1, found {entry.validation_fraction}")
+        needs.append(f"validation_fraction: expected a fraction below 1, found {entry.validation_fraction}")
     if needs:
-        raise ValueError("; ".join(needs))
+        raise ValueError(f"{where}: " + "; ".join(needs))
 
 
 def without_judge(entry: LabelEntry, backend: str) -> list[str]:
@@ -110,7 +110,7 @@ def without_judge(entry: LabelEntry, backend: str) -> list[str]:
     if entry.pairs == "strong_vs_weak":
         needs.append("pairs: strong_vs_weak goes by the policies alone: way: agreement would be ignored")
     if entry.min_margin >= 1:
-        needs.append(f"way: agreement scores from 0 to 1: expected label.min_margin below 1, found {entry.min_margin}")
+        needs.append(f"way: agreement scores from 0 to 1: expected min_margin below 1, found {entry.min_margin}")
     return needs
 
 
@@ -141,7 +141,7 @@ def opinions_on(judge: "Judge | None", groups: "list[Group]", entry: LabelEntry,
 def run(config: LabelStage, entry: str) -> None:
     """Judges, holds the judge against its limits, builds preferences, saves."""
     settings, sample = config.label, Path("artifacts/sample") / config.label.sample
-    check_entry(settings, config.judge)
+    check_entry(settings, config.judge, entry)
     with executing("label", entry, config, [sample, ANNOTATIONS]) as work:
         from stages.judging.gate import Quality, require
         from stages.judging.known import known_advantages

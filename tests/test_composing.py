@@ -69,6 +69,8 @@ def test_values_that_do_not_fit_together_stop_the_build_too(project: Path, recip
         recipe.replace("    second: none", "    kind: modle\n    second: none", 1),
     )
     assert "params.yaml: reward.rm.kind: expected one of model, cost" in error
+    error = check(project, recipe.replace("    pairs: all_pairs", "    way: agreement\n    pairs: all_pairs", 1))
+    assert "params.yaml: label.ranked: way: agreement asks no judge" in error
 
 
 def test_a_node_that_does_not_exist_is_named_with_those_that_do(project: Path, recipe: str) -> None:
