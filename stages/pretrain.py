@@ -98,7 +98,8 @@ def resolve(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) 
     from stages.models.training import write_curve
 
     model = load_hub_model(config)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), [], work.run)
     write_json(work.output("metrics/pretrain/pretrain.json"), {"validation_loss": None, "parameters": model.num_parameters()})

@@ -120,8 +120,16 @@ def read_calibration(folder: Path, entries: Iterable[str]) -> "dict[str, list[Sh
         with (folder / f"{entry}.csv").open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["by"] == "reward"]
         if rows:
-            columns = ("predicted", "accuracy", "accuracy_low", "accuracy_high")
-            found[entry] = [Share(*(float(row[column]) for column in columns), int(row["n"])) for row in rows]
+            found[entry] = [
+                Share(
+                    predicted=float(row["predicted"]),
+                    right=float(row["accuracy"]),
+                    low=float(row["accuracy_low"]),
+                    high=float(row["accuracy_high"]),
+                    n=int(row["n"]),
+                )
+                for row in rows
+            ]
     return found
 
 

@@ -48,7 +48,7 @@ def languages(counts: np.ndarray) -> list[str | None]:
         told[counts[:, SCRIPTS.index(script)] >= enough] = code
     kana, han = counts[:, SCRIPTS.index("Kana")], counts[:, SCRIPTS.index("Han")]
     told[(kana > 0) & (kana + han >= enough)] = "ja"
-    return told.tolist()  # type: ignore[no-any-return]
+    return told.tolist()
 
 
 def language(text: str) -> str | None:

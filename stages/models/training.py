@@ -57,7 +57,8 @@ def make_deterministic(seed: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs TRL's tiled loss four fifths of its time
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # costs TRL's tiled loss four fifths of its time
     transformers.set_seed(seed)
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; trainers keep theirs

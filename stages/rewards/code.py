@@ -50,6 +50,6 @@ class CodeReward:
         ]
         distinct = list(dict.fromkeys(tasks))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = list(pool.map(lambda task: run_tests(*task, self.limits, self.isolation), distinct))
+            found = list(pool.map(lambda task: run_tests(task[0], task[1], self.limits, self.isolation), distinct))
         by_task = dict(zip(distinct, found, strict=True))
         return [by_task[task] for task in tasks]

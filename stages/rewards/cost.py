@@ -44,7 +44,7 @@ def cost_rows(rows: Sequence[Mapping[str, Any]], boundary: float) -> list[dict[s
 
 
 @dataclass
-class CostCollator(DataCollatorForPreference):  # type: ignore[misc]
+class CostCollator(DataCollatorForPreference):
     """TRL's, and the signs."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -52,12 +52,12 @@ class CostCollator(DataCollatorForPreference):  # type: ignore[misc]
         return {**super().torch_call(examples), "signs": torch.tensor(signs).flatten()}
 
 
-class CostTrainer(RewardTrainer):  # type: ignore[misc]
+class CostTrainer(RewardTrainer):
     """TRL's, with the sign terms added to its pairwise loss."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "signs"]
+        self._signature_columns = [*self._signature_columns, "signs"]  # type: ignore[misc, assignment]  # None only before
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

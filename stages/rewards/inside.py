@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -64,14 +65,15 @@ def encode(value: Any, keep: Callable[[Any], Encoded], depth: int = 0) -> Encode
         raise ProgramError("nested too deeply")
     if value is None or type(value) in (bool, str):
         return {"t": "plain", "v": value}
-    for kind, name in (
+    numbers: tuple[tuple[Any, str], ...] = (
         (bool, "bool"),
         (int, "int"),
         (float, "float"),
         (complex, "complex"),
         (Decimal, "decimal"),
         (Fraction, "fraction"),
-    ):
+    )
+    for kind, name in numbers:
         if isinstance(value, kind):
             return {"t": name, "v": repr(value) if kind in (int, float, complex) and type(value) is kind else str(kind(value))}
     if isinstance(value, str):
@@ -80,7 +82,14 @@ def encode(value: Any, keep: Callable[[Any], Encoded], depth: int = 0) -> Encode
         return {"t": "bytes", "v": list(value)}
     if isinstance(value, range):
         return {"t": "range", "v": [value.start, value.stop, value.step]}
-    for kind, name in ((list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"), (deque, "deque")):
+    containers: tuple[tuple[Any, str], ...] = (
+        (list, "list"),
+        (tuple, "tuple"),
+        (set, "set"),
+        (frozenset, "frozenset"),
+        (deque, "deque"),
+    )
+    for kind, name in containers:
         if isinstance(value, kind):
             return {"t": name, "v": [encode(item, keep, depth + 1) for item in value]}
     if isinstance(value, dict):
@@ -95,6 +104,7 @@ def encode(value: Any, keep: Callable[[Any], Encoded], depth: int = 0) -> Encode
 def decode(sent: Encoded, find: Callable[[Encoded], Any]) -> Any:
     """The value that was sent; `find` makes something of a handle."""
     kind, value = sent["t"], sent["v"]
+    plain: dict[str, Callable[[Any], Any]]
     plain = {"plain": lambda v: v, "bool": lambda v: v == "True", "int": int, "float": float, "complex": complex, "decimal": Decimal,
              "fraction": Fraction, "bytes": bytes, "range": lambda v: range(*v)}  # fmt: skip
     if kind in plain:
@@ -105,7 +115,14 @@ def decode(sent: Encoded, find: Callable[[Encoded], Any]) -> Any:
         if value.partition(".")[0] not in sys.stdlib_module_names:
             raise ProgramError(f"{value!r} is no module of the standard library")
         return importlib.import_module(value)
-    containers = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque, "iterator": iter}
+    containers: dict[str, Callable[[Any], Any]] = {
+        "list": list,
+        "tuple": tuple,
+        "set": set,
+        "frozenset": frozenset,
+        "deque": deque,
+        "iterator": iter,
+    }
     if kind in containers:
         return containers[kind]([decode(item, find) for item in value])
     return find(sent)
@@ -178,7 +195,7 @@ def run_program(line: Line) -> None:
     line.send(answer(lambda: exec(compile(first["source"], "solution.py", "exec"), namespace)))
     while True:
         message = line.receive()
-        line.send(answer(lambda message=message: perform(message)))
+        line.send(answer(functools.partial(perform, message)))
 
 
 # ---- the tester's side ----------------------------------------------------------------------------------------------

@@ -118,8 +118,8 @@ def warn_of_displacement(beta: float) -> "TrainerCallback":
     class WarnOfDisplacement(TrainerCallback):
         warned = False
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **kwargs: Any) -> None:
-            message = displacement(metrics, beta)
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            message = displacement(kwargs["metrics"], beta)
             if message and not self.warned:
                 self.warned = True
                 logger.warning("dpo, step %d: %s", state.global_step, message)
