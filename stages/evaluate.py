@@ -100,7 +100,7 @@ def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row],
     """1, 0.5 or 0 for each answer against the opponent's; None without a judge or without a verdict."""
     if config.judge.backend == NONE:
         return [None] * len(answers)
-    from stages.judging.judge import load_judge
+    from stages.judging.loading import load_judge
     from stages.judging.winrate import compare
 
     if config.judge.backend == "human":

@@ -176,8 +176,8 @@ def verdicts(
     config: LabelStage, groups: "list[Group]", judged: "list[Judged]", quality: "Quality", advantages: Any, work: Work
 ) -> Iterator[dict[str, Any]]:
     """Judges the groups chunk by chunk: yields the verdicts' rows, fills `judged` and `quality`."""
-    from stages.judging.judge import load_judge
     from stages.judging.labelling import observe
+    from stages.judging.loading import load_judge
 
     sample = Path("artifacts/sample") / config.label.sample
     # A budget is for these labels of this sample: a crashed run's spending counts when it is run again.

@@ -101,7 +101,8 @@ def run(config: ReviseStage, entry: str) -> None:
     if not settings.principles:
         raise ValueError(f"revise.{entry}: expected principles, found none: name a file of conf/constitution as `constitution`")
     with executing("revise", entry, config, [sample]) as work:
-        from stages.judging.judge import AskingJudge, load_judge
+        from stages.judging.judge import AskingJudge
+        from stages.judging.loading import load_judge
 
         run_name = f"{work.name} {input_digest(sample)}"
         judge = load_judge(config.judge, seed=config.seed, name=settings.judge, run=run_name)

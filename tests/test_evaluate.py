@@ -183,7 +183,7 @@ def test_without_verifier_judge_and_reward_the_rest_is_measured(answered: Path) 
 
 def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0), finish=lambda: None)
-    monkeypatch.setattr("stages.judging.judge.load_judge", lambda config, seed, run: judge)
+    monkeypatch.setattr("stages.judging.loading.load_judge", lambda config, seed, run: judge)
     monkeypatch.setattr(
         "stages.judging.winrate.compare", lambda judge, prompts, a, b: [0.5 * (x == y) for x, y in zip(a, b, strict=True)]
     )

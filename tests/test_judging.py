@@ -15,7 +15,8 @@ from stages.judging.aggregation import both_orders, cohen_kappa, majority, mean_
 from stages.judging.chat import Ledger, Reply, Request
 from stages.judging.config import GateLimits, HumanJudge, PanelJudge, SimulatedJudge
 from stages.judging.gate import GateError, Quality, require
-from stages.judging.judge import AskingJudge, GoldJudge, Member, load_judge
+from stages.judging.judge import AskingJudge, GoldJudge, Member
+from stages.judging.loading import load_judge
 from stages.judging.pairs import Pair, all_pairs, best_vs_random, best_vs_worst, drawn, kept, strong_vs_weak, unpaired
 from stages.judging.verdicts import PASS_FAIL, TIE, A, B, parse_choice, parse_ranking, parse_rating, scores_from_ranks
 from stages.judging.winrate import compare

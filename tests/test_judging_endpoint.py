@@ -18,7 +18,8 @@ from judging_server import running, worth
 from stages.judging.backends.endpoint import BudgetError, EndpointChat, EndpointError
 from stages.judging.chat import Reply
 from stages.judging.config import OpenaiJudge, PanelJudge, Prices, SamplingConfig
-from stages.judging.judge import AskingJudge, Item, load_judge
+from stages.judging.judge import AskingJudge, Item
+from stages.judging.loading import load_judge
 from stages.judging.store import VerdictStore
 
 PROMPT = [{"role": "user", "content": "Say something."}]
@@ -357,7 +358,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from stages.judging.config import OpenaiJudge, SamplingConfig
-from stages.judging.judge import load_judge
+from stages.judging.loading import load_judge
 url, out, count, concurrency = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 judge = load_judge(OpenaiJudge(model="m", base_url=url, needs_key=False, concurrency=concurrency, timeout_seconds=5.0, retries=20,
     backoff_seconds=0.01, longest_wait_seconds=0.05, sampling=SamplingConfig(max_tokens=10)), seed=1)

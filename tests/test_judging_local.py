@@ -7,7 +7,8 @@ import pytest
 from stages.judging.chat import Reply
 from stages.judging.config import SamplingConfig, TransformersJudge
 from stages.judging.gate import GateError, Quality, require
-from stages.judging.judge import AskingJudge, load_judge
+from stages.judging.judge import AskingJudge
+from stages.judging.loading import load_judge
 from stages.judging.store import VerdictStore
 
 PROMPT = [{"role": "user", "content": "How much is 2 plus 2?"}]

@@ -15,7 +15,8 @@ import judging_model
 import pytest
 
 from stages.judging.config import OpenaiJudge, SamplingConfig
-from stages.judging.judge import AskingJudge, load_judge
+from stages.judging.judge import AskingJudge
+from stages.judging.loading import load_judge
 from stages.pipeline.records import read_json, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[1]

@@ -154,7 +154,7 @@ def test_token_probabilities_are_the_scores_where_a_judge_gives_them(sampled: Pa
         def compare(self, *arguments: Any, **more: Any) -> list[Comparison]:
             return [c._replace(probability={"a": 0.8, "b": 0.2}.get(c.outcome, 0.5)) for c in super().compare(*arguments, **more)]
 
-    monkeypatch.setattr("stages.judging.judge.load_judge", lambda *_, **__: Sure())
+    monkeypatch.setattr("stages.judging.loading.load_judge", lambda *_, **__: Sure())
     label(GoldJudge(), way="pairwise", pairs="compared", min_margin=0.5)
     assert {row["margin"] for row in labels()} == {0.6}  # 0.8 - 0.2
     assert max(row["score_chosen"] for row in labels()) == pytest.approx(0.8)  # the mean over opponents, not that of wins

@@ -55,7 +55,7 @@ def test_the_readme_shows_the_book_as_it_is() -> None:
 
 def test_the_book_holds_every_system_as_its_file_declares_it() -> None:
     book = recipe_book.load_book()
-    assert sorted(book) == sorted([*SYSTEMS, "default"])
+    assert sorted(book) == SYSTEMS
     for name, entry in book.items():
         recipe = load_recipe(name)
         assert [*entry["policies"]] == recipe["evaluate"]["policies"], name

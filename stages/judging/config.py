@@ -1,10 +1,10 @@
 """What conf/judge/*.yaml may say: one dataclass for each backend, all of them a judge."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from stages.world.annotator import AnnotatorConfig
 
@@ -190,3 +190,13 @@ BACKENDS: dict[str, type[JudgeConfig]] = {
     schema.backend: schema
     for schema in (SimulatedJudge, GoldJudge, NoJudge, OpenaiJudge, TransformersJudge, HumanJudge, PanelJudge)
 }
+
+
+def judge_config(config: JudgeConfig | DictConfig) -> JudgeConfig:
+    """A composed config as its dataclass."""
+    if isinstance(config, JudgeConfig):
+        return config
+    backend = config.get("backend")
+    if backend not in BACKENDS:
+        raise ValueError(f"judge.backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
+    return cast("JudgeConfig", OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BACKENDS[backend]), config)))

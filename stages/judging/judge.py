@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple, cast
 
-from omegaconf import DictConfig, OmegaConf
-
 from stages.judging.aggregation import UNPARSED, WINS, both_orders, majority, mean
 from stages.judging.chat import CUT_OFF, ESTIMATED, Chat, Ledger, Request
-from stages.judging.config import BACKENDS, HumanJudge, JudgeConfig, OpenaiJudge, PanelJudge, SimulatedJudge, TransformersJudge
+from stages.judging.config import JudgeConfig
 from stages.judging.templates import chosen_language, question, reminded, template_digest
 from stages.judging.verdicts import (
     PASS,
@@ -426,60 +424,6 @@ class GoldJudge(Judge):
             order = " ".join(map(str, range(len(group))))
             rankings.append(Ranking([*scores_from_ranks(ranks)], [self._verdict(order, ranks)], 0, 0))
         return rankings
-
-
-def load_judge(config: JudgeConfig | DictConfig, *, seed: int, name: str | None = None, run: str = "") -> Judge:
-    """The judge that a file of conf/judge describes; `run` names what its budget (max_cost) is for.
-
-    Raises:
-        ValueError: the backend is unknown, or samples above 1 would all be the same.
-    """
-    config = judge_config(config)
-    name = name or config.backend
-    if config.backend == "gold":
-        return GoldJudge()
-    if isinstance(config, HumanJudge):
-        from stages.judging.human import load_annotations
-
-        return load_annotations(config)
-    if isinstance(config, PanelJudge):
-        members = {member: judge_config(OmegaConf.create(values)) for member, values in config.members.items()}
-        if not members:
-            raise ValueError("judge: panel: expected members, found none: name at least one judge in judge.members")
-    else:
-        members = {name: config}
-    return AskingJudge(name, [Member(member, _chat(c, run), c) for member, c in members.items()], config, seed)
-
-
-def _chat(config: JudgeConfig, run: str) -> Chat:
-    temperature = config.sampling.temperature if isinstance(config, OpenaiJudge | TransformersJudge) else 0.0
-    if config.samples > 1 and temperature == 0:
-        raise ValueError(
-            f"judge: samples: {config.samples} at temperature 0 are all the same: set sampling.temperature, or samples: 1"
-        )
-    if isinstance(config, SimulatedJudge):
-        from stages.judging.backends.simulated import SimulatedChat
-
-        return SimulatedChat(config.annotator)
-    if isinstance(config, OpenaiJudge):
-        from stages.judging.backends.endpoint import EndpointChat
-
-        return EndpointChat(config, run)
-    if isinstance(config, TransformersJudge):
-        from stages.judging.backends.local import LocalChat
-
-        return LocalChat(config)
-    raise ValueError(f"judge: {config.backend!r} cannot be asked; backends are {', '.join(BACKENDS)}")
-
-
-def judge_config(config: JudgeConfig | DictConfig) -> JudgeConfig:
-    """A composed config as its dataclass."""
-    if isinstance(config, JudgeConfig):
-        return config
-    backend = config.get("backend")
-    if backend not in BACKENDS:
-        raise ValueError(f"judge.backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
-    return cast("JudgeConfig", OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BACKENDS[backend]), config)))
 
 
 def _plain(config: JudgeConfig) -> Mapping[str, Any]:

@@ -16,9 +16,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stages.judging.config import GateLimits, OpenaiJudge, PanelJudge
+from stages.judging.config import GateLimits, OpenaiJudge, PanelJudge, judge_config
 from stages.judging.gate import GateError, Quality, failures
-from stages.judging.judge import Judge, Rating, judge_config, load_judge
+from stages.judging.judge import Judge, Rating
+from stages.judging.loading import load_judge
 from stages.judging.templates import template_digest
 from stages.pipeline.records import Message
 from stages.rewards.references import key_of

@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 
 from stages.judging.config import SimulatedJudge
 from stages.judging.gate import Quality, failures
-from stages.judging.judge import Comparison, load_judge
+from stages.judging.judge import Comparison
+from stages.judging.loading import load_judge
 from stages.pipeline.records import read_json, read_jsonl
 from stages.revise import ReviseEntry, ReviseStage
 from stages.revise import run as revise

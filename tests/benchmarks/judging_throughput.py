@@ -53,7 +53,7 @@ def memory_mib() -> float:
 
 def buy(url: str, count: int, concurrency: int) -> dict[str, float]:
     """Rates `count` completions that nobody has rated before."""
-    from stages.judging.judge import load_judge
+    from stages.judging.loading import load_judge
 
     judge = load_judge(judge_config(url, concurrency), seed=1)
     judge.rate([prompt(-1)], ["The call that opens the client."])
@@ -71,7 +71,8 @@ def fill(count: int) -> None:
     """Puts the replies to `count` questions into the store, as if they had been bought."""
     from stages.judging.backends.endpoint import EndpointChat
     from stages.judging.chat import Reply
-    from stages.judging.judge import AskingJudge, Item, load_judge
+    from stages.judging.judge import AskingJudge, Item
+    from stages.judging.loading import load_judge
 
     judge = load_judge(judge_config("http://127.0.0.1:9/v1", 32), seed=1)
     assert isinstance(judge, AskingJudge)
@@ -88,7 +89,7 @@ def fill(count: int) -> None:
 
 def read_back(count: int) -> dict[str, float]:
     """Rates as `label` does: chunk by chunk, keeping scores."""
-    from stages.judging.judge import load_judge
+    from stages.judging.loading import load_judge
 
     judge = load_judge(judge_config("http://127.0.0.1:9/v1", 32), seed=1)
     scores, memory, started = [], {}, time.perf_counter()
