@@ -19,9 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from stages.evaluation.recipe import learns_from_gold, recipe_nodes  # noqa: E402
 from stages.evaluation.tables import show, show_bounds  # noqa: E402
 from stages.pipeline.records import read_json, read_jsonl, write_json  # noqa: E402
 from stages.tools.recipe import choose, recipes  # noqa: E402
@@ -122,7 +125,7 @@ def table(book: dict[str, Any]) -> str:
 
 
 def figures(book: dict[str, Any]) -> list[str]:
-    """A row for each policy of each recipe but `sft`, that of a recipe's last one with its other seeds."""
+    """A row for each policy of each recipe but `sft`, that of a recipe's last one with its other seeds; † learnt from gold itself."""
     lines = [
         "| recipe | nodes | minutes | MiB | policy | gold | gain | win rate | harmful | over-refusal | accuracy | KL | gain with other seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -130,6 +133,7 @@ def figures(book: dict[str, Any]) -> list[str]:
     for name in sorted(book):
         entry = book[name]
         head = [f"`{name}`", str(entry["nodes"]), f"{entry['minutes']:.1f}", f"{entry['peak_mib']:,.0f}"]
+        declared = recipe_nodes(OmegaConf.to_container(OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml")))
         *others, last = [policy for policy in entry["policies"] if policy != "sft"]
         for policy in [*others, last]:
             of = entry["policies"][policy]
@@ -143,7 +147,9 @@ def figures(book: dict[str, Any]) -> list[str]:
                 f"{show(of['accuracy'], 'percent')} {show_bounds(of, 'accuracy', 'percent')}",
                 show(of["kl_to_sft"]),
             ]
-            lines.append("| " + " | ".join([*head, f"`{policy}`", *shown, seeds]) + " |")
+            lines.append(
+                "| " + " | ".join([*head, f"`{policy}`{'†' if learns_from_gold(declared, policy) else ''}", *shown, seeds]) + " |"
+            )
             head = ["", "", "", ""]
     return lines
 
