@@ -1,0 +1,140 @@
+"""docs/add-a-method.md cannot rot: who copies its blocks gets a method that passes the linter, the DAG's comparison and its own test."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from stages.methods import dpo
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
+FILES: dict[str, str] = dict(re.findall(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+METHOD, VALUES, TEST = "stages/methods/simpo/__init__.py", "conf/method/simpo.yaml", "tests/test_simpo.py"
+
+
+def block_after(sentence: str) -> str:
+    """What the first code block after a sentence of the page holds."""
+    return PAGE.split(sentence)[1].split("```")[1].partition("\n")[2]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the project's tests need of it, with the files, the entry and the row that the page adds."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("stages", "conf", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "pyproject.toml", "requirements.lock", "requirements-torch.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/recipe/default.yaml"))
+    added: Any = OmegaConf.to_container(OmegaConf.create(block_after("an entry of `align` makes the policy")))
+    recipe["align"] |= added["align"]
+    recipe["evaluate"]["policies"] += added["evaluate"]["policies"]
+    OmegaConf.save(recipe, folder / "params.yaml")
+    before, heading, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Methods")
+    rule = "|---|---|---|---|\n"
+    (folder / "README.md").write_text(before + heading + table.replace(rule, rule + block_after('below "### Methods"'), 1))
+    return folder
+
+
+def run(copy: Path, *arguments: str) -> str:
+    """The output of a command in the copy, which must succeed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("PYTEST")}
+    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def method(copy: Path) -> ModuleType:
+    """The page's method as a module."""
+    spec = importlib.util.spec_from_file_location("simpo_of_the_page", copy / METHOD)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_gives_three_files_whole() -> None:
+    assert set(FILES) == {METHOD, VALUES, TEST}
+    for name in (METHOD, TEST):
+        assert ast.get_docstring(ast.parse(FILES[name])), name
+    assert not any((ROOT / name).exists() for name in FILES), "the example has become part of the project: choose another"
+
+
+def test_the_pages_code_passes_the_linter(copy: Path) -> None:
+    run(copy, "-m", "ruff", "check", "--no-cache", METHOD, TEST)
+    run(copy, "-m", "ruff", "format", "--check", "--no-cache", METHOD, TEST)
+
+
+def test_the_conf_block_has_the_fields_of_the_dataclass(method: ModuleType) -> None:
+    values: Any = OmegaConf.to_container(OmegaConf.create(FILES[VALUES]))
+    schema_name, own = values.pop("defaults")
+    assert own == "_self_"
+    schema = method.SCHEMAS[schema_name]
+    assert set(values) == {field.name for field in dataclasses.fields(schema)} - {"init", "signal"}
+    assert values["method"] == Path(VALUES).stem == schema().method
+
+
+def test_the_pages_align_is_called_as_the_others_are(method: ModuleType) -> None:
+    def parameters(function: Any) -> list[tuple[str, Any]]:
+        return [(name, parameter.kind) for name, parameter in inspect.signature(function).parameters.items()]
+
+    assert parameters(method.align) == parameters(dpo.align)
+    described = re.findall(r"^\| `(\w+)` \|", PAGE.split("| argument | what |")[1].split("\n\n")[0], re.MULTILINE)
+    assert described == [*inspect.signature(dpo.align).parameters]
+
+
+def test_every_helper_that_the_page_names_exists() -> None:
+    import stages.models.training as training
+
+    table = PAGE.split("| helper | for |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)\(([\w, ]+)\)`", table)
+    imported = re.findall(r"^ +from stages.models.training import (.*)$", FILES[METHOD], re.MULTILINE)[0].split(", ")
+    assert sorted(name for name, _ in named) == sorted(imported)
+    for name, arguments in named:
+        inspect.signature(getattr(training, name)).bind(*arguments.split(", "))
+
+
+def test_files_and_folders_that_the_page_names_exist() -> None:
+    named = set(re.findall(r"`((?:stages|conf|tests|docs)/[\w/.]+)`", PAGE)) - set(FILES)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert missing == []
+    assert len(named) > 8
+
+
+def test_the_recipe_with_the_pages_entry_is_sound(copy: Path) -> None:
+    assert run(copy, "-m", "stages.check") == "The recipe is sound.\n"
+    shown = OmegaConf.create(run(copy, "-m", "stages.align", "align=mine", "--cfg", "job"))
+    assert (shown.align.method, shown.align.init, shown.align.beta, shown.align.gamma) == ("simpo", "sft", 2.0, 1.0)
+
+
+def test_the_dag_names_what_the_pages_method_depends_on(copy: Path) -> None:
+    compare = """
+from tests.dag import load_pipeline, problems
+from stages.pipeline.composing import load_params
+print(problems({"stages": {"align": load_pipeline()["stages"]["align"]}}, load_params()))
+"""
+    assert run(copy, "-c", compare) == "[]\n"
+    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_dag.py::test_the_readme_names_every_method")
+
+
+@pytest.mark.slow
+def test_who_copies_the_page_passes_its_test(copy: Path) -> None:
+    passed = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", TEST)
+    assert re.search(r"^6 passed", passed, re.MULTILINE), passed
