@@ -4,7 +4,7 @@ Reads `artifacts/policy/<init>`, the signal `artifacts/<signal>` (preferences, c
 sample, the prompts in `artifacts/data/prompts`. Writes `artifacts/policy/<entry>`, `metrics/align/<entry>.json` and a curve.
 
 Each method is a package below stages/methods, where its paper and its deviations stand, with its values in conf/method/<method>.yaml.
-To add one, write those two files; every method is the same function, `align`.
+To add one: docs/add-a-method.md; every method is the same function, `align`.
 """
 
 import importlib
