@@ -119,6 +119,14 @@ SQUARE = "def square(x):\n    return x * x\n"
         ("import math\ndef f(x):\n    return math.sqrt(x)", "assert math.isclose(f(2), 2 ** 0.5)", "passed"),
         ("def add(x):\n    return lambda y: x + y", "assert add(1)(2) == 3", "passed"),
         ("def f(x):\n    return x / 0", "assert f(1) == 1", "error"),
+        ("def of(items, kind):\n    return [item for item in items if type(item) is kind]",
+         "assert of([1, 'a', 2.5, True], int) == [1] and of([{}, 'a'], dict) == [{}]", "passed"),
+        ("def kind(x):\n    return type(x)", "assert kind(1) is int and kind('1') is str and kind(True) is not int", "passed"),
+        ("class int:\n    pass\ndef kind(x):\n    return int", "assert kind(1) is int", "wrong"),
+        ("def sum(a, b):\n    return a + b", "assert sum(2, 3) == 5", "passed"),  # asked for by a builtin's name
+        ("def sum(a, b):\n    return a - b", "assert sum(2, 3) == 5", "wrong"),
+        ("def f(x):\n    return 0\ndef abs(x):\n    return 5", "assert abs(f(3)) == 5", "wrong"),  # what tests judge by is theirs
+        ("def sum(a, b):\n    return 0\ndef abs(x):\n    return 5", "assert abs(sum(2, 3)) == 5", "error"),
     ],
 )  # fmt: skip
 def test_programs_are_judged_by_their_tests(source: str, tests: str, outcome: str) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 LONGEST_MESSAGE = 1 << 20  # bytes
 DEEPEST = 100  # nested containers
+TYPES = {
+    kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range)
+}
 
 
 class ProgramError(Exception):
@@ -96,6 +99,8 @@ def encode(value: Any, keep: Callable[[Any], Encoded], depth: int = 0) -> Encode
         return {"t": "dict", "v": [[encode(key, keep, depth + 1), encode(item, keep, depth + 1)] for key, item in value.items()]}
     if isinstance(value, type(sys)):
         return {"t": "module", "v": value.__name__}
+    if isinstance(value, type) and TYPES.get(value.__name__) is value:
+        return {"t": "type", "v": value.__name__}
     if hasattr(type(value), "__next__"):
         return {"t": "iterator", "v": [encode(item, keep, depth + 1) for item in value]}
     return keep(value)
@@ -106,7 +111,7 @@ def decode(sent: Encoded, find: Callable[[Encoded], Any]) -> Any:
     kind, value = sent["t"], sent["v"]
     plain: dict[str, Callable[[Any], Any]]
     plain = {"plain": lambda v: v, "bool": lambda v: v == "True", "int": int, "float": float, "complex": complex, "decimal": Decimal,
-             "fraction": Fraction, "bytes": bytes, "range": lambda v: range(*v)}  # fmt: skip
+             "fraction": Fraction, "bytes": bytes, "range": lambda v: range(*v), "type": TYPES.__getitem__}  # fmt: skip
     if kind in plain:
         return plain[kind](value)
     if kind == "dict":
@@ -274,7 +279,11 @@ class Handle:
 
 
 def wanted_names(source: str) -> list[str]:
-    """The names that tests use and neither define nor find among the builtins: what the program has to give."""
+    """The names that tests use and neither define nor find among the builtins: what the program has to give.
+
+    A task may ask for a function that is named as a builtin is, as MBPP's 126 for `sum`. The program gives it where the tests use no other
+    name: so it can replace no builtin by which they judge.
+    """
     nodes = list(ast.walk(ast.parse(source)))
     used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     given = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
@@ -286,7 +295,8 @@ def wanted_names(source: str) -> list[str]:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    return sorted(used - given - set(dir(builtins)))
+    asked = used - given
+    return sorted(asked - set(dir(builtins)) or (asked if len(asked) == 1 else ()))
 
 
 def run_tests(line: Line, task: dict[str, Any]) -> dict[str, str]:
