@@ -57,6 +57,13 @@ def logps_of(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]
     return [part.tolist() for part in flat.split([len(completion) for _, completion in pairs])]
 
 
+def test_episodes_are_fed_without_their_last_token_and_each_token_is_predicted_at_the_one_before() -> None:
+    batch = collate([[5, 6], [9], [4]], [[7, 8, 3], [5], [6, 2]], 0, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 0, 0, 0], [4, 6, 0, 0]]
+    assert batch.positions.tolist() == [1, 2, 3, 4, 8, 9]  # of 5 6 7 8 9 0 0 0 4 6 0 0
+    assert batch.tokens.tolist() == [7, 8, 3, 5, 6, 2]
+
+
 def test_logps_depend_on_neither_padding_nor_batch() -> None:
     policy = tiny_policy()
     together = logps_of(policy, PAIRS, 0.7)
@@ -261,6 +268,13 @@ def test_updates_stop_once_the_policy_has_moved_too_far() -> None:
     assert metrics["minibatches"] < 16
     free = trainer_of(tiny_config(learning_rate=1e-2, epochs=8)).step(0)[1]
     assert (free["stopped_early"], free["minibatches"]) == (0, 16)
+
+
+def test_both_learning_rates_follow_the_schedule() -> None:
+    trainer = trainer_of(tiny_config(epochs=1, learning_rate=1e-3, value_learning_rate=4e-3))
+    metrics = trainer.step(1)[1]  # of 4, from 0
+    assert metrics["learning_rate"] == pytest.approx(0.75e-3)
+    assert [group["lr"] for group in trainer.optimiser.param_groups] == pytest.approx([0.75e-3, 3e-3])
 
 
 def test_beta_adapts_towards_the_target() -> None:
