@@ -99,7 +99,7 @@ def encode(value: Any, keep: Callable[[Any], Encoded], depth: int = 0) -> Encode
         return {"t": "dict", "v": [[encode(key, keep, depth + 1), encode(item, keep, depth + 1)] for key, item in value.items()]}
     if isinstance(value, type(sys)):
         return {"t": "module", "v": value.__name__}
-    if isinstance(value, type) and TYPES.get(value.__name__) is value:
+    if isinstance(value, type) and any(value is kind for kind in TYPES.values()):
         return {"t": "type", "v": value.__name__}
     if hasattr(type(value), "__next__"):
         return {"t": "iterator", "v": [encode(item, keep, depth + 1) for item in value]}

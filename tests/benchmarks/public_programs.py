@@ -249,7 +249,7 @@ def main() -> int:
             verdicts = reward.verdicts([one.problem.prompt for one in chosen], [said(one.program) for one in chosen])
             print(row(path.name, kind, plain, verdicts), flush=True)
             found += filter(None, map(disagreement, chosen, plain, verdicts))
-    print("\n" + "\n".join(f"- {line}" for line in found) + f"\n{len(found)} disagreements")
+    print("\n".join(["", *(f"- {line}" for line in found), f"disagreements: {len(found)}"]))
     return 1 if found else 0
 
 
