@@ -1,4 +1,4 @@
-"""A judge's own rating as the reward: direct RLAIF (arXiv:2309.00267, §2.2.3), with no reward model to train, or to go stale.
+"""A judge's own rating as the reward: direct RLAIF (arXiv:2309.00267), with no reward model to train, or to go stale.
 
 A rating runs from 1 to 10; the reward is (rating − 1) / 9, in [0, 1]. The paper takes the mean over the probabilities of the ten ratings,
 scaled to [−1, 1]; here it is the rating that the reply ends in, so that every judge will do.
