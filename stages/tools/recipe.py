@@ -42,8 +42,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="overwrite edits in params.yaml")
     arguments = parser.parse_args()
     if arguments.name is None:
+        width = max(map(len, recipes()))
         for name, title in recipes().items():
-            print(f"{name:12} {title}")
+            print(f"{name:{width}}  {title}")
         return
     try:
         print(choose(arguments.name, force=arguments.force))

@@ -2,7 +2,7 @@
 
 After `dvc repro` of the default recipe, from the project's folder:
 
-    python tests/benchmarks/overoptimisation.py --beta 0.05 0.0 --steps 60 --out scratch/overoptimisation
+    python tests/benchmarks/overoptimisation.py --beta 0.15 0.0 --steps 40 --out scratch/overoptimisation
 
 Trains from `--init` on `--reward` once for each β, verifies every completion of every step (the closed world's gold, on which nothing
 trains), and writes `curves.csv` and `overoptimisation.png`. A minute or two for each twenty steps on two cores.
@@ -97,8 +97,8 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beta", type=float, nargs="+", default=[0.05, 0.0])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--beta", type=float, nargs="+", default=[0.15, 0.0])
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--init", default="artifacts/policy/rs")
     parser.add_argument("--reward", default="artifacts/reward/rm")
     parser.add_argument("--learning-rate", type=float, default=3e-4)

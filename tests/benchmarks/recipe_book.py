@@ -3,7 +3,7 @@
 From a project folder whose params.yaml is a recipe unedited (they are copied over it), on a machine that does nothing else:
 
     python tests/benchmarks/recipe_book.py run zephyr spin       # `dvc repro` of each; figures into recipe_book.json beside this file
-    python tests/benchmarks/recipe_book.py run                   # of all but `smoke`
+    python tests/benchmarks/recipe_book.py run                   # of all systems: all but `default` and `smoke`
     python tests/benchmarks/recipe_book.py seeds zephyr 18 19    # its last policy aligned again, from the same init and signal
     python tests/benchmarks/recipe_book.py table                 # rewrites the table in README.md
 
@@ -37,14 +37,18 @@ KEPT = (
     "gold", "gold_gain", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "kl_to_sft", "reward", "correct",
     "accuracy_arithmetic", "accuracy_python", "accuracy_gain_arithmetic", "accuracy_gain_python", "length_tokens",
 )  # fmt: skip
-REPEATED = ("sample", "revise", "label", "reward", "reject", "align")
+SHOWN = (
+    ("gold_gain", "gain"), ("win_rate", "percent"), ("harmful_fraction", "percent"), ("over_refusal_fraction", "percent"),
+    ("accuracy", "percent"),
+)  # fmt: skip
+"""The table's figures that are shown with their bounds, and the style of each."""
 
 
 def nodes(params: dict[str, Any]) -> list[str]:
     """Every node of a recipe's DAG, as DVC names them."""
-    repeated = [f"{stage}@{entry}" for stage in REPEATED for entry in params[stage] or {}]
+    declared = [node.name.replace("/", "@") for node in recipe_nodes(params)]
     scored = [f"{stage}@{policy}" for stage in ("answer", "evaluate") for policy in params["evaluate"]["policies"]]
-    return ["check", "prepare", "pretrain", "sft", *repeated, *scored, "report"]
+    return ["check", "prepare", *declared, *scored, "report"]
 
 
 def load_book() -> dict[str, Any]:
@@ -138,15 +142,8 @@ def figures(book: dict[str, Any]) -> list[str]:
         for policy in [*others, last]:
             of = entry["policies"][policy]
             seeds = ", ".join(show(gain, "gain") for gain in entry.get("seeds", {}).values()) if policy == last else ""
-            shown = [
-                show(of["gold"]),
-                f"{show(of['gold_gain'], 'gain')} {show_bounds(of, 'gold_gain', 'gain')}",
-                f"{show(of['win_rate'], 'percent')} {show_bounds(of, 'win_rate', 'percent')}",
-                f"{show(of['harmful_fraction'], 'percent')} {show_bounds(of, 'harmful_fraction', 'percent')}",
-                f"{show(of['over_refusal_fraction'], 'percent')} {show_bounds(of, 'over_refusal_fraction', 'percent')}",
-                f"{show(of['accuracy'], 'percent')} {show_bounds(of, 'accuracy', 'percent')}",
-                show(of["kl_to_sft"]),
-            ]
+            bounded = [f"{show(of[key], style)} {show_bounds(of, key, style)}" for key, style in SHOWN]
+            shown = [show(of["gold"]), *bounded, show(of["kl_to_sft"])]
             lines.append(
                 "| " + " | ".join([*head, f"`{policy}`{'†' if learns_from_gold(declared, policy) else ''}", *shown, seeds]) + " |"
             )
@@ -172,7 +169,7 @@ def main() -> None:
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        for name in arguments.names or [name for name in recipes() if name != "smoke"]:
+        for name in arguments.names or [name for name in recipes() if name not in ("default", "smoke")]:
             found = run(name)
             book = load_book()
             write_json(BOOK, book | {name: {**found, "seeds": book.get(name, {}).get("seeds", {})}})
