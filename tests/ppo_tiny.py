@@ -75,6 +75,7 @@ def tiny_config(**changes: Any) -> PpoConfig:
         "minibatch_size": 4,
         "micro_batch_size": 4,
         "epochs": 2,
+        "families": [],
         "max_new_tokens": 6,
         "temperature": 1.0,
         "top_k": 0,

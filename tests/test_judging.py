@@ -464,6 +464,12 @@ def test_the_gate_lets_pass_what_is_within_and_what_is_too_little_to_tell() -> N
     require(quality, GateLimits(), "tested")
 
 
+def test_a_gate_without_a_minimum_passes_what_was_never_counted() -> None:
+    quality = Quality()
+    quality.unparsed.add(False, "one")
+    require(quality, GateLimits(minimum=0, known_agreement=0.9, kappa=0.9), "tested")
+
+
 def test_a_judge_that_nobody_can_read_fails_however_few_it_was_asked() -> None:
     quality = Quality()
     quality.unparsed.add(True, "gibberish")

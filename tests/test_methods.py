@@ -123,6 +123,19 @@ def crash_after(step: int) -> Callable[..., Any]:
     return saving
 
 
+def recorded_steps(patch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are trained from now on, as trainers count them."""
+    steps: list[int] = []
+    original = Trainer.training_step
+
+    def recording(self: Trainer, *arguments: Any, **named: Any) -> Any:
+        steps.append(self.state.global_step)
+        return original(self, *arguments, **named)
+
+    patch.setattr(Trainer, "training_step", recording)
+    return steps
+
+
 @pytest.mark.parametrize("method", ["sft", *PREFERENCES, *REWARDS])
 def test_the_same_seed_gives_the_same_bytes_also_after_a_crash(
     artifacts: Path, method: str, count_a: None, monkeypatch: pytest.MonkeyPatch
@@ -141,8 +154,22 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_crash(
         with pytest.raises(Crashed):
             run_align(artifacts, method, "resumed")
     assert (artifacts / "checkpoints/checkpoint-2").is_dir()
-    run_align(artifacts, method, "resumed")
+    with monkeypatch.context() as patch:
+        steps = recorded_steps(patch)
+        run_align(artifacts, method, "resumed")
+    assert min(steps) == 2  # the first two are the checkpoint's
     assert outputs(artifacts, "resumed") == outputs(artifacts)
+
+
+def test_packed_rows_give_the_step_that_single_rows_give(artifacts: Path) -> None:
+    """16 rows in one batch, padded, and the same rows packed, each of which sees itself alone: the same policy after a step."""
+    one_step = {"batch_size": 16, "micro_batch_size": 16, "max_steps": 1, "warmup_fraction": 0.0}
+    single = run_align(artifacts, "sft", "single", **one_step)
+    packed = run_align(artifacts, "sft", "packed", packing=True, **one_step)
+    folders = [artifacts / "policy" / name for name in ("single", "packed")]
+    first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+    assert packed["validation_loss"] == pytest.approx(single["validation_loss"], abs=1e-4)
 
 
 # ---- LoRA ---------------------------------------------------------------------------------------------------------------
@@ -336,6 +363,27 @@ def test_every_pass_has_every_prompt_in_an_order_of_its_own() -> None:
     assert [sorted(map(str, first[at : at + 8])) for at in (0, 8)] == [sorted(map(str, PROMPTS))] * 2
     assert first[:8] != first[8:16]
     assert first == prompts_in_order(PROMPTS, 30, seed=3)[:20]
+
+
+@pytest.mark.parametrize("method", REWARDS)
+def test_only_prompts_of_the_families_that_are_named_are_answered(
+    artifacts: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.models import rewards
+
+    asked: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[str]) -> list[float]:
+        asked.extend(prompts)
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(rewards, "load_reward", lambda *_: reward)
+    rows = [{"id": str(i), "prompt": prompt, "family": "sums" if i < 2 else "facts"} for i, prompt in enumerate(PROMPTS)]
+    write_jsonl(artifacts / "data/prompts/train.jsonl", rows)
+    run_align(artifacts, method, families=["sums"])
+    assert {str(prompt) for prompt in asked} == {str(prompt) for prompt in PROMPTS[:2]}
+    with pytest.raises(ValueError, match=rf"{method}: families: no prompt is of code: expected some of facts, sums, or"):
+        run_align(artifacts, method, families=["sums", "code"])
 
 
 @pytest.mark.parametrize("method", REWARDS)

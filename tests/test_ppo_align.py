@@ -104,6 +104,14 @@ def test_an_adapter_is_kept_beside_the_merged_policy_if_asked_for(artifacts: Pat
         assert torch.allclose(PeftModel.from_pretrained(base, artifacts / "policy/ppo/adapter")(ids).logits, merged, atol=1e-5)
 
 
+def test_only_prompts_of_the_families_that_are_named_are_answered(artifacts: Path) -> None:
+    rows = [{"id": str(i), "prompt": prompt, "family": "sums" if i < 2 else "facts"} for i, prompt in enumerate(PROMPTS)]
+    write_jsonl(artifacts / "data/prompts/train.jsonl", rows)
+    _, run = run_align(artifacts, families=["sums"])
+    asked = {row["prompt"] for table in run.tables.values() for row in table}
+    assert asked == {prompt[-1]["content"] for prompt in PROMPTS[:2]}
+
+
 def test_two_runs_write_the_same_bytes(artifacts: Path) -> None:
     run_align(artifacts)
     outputs = [artifacts / "policy/ppo/model.safetensors", artifacts / "curve.csv"]

@@ -39,6 +39,7 @@ class Grouped(Optimisation, Lora):
     temperature: float = MISSING
     missing_eos_penalty: float = MISSING
     mask_truncated: bool = MISSING
+    families: list[str] = MISSING
     min_reward_accuracy: float = MISSING
     beta: float = MISSING
     epsilon: float = MISSING
@@ -93,6 +94,7 @@ def validate(config: Grouped, method: str) -> None:
 class Sampling(Protocol):
     """What a config says of sampling under a reward; PPO's does, too."""
 
+    families: list[str]
     max_new_tokens: int
     min_reward_accuracy: float
 
@@ -109,7 +111,8 @@ def load_start(config: Sampling, method: str, *, init: Path, signal: Path, data:
     """The policy of `init` in float32, its tokenizer, and the training prompts.
 
     Raises:
-        ValueError: the reward model orders held-out preferences too poorly, or a prompt leaves no room for a completion.
+        ValueError: the reward model orders held-out preferences too poorly, no prompt is of a family that is asked for, or a prompt leaves
+            no room for a completion.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,11 +125,25 @@ def load_start(config: Sampling, method: str, *, init: Path, signal: Path, data:
     require_accuracy(held_out_accuracy(signal), config.min_reward_accuracy, signal, method)
     tokenizer = AutoTokenizer.from_pretrained(init)
     policy = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
-    prompts = [row["prompt"] for row in read_jsonl(data / "prompts/train.jsonl")]
+    prompts = prompts_of(read_jsonl(data / "prompts/train.jsonl"), config.families, method)
     context = getattr(policy.config, "max_position_embeddings", None)
     if context and prompts:
         require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context, config.max_new_tokens, method)
     return Start(policy, tokenizer, prompts)
+
+
+def prompts_of(rows: Sequence[Mapping[str, Any]], families: Sequence[str], method: str) -> list[list[Message]]:
+    """The prompts of some families: those that a verifiable reward has an answer to (Tülu 3, arXiv:2411.15124, §6.1); of all for none named.
+
+    Raises:
+        ValueError: no prompt is of one of the families.
+    """
+    found = {str(row.get("family")) for row in rows}
+    if unknown := [family for family in families if family not in found]:
+        raise ValueError(
+            f"{method}: families: no prompt is of {', '.join(unknown)}: expected some of {', '.join(sorted(found))}, or [] for all"
+        )
+    return [row["prompt"] for row in rows if not families or row.get("family") in families]
 
 
 class GroupStart(NamedTuple):

@@ -107,7 +107,7 @@ def run_ours(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
     minibatch = min(SETTINGS["minibatch"], rollout)
     config = PpoConfig(
         episodes=episodes, rollout_batch_size=rollout, minibatch_size=minibatch, micro_batch_size=16,
-        epochs=SETTINGS["epochs"], max_new_tokens=SETTINGS["max_new_tokens"], temperature=1.0, top_k=0, top_p=1.0,
+        epochs=SETTINGS["epochs"], families=[], max_new_tokens=SETTINGS["max_new_tokens"], temperature=1.0, top_k=0, top_p=1.0,
         sampling_batch_size=rollout, missing_eos_penalty=SETTINGS["missing_eos_penalty"], normalise_scores=False,
         clip_score=None, init_kl_coef=SETTINGS["kl"], target_kl=None, kl_gain=0.1, min_reward_accuracy=0.0,
         cost_limit=None, lambda_learning_rate=0.1, max_lambda=10.0,

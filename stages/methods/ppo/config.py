@@ -22,6 +22,7 @@ class PpoConfig(Lora):
     micro_batch_size: int = MISSING
     epochs: int = MISSING
     # rollout
+    families: list[str] = MISSING
     max_new_tokens: int = MISSING
     temperature: float = MISSING
     top_k: int = MISSING

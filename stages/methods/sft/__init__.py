@@ -1,6 +1,9 @@
 """Supervised fine-tuning: cross-entropy on the completion's tokens, none on the prompt's (InstructGPT, arXiv:2203.02155, §3.5).
 
 Also what rejection sampling ends in (Llama 2, arXiv:2307.09288, §3.2.3; RAFT, arXiv:2304.06767): SFT on the policy's own best.
+
+Padding is kept low by batches of rows alike in length, or avoided by `packing`: several rows in one of the context's length, each of which sees
+itself alone.
 """
 
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ class SftConfig(Optimisation, Lora):
     method: str = "sft"
     init: str = MISSING
     signal: str = MISSING
+    packing: bool = MISSING
 
 
 SCHEMAS = {"sft_schema": SftConfig}
@@ -42,13 +46,16 @@ def align(
     def demonstrations(split: str) -> Dataset:
         return Dataset.from_list(encode_demonstrations(tokenizer, read_jsonl(signal / f"{split}.jsonl")))
 
+    policy = AutoModelForCausalLM.from_pretrained(init)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(init),
+        model=policy,
         args=Arguments(
             **trainer_arguments(config, checkpoints, seed),
-            max_length=None,
+            max_length=policy.config.max_position_embeddings if config.packing else None,
+            packing=config.packing,
+            eval_packing=False,
             completion_only_loss=True,
-            train_sampling_strategy="group_by_length",  # little padding: rows of a batch are alike in length
+            train_sampling_strategy="random" if config.packing else "group_by_length",
         ),
         train_dataset=demonstrations("train"),
         eval_dataset=demonstrations("validation"),
