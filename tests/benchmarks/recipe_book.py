@@ -3,7 +3,7 @@
 From a project folder whose params.yaml is a recipe unedited (they are copied over it), on a machine that does nothing else:
 
     python tests/benchmarks/recipe_book.py run zephyr spin       # `dvc repro` of each; figures into recipe_book.json beside this file
-    python tests/benchmarks/recipe_book.py run                   # of all systems: all but `default` and `smoke`
+    python tests/benchmarks/recipe_book.py run                   # of all but `smoke`
     python tests/benchmarks/recipe_book.py seeds zephyr 18 19    # its last policy aligned again, from the same init and signal
     python tests/benchmarks/recipe_book.py table                 # rewrites the table in README.md
 
@@ -32,7 +32,7 @@ from stages.tools.recipe import choose, recipes  # noqa: E402
 BOOK = Path(__file__).with_suffix(".json")
 README = ROOT / "README.md"
 BEGIN, END = "<!-- recipes: begin (python tests/benchmarks/recipe_book.py table) -->", "<!-- recipes: end -->"
-TRUNK = {"check", "prepare", "pretrain", "sft", "answer@sft", "evaluate@sft"}
+TRUNK = ("check", "prepare", "pretrain", "sft", "answer@sft")
 KEPT = (
     "gold", "gold_gain", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "kl_to_sft", "reward", "correct",
     "accuracy_arithmetic", "accuracy_python", "accuracy_gain_arithmetic", "accuracy_gain_python", "length_tokens",
@@ -49,6 +49,12 @@ def nodes(params: dict[str, Any]) -> list[str]:
     declared = [node.name.replace("/", "@") for node in recipe_nodes(params)]
     scored = [f"{stage}@{policy}" for stage in ("answer", "evaluate") for policy in params["evaluate"]["policies"]]
     return ["check", "prepare", *declared, *scored, "report"]
+
+
+def own_nodes(params: dict[str, Any]) -> list[str]:
+    """The nodes that recipes do not share: all but the trunk, whose policy `sft` is evaluated once for all that compare with it."""
+    shared = {*TRUNK, *(["evaluate@sft"] if params["evaluate"]["against"] == "sft" else [])}
+    return [node for node in nodes(params) if node not in shared]
 
 
 def load_book() -> dict[str, Any]:
@@ -73,9 +79,8 @@ def run(name: str) -> dict[str, Any]:
     from stages.pipeline.composing import load_params
 
     params = load_params()
-    own = [node for node in nodes(params) if node not in TRUNK]
     timings = {}
-    for node in own:
+    for node in own_nodes(params):
         ran = (Path(".timings") / f"{node}.jsonl").read_text().count("\n") > counts.get(node, 0)
         timings[node] = before[node] if node in before and not ran else last_timing(node)
     metrics = {policy: read_json(Path("metrics") / f"{policy}.json") for policy in params["evaluate"]["policies"]}
@@ -90,8 +95,8 @@ def run(name: str) -> dict[str, Any]:
     }
 
 
-def aligned_again(policy: str, seed: int) -> float:
-    """The gold gain of a policy aligned with another seed: the node by hand, then answers as `answer` samples them, verified."""
+def aligned_again(policy: str, seed: int) -> dict[str, float]:
+    """The gold gain of a policy aligned with another seed, with bounds: the node by hand, then answers as `answer` samples them, verified."""
     from stages.evaluation.statistics import bootstrap_gain
     from stages.models.completions import complete
     from stages.models.training import make_deterministic
@@ -119,7 +124,8 @@ def aligned_again(policy: str, seed: int) -> float:
     against = read_jsonl(Path("artifacts/evaluate") / section["against"] / "answers.jsonl")
     golds = [verify(row["prompt"], row["completion"][0]["content"]).gold for row in answers]
     ids = [row["id"] for row in answers]
-    return bootstrap_gain(golds, ids, [row["gold"] for row in against], [row["id"] for row in against], seed=params["seed"]).value
+    gain = bootstrap_gain(golds, ids, [row["gold"] for row in against], [row["id"] for row in against], seed=params["seed"])
+    return {"gold_gain": gain.value, "gold_gain_low": gain.low, "gold_gain_high": gain.high}
 
 
 def table(book: dict[str, Any]) -> str:
@@ -129,7 +135,7 @@ def table(book: dict[str, Any]) -> str:
 
 
 def figures(book: dict[str, Any]) -> list[str]:
-    """A row for each policy of each recipe but `sft`, that of a recipe's last one with its other seeds; † learnt from gold itself."""
+    """A row for each policy of each recipe but its opponent, that of a recipe's last one with its other seeds; † learnt from gold itself."""
     lines = [
         "| recipe | nodes | minutes | MiB | policy | gold | gain | win rate | harmful | over-refusal | accuracy | KL | gain with other seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -137,18 +143,25 @@ def figures(book: dict[str, Any]) -> list[str]:
     for name in sorted(book):
         entry = book[name]
         head = [f"`{name}`", str(entry["nodes"]), f"{entry['minutes']:.1f}", f"{entry['peak_mib']:,.0f}"]
-        declared = recipe_nodes(OmegaConf.to_container(OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml")))
-        *others, last = [policy for policy in entry["policies"] if policy != "sft"]
+        recipe = OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml")
+        declared = recipe_nodes(OmegaConf.to_container(recipe))
+        *others, last = [policy for policy in entry["policies"] if policy != recipe.evaluate.against]
         for policy in [*others, last]:
             of = entry["policies"][policy]
-            seeds = ", ".join(show(gain, "gain") for gain in entry.get("seeds", {}).values()) if policy == last else ""
-            bounded = [f"{show(of[key], style)} {show_bounds(of, key, style)}" for key, style in SHOWN]
+            again = entry.get("seeds", {}).values() if policy == last else []
+            seeds = ", ".join(with_bounds(found, "gold_gain", "gain") for found in again)
+            bounded = [with_bounds(of, key, style) for key, style in SHOWN]
             shown = [show(of["gold"]), *bounded, show(of["kl_to_sft"])]
             lines.append(
                 "| " + " | ".join([*head, f"`{policy}`{'†' if learns_from_gold(declared, policy) else ''}", *shown, seeds]) + " |"
             )
             head = ["", "", "", ""]
     return lines
+
+
+def with_bounds(of: dict[str, float], key: str, style: str) -> str:
+    """A figure and its interval."""
+    return f"{show(of[key], style)} {show_bounds(of, key, style)}"
 
 
 def with_table(text: str, book: dict[str, Any]) -> str:
@@ -169,7 +182,7 @@ def main() -> None:
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        for name in arguments.names or [name for name in recipes() if name not in ("default", "smoke")]:
+        for name in arguments.names or [name for name in recipes() if name != "smoke"]:
             found = run(name)
             book = load_book()
             write_json(BOOK, book | {name: {**found, "seeds": book.get(name, {}).get("seeds", {})}})
@@ -183,7 +196,7 @@ def main() -> None:
             book = load_book()
             book[arguments.name].setdefault("seeds", {})[str(seed)] = gain
             write_json(BOOK, book)
-            print(f"{arguments.name}, {policy}, seed {seed}: gold gain {gain:+.4f}", flush=True)
+            print(f"{arguments.name}, {policy}, seed {seed}: {with_bounds(gain, 'gold_gain', 'gain')}", flush=True)
     else:
         README.write_text(with_table(README.read_text(encoding="utf-8"), load_book()), encoding="utf-8")
 
