@@ -21,7 +21,7 @@ from stages.models.rewards import DESCRIPTION, VERIFIED, load_reward
 from stages.models.training import Lora, Optimisation
 from stages.pipeline.composing import entry_name, register, typed
 from stages.pipeline.execution import Work, executing, explained, input_digest
-from stages.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
+from stages.pipeline.records import PREFERENCES, read_rows, replacing, write_json, write_jsonl
 from stages.rewards.algebra import Algebra
 from stages.rewards.judged import complaint, described
 from stages.rewards.maths import require_readable
@@ -81,12 +81,13 @@ def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal:
     from trl import RewardConfig, RewardTrainer
 
     from stages.models.chat import encode_preferences
+    from stages.models.loading import training_dtype
     from stages.models.training import curve_rows, lora_config, make_deterministic, merged, train, trainer_arguments, write_curve
     from stages.rewards.cost import CostCollator, CostTrainer, cost_rows
 
     settings = config.reward
     make_deterministic(config.seed, config.threads)
-    splits = {split: read_jsonl(signal / f"{split}.jsonl") for split in ("train", "validation")}
+    splits = {split: read_rows(signal / f"{split}.jsonl", PREFERENCES, f"reward.{entry}") for split in ("train", "validation")}
     order = None
     if settings.whole_prompts:
         order = order_by_prompt([key_of(row["prompt"]) for row in splits["train"]], settings.batch_size, config.seed)
@@ -99,7 +100,9 @@ def train_model(config: RewardStage, entry: str, work: Work, init: Path, signal:
     tokenizer = AutoTokenizer.from_pretrained(init)
     datasets = {split: Dataset.from_list(encode_preferences(tokenizer, given)) for split, given in rows.items()}
     # the head is new, and the pad token tells it which position is the last
-    model = AutoModelForSequenceClassification.from_pretrained(init, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        init, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=training_dtype(settings.lora_rank)
+    )
     with work.checkpoints() as checkpoints:
         trainer = (CostTrainer if is_cost else RewardTrainer)(
             model=model,

@@ -17,12 +17,16 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from stages.methods.dpo import displacement, validate, weighted_losses
 from stages.methods.kto import read_labels, unpaired
-from stages.models.groups import group_history, last_means, prompts_in_order, reward_functions
+from stages.methods.sft import require_fit
+from stages.models.completions import log_samples
+from stages.models.groups import group_history, last_means, prompts_in_order, prompts_of, reward_functions
 from stages.models.groups import validate as validate_groups
+from stages.models.loading import context_of
 from stages.models.training import save_policy
 from stages.pipeline.records import write_json, write_jsonl
 from stages.pipeline.tracking import Run
 from tests.conftest import ROOT
+from tests.test_sandbox import needs_bubblewrap
 
 PREFERENCES = ("dpo", "orpo", "kto")
 REWARDS = ("grpo", "rloo")
@@ -161,6 +165,14 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_crash(
     assert outputs(artifacts, "resumed") == outputs(artifacts)
 
 
+def test_packing_refuses_what_it_would_cut(artifacts: Path) -> None:
+    write_jsonl(artifacts / "data/sft/train.jsonl", [{"prompt": PROMPTS[0], "completion": says("a " * 80)}])
+    with pytest.raises(ValueError, match=r"sft: packing: 1 of 1 rows are longer than the model's context of 64 tokens"):
+        run_align(artifacts, "sft", packing=True)
+    with pytest.raises(ValueError, match="sft: packing: expected a model with a longest context"):
+        require_fit([[1]], None)
+
+
 def test_packed_rows_give_the_step_that_single_rows_give(artifacts: Path) -> None:
     """16 rows in one batch, padded, and the same rows packed, each of which sees itself alone: the same policy after a step."""
     one_step = {"batch_size": 16, "micro_batch_size": 16, "max_steps": 1, "warmup_fraction": 0.0}
@@ -170,6 +182,54 @@ def test_packed_rows_give_the_step_that_single_rows_give(artifacts: Path) -> Non
     first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
     assert packed["validation_loss"] == pytest.approx(single["validation_loss"], abs=1e-4)
+
+
+# ---- what a user gets wrong, and models from elsewhere ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+def test_a_signal_of_another_kind_or_without_rows_is_named(artifacts: Path, method: str) -> None:
+    signal = artifacts / ("data/sft" if method == "sft" else "label/round1")
+    write_jsonl(signal / "validation.jsonl", [])
+    with pytest.raises(ValueError, match=rf"{method}: expected rows of prompt, .*validation.jsonl, found none"):
+        run_align(artifacts, method)
+    write_jsonl(signal / "train.jsonl", [{"prompt": PROMPTS[0], "label": True}])
+    with pytest.raises(ValueError, match=rf"{method}: expected rows of prompt, .*found one of prompt, label without"):
+        run_align(artifacts, method)
+
+
+def test_the_best_checkpoint_needs_a_validation_to_choose_by(artifacts: Path) -> None:
+    with pytest.raises(ValueError, match="evaluate_every 5 lies behind the last of 4 steps"):
+        run_align(artifacts, "sft", keep="best", evaluate_every=5)
+
+
+@pytest.mark.parametrize("method", ["sft", *PREFERENCES])
+def test_small_steps_are_not_rounded_away_in_a_model_saved_in_bfloat16(artifacts: Path, method: str) -> None:
+    """At 1e-6 most weights would not move by a last bit of bfloat16."""
+    save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), artifacts / "policy/sft")
+    run_align(artifacts, method, learning_rate=1e-6, weight_decay=0.0)
+    before, after = (AutoModelForCausalLM.from_pretrained(artifacts / "policy" / name).state_dict() for name in ("sft", "new"))
+    moved = torch.cat([(after[name].float() != before[name].float()).flatten() for name in before if "proj" in name])
+    assert moved.float().mean() > 0.9
+
+
+def test_samples_are_shown_of_prompts_that_leave_room(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt too long to answer must not end a stage whose training is done."""
+    tables: list[Any] = []
+    monkeypatch.setattr(Run, "log_table", lambda self, name, rows: tables.append(rows))
+    run = Run()
+    monkeypatch.setattr(run, "id", "1")
+    long = [{"role": "user", "content": "a " * 60}]
+    log_samples(run, artifacts / "policy/sft", [{"prompt": long}, {"prompt": PROMPTS[0]}], seed=1, max_new_tokens=8)
+    log_samples(run, artifacts / "policy/sft", [{"prompt": long}], seed=1, max_new_tokens=8)
+    assert [[row["prompt"] for row in rows] for rows in tables] == [[PROMPTS[0][-1]["content"]]]
+
+
+def test_the_context_is_that_of_the_text_part_and_may_have_no_end() -> None:
+    from transformers import BloomConfig, Gemma3Config
+
+    assert context_of(Gemma3Config(text_config={"max_position_embeddings": 77})) == 77
+    assert context_of(BloomConfig()) is None
 
 
 # ---- LoRA ---------------------------------------------------------------------------------------------------------------
@@ -382,8 +442,52 @@ def test_only_prompts_of_the_families_that_are_named_are_answered(
     write_jsonl(artifacts / "data/prompts/train.jsonl", rows)
     run_align(artifacts, method, families=["sums"])
     assert {str(prompt) for prompt in asked} == {str(prompt) for prompt in PROMPTS[:2]}
-    with pytest.raises(ValueError, match=rf"{method}: families: no prompt is of code: expected some of facts, sums, or"):
+    with pytest.raises(ValueError, match=rf"{method}: families: no prompt is of code; there are facts, sums"):
         run_align(artifacts, method, families=["sums", "code"])
+
+
+def test_families_are_compared_as_text_and_a_prompt_without_one_is_of_none() -> None:
+    rows = [{"prompt": PROMPTS[0], "family": 3}, {"prompt": PROMPTS[1], "family": None}, {"prompt": PROMPTS[2]}]
+    assert prompts_of(rows, ["3"], "grpo") == PROMPTS[:1]
+    assert prompts_of(rows, [], "grpo") == PROMPTS[:3]
+    with pytest.raises(ValueError, match="no prompt is of None; there are 3"):
+        prompts_of(rows, ["None"], "grpo")
+    with pytest.raises(ValueError, match="there are none that has a family"):
+        prompts_of(rows[1:], ["sums"], "grpo")
+
+
+@pytest.mark.parametrize("method", REWARDS)
+def test_too_few_prompts_are_refused_and_not_waited_for(artifacts: Path, method: str) -> None:
+    with pytest.raises(ValueError, match=rf"{method}: {len(PROMPTS)} prompts, 4 times each, do not fill a rollout of 64"):
+        run_align(artifacts, method, max_steps=-1, rollout_batch_size=64, batch_size=64)
+    write_jsonl(artifacts / "data/prompts/train.jsonl", [])
+    with pytest.raises(ValueError, match=f"{method}: expected rollout prompts, found none"):
+        run_align(artifacts, method)
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("method", REWARDS)
+def test_programs_are_executed_for_their_reward(artifacts: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a group's answers are programs that pass: what was executed decides the reward, and the outcomes are logged."""
+    from stages.rewards.code import CodeReward
+
+    checks = [{"prompt": prompt, "tests": ["assert f(2) == 4"]} for prompt in PROMPTS]
+    write_jsonl(artifacts / "reward/gold/references.jsonl", checks)
+    limits = {"seconds": 5.0, "memory_mib": 512, "processes": 8, "scratch_mib": 16}
+    write_json(artifacts / "reward/gold/reward.json", {"kind": "code", "isolation": "bubblewrap", "limits": limits})
+    original = CodeReward.__call__
+
+    def answered(self: CodeReward, prompts: Any, completions: list[str]) -> list[float]:
+        programs = ["def f(x):\n    return x * x" if i % 2 else text for i, text in enumerate(completions)]
+        return original(self, prompts, programs)
+
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(CodeReward, "__call__", answered)
+    monkeypatch.setattr(Run, "log_metrics", lambda self, metrics, step=None: logged.update(metrics))
+    metrics = run_align(artifacts, method, max_steps=2)
+    assert metrics["reward"] == pytest.approx(0.5)
+    assert logged["verifier_passed"] == 8
+    assert sum(value for name, value in logged.items() if name.startswith("verifier_")) == 16
 
 
 @pytest.mark.parametrize("method", REWARDS)
@@ -417,3 +521,63 @@ def test_figures_are_means_of_the_last_tenth_or_the_last_there_is() -> None:
     assert group_history([{"step": 1, "kl": 0.5, "completions/clipped_ratio": 0.25, "clip_ratio/low_min": 0.0}], kl="kl_k1") == [
         {"step": 1, "kl_k1": 0.5, "end_of_turn_fraction": 0.75}
     ]
+
+
+# ---- what is configured reaches TRL -------------------------------------------------------------------------------------
+
+TOLD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    # method: TRL's class, values that are no defaults, and what TRL is to be told
+    "sft": (
+        "trl.SFTConfig",
+        {"packing": True, "epochs": 5, "schedule": "constant", "warmup_fraction": 0.3, "weight_decay": 0.02, "adam_beta2": 0.9,
+         "max_grad_norm": 0.5, "max_steps": 7, "evaluate_every": 3, "batch_size": 12, "micro_batch_size": 4, "learning_rate": 2e-5,
+         "gradient_checkpointing": True, "keep": "best"},
+        {"packing": True, "max_length": 64, "num_train_epochs": 5, "lr_scheduler_type": "constant", "warmup_steps": 0.3,
+         "weight_decay": 0.02, "adam_beta2": 0.9, "max_grad_norm": 0.5, "max_steps": 7, "eval_steps": 3, "save_steps": 3,
+         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 2e-5, "activation_checkpointing": True,
+         "load_best_model_at_end": True, "completion_only_loss": True},
+    ),
+    "dpo": (
+        "trl.DPOConfig",
+        {"beta": 0.3, "loss": "robust", "sft_weight": 0.5, "loss_weights": {"hinge": 0.25}, "label_smoothing": 0.2,
+         "f_divergence": "alpha_divergence", "f_alpha": 0.7, "length_alpha": 0.4, "discopop_tau": 0.06, "policy_weighting": True},
+        {"beta": 0.3, "loss_type": ["robust", "sft", "hinge"], "loss_weights": [1.0, 0.5, 0.25], "label_smoothing": 0.2,
+         "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7, "ld_alpha": 0.4, "discopop_tau": 0.06,
+         "use_weighting": True, "precompute_ref_log_probs": True, "max_length": None},
+    ),
+    "kto": (
+        "trl.KTOConfig",
+        {"beta": 0.3, "loss": "apo_zero_unpaired", "desirable_weight": 1.2, "undesirable_weight": 0.8},
+        {"beta": 0.3, "loss_type": "apo_zero_unpaired", "desirable_weight": 1.2, "undesirable_weight": 0.8, "max_length": None},
+    ),
+    "orpo": ("trl.experimental.orpo.ORPOConfig", {"beta": 0.3}, {"beta": 0.3}),
+    "grpo": (
+        "trl.GRPOConfig",
+        {"num_generations": 2, "rollout_batch_size": 16, "iterations": 3, "evaluate_every": 6, "max_new_tokens": 5, "temperature": 0.7,
+         "mask_truncated": True, "loss": "dapo", "scale_rewards": "batch", "importance_sampling": "sequence", "beta": 0.2,
+         "unbiased_kl": True, "epsilon": 0.1, "epsilon_high": 0.3, "entropy_coefficient": 0.01},
+        {"num_generations": 2, "generation_batch_size": 16, "num_iterations": 3, "max_completion_length": 5, "temperature": 0.7,
+         "mask_truncated_completions": True, "loss_type": "dapo", "scale_rewards": "batch", "importance_sampling_level": "sequence",
+         "beta": 0.2, "use_bias_correction_kl": True, "epsilon": 0.1, "epsilon_high": 0.3, "entropy_coef": 0.01, "top_k": 0, "top_p": 1.0},
+    ),
+    "rloo": (
+        "trl.RLOOConfig",
+        {"num_generations": 2, "beta": 0.2, "normalise_advantages": True, "clip_score": 3.0, "epsilon": 0.1, "temperature": 0.7},
+        {"num_generations": 2, "beta": 0.2, "normalize_advantages": True, "reward_clip_range": (-3.0, 3.0), "epsilon": 0.1, "temperature": 0.7},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TOLD)
+def test_what_is_configured_reaches_trl(artifacts: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, values, expected = TOLD[method]
+    told: dict[str, Any] = {}
+
+    def record(**arguments: Any) -> None:
+        told.update(arguments)
+        raise Crashed
+
+    monkeypatch.setattr(target, record)
+    with pytest.raises(Crashed):
+        run_align(artifacts, method, **values)
+    assert {name: told[name] for name in expected} == expected

@@ -36,6 +36,14 @@ def test_a_recipe_of_a_system_says_what_the_paper_did_and_what_differs_here(name
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+def test_a_recipe_says_whether_its_dpo_adds_the_sft_loss(name: str) -> None:
+    """Few papers do; conf/method/dpo.yaml does."""
+    header = "\n".join(line for line in (ROOT / f"conf/recipe/{name}.yaml").read_text().splitlines() if line.startswith("# "))
+    for entry in load_recipe(name)["align"].values():
+        assert entry["method"] != "dpo" or entry.get("sft_weight") == 0.0 or "the SFT loss" in header
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_recipes_share_the_trunk(name: str) -> None:
     default, recipe = load_recipe("default"), load_recipe(name)
     for section in ("seed", "threads", "inputs", "model", "data", "prepare", "pretrain", "sft"):

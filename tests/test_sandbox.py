@@ -46,6 +46,21 @@ def strangers() -> set[str]:
     return found
 
 
+@needs_bubblewrap
+def test_a_process_that_stays_in_a_sandbox_is_seen() -> None:
+    """What the tests below look for they would find."""
+    before = strangers()
+    sleeper = subprocess.Popen(["bwrap", "--ro-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "sleep", "30"])
+    try:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not strangers() - before:
+            assert time.monotonic() < deadline, "a sandboxed process is not seen"
+            time.sleep(0.02)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """A file, a server, a process and an abstract socket that no program may reach; all unharmed afterwards."""

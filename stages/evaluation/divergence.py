@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stages.models.loading import load_policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,7 @@ def log_ratios(policy: Path, reference: Path, prompts: Sequence[list[int]], comp
     pairs = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
     distinct = list(dict.fromkeys(pairs))  # samples of one prompt are often the same
     once = [list(prompt) for prompt, _ in distinct], [list(completion) for _, completion in distinct]
-    ours, theirs = (completion_logps(_load(folder), *once) for folder in (policy, reference))
+    ours, theirs = (completion_logps(load_policy(folder), *once) for folder in (policy, reference))
     known = {pair: own - other for pair, own, other in zip(distinct, ours, theirs, strict=True)}
     return [known[pair] for pair in pairs]
 
@@ -37,7 +39,7 @@ def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], compl
     sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     with torch.inference_mode():
-        for rows in _batches([len(sequence) for sequence in sequences], model.config.vocab_size):
+        for rows in _batches([len(sequence) for sequence in sequences], model.config.get_text_config().vocab_size):
             width, start = len(sequences[rows[-1]]), min(len(prompts[row]) for row in rows)
             # Right padding under causal attention: what follows a token cannot reach it, so 0 will do.
             ids = torch.tensor([sequences[row] + [0] * (width - len(sequences[row])) for row in rows])
@@ -68,12 +70,3 @@ def _batches(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    return model.to(device).eval()

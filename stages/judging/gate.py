@@ -97,7 +97,7 @@ def failures(quality: Quality, limits: GateLimits) -> list[str]:
     found = []
     for name, tally, limit in upper:
         # Where nothing at all can be read there is no sample too small to say so.
-        enough = tally.of >= limits.minimum or (name == "unparsed_fraction" and tally.of > 0 and tally.count == tally.of)
+        enough = tally.of >= limits.minimum or (name == "unparsed_fraction" and tally.count == tally.of)
         if limit is not None and tally.of and enough and tally.count / tally.of > limit:
             said = "at least" if name == "known_agreement" else "at most"
             bound = limits.known_agreement if name == "known_agreement" else limit

@@ -30,17 +30,18 @@ def complete(
         ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
     """
     from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from stages.models.chat import end_of_turn_id, prompt_ids
+    from stages.models.loading import context_of, load_policy
     from stages.models.sampling import sample
 
     if not prompts:
         raise ValueError(f"{title}: expected prompts, found none; see metrics/prepare.json for what was dropped and why")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = load_policy(folder)
     encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
-    require_room(encoded, model.config.max_position_embeddings, max_new_tokens, title)
+    require_room(encoded, context_of(model.config), max_new_tokens, title)
     with tqdm(total=n * len(prompts), desc=title, unit="completion") as bar:
         sampled = sample(
             model,
@@ -67,10 +68,10 @@ def complete(
     ]
 
 
-def require_room(encoded: Sequence[Sequence[int]], context_tokens: int, max_new_tokens: int, title: str) -> None:
-    """Refuses prompts that leave no room for an answer, instead of truncating them."""
+def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, max_new_tokens: int, title: str) -> None:
+    """Refuses prompts that leave no room for an answer, instead of truncating them; context_tokens None: there is always room."""
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    if len(encoded[longest]) + max_new_tokens > context_tokens:
+    if context_tokens and len(encoded[longest]) + max_new_tokens > context_tokens:
         over = sum(len(ids) + max_new_tokens > context_tokens for ids in encoded)
         raise ValueError(
             f"{title}: {over} of {len(encoded)} prompts leave no room for max_new_tokens {max_new_tokens} in a context of "
@@ -80,10 +81,19 @@ def require_room(encoded: Sequence[Sequence[int]], context_tokens: int, max_new_
 
 
 def log_samples(run: "Run", folder: Path, prompts: Sequence[Mapping[str, Any]], *, seed: int, max_new_tokens: int) -> None:
-    """Logs a table of what a freshly trained policy says to a few held-out prompts."""
-    if run.id is None or not prompts:
+    """Logs a table of what a freshly trained policy says to a few held-out prompts, of those that leave it room."""
+    if run.id is None:
         return
+    from transformers import AutoConfig, AutoTokenizer
+
+    from stages.models.chat import prompt_ids
+    from stages.models.loading import context_of
+
+    tokenizer, context = AutoTokenizer.from_pretrained(folder), context_of(AutoConfig.from_pretrained(folder))
+    prompts = [row for row in prompts if not context or len(prompt_ids(tokenizer, row["prompt"])) + max_new_tokens <= context]
     shown = prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN]
+    if not shown:
+        return
     rows = complete(
         folder,
         shown,

@@ -119,6 +119,7 @@ def load_start(config: Sampling, method: str, *, init: Path, signal: Path, data:
 
     from stages.models.chat import prompt_ids
     from stages.models.completions import require_room
+    from stages.models.loading import context_of
     from stages.models.rewards import held_out_accuracy, require_accuracy
     from stages.pipeline.records import read_jsonl
 
@@ -126,24 +127,25 @@ def load_start(config: Sampling, method: str, *, init: Path, signal: Path, data:
     tokenizer = AutoTokenizer.from_pretrained(init)
     policy = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32)
     prompts = prompts_of(read_jsonl(data / "prompts/train.jsonl"), config.families, method)
-    context = getattr(policy.config, "max_position_embeddings", None)
-    if context and prompts:
-        require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context, config.max_new_tokens, method)
+    require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context_of(policy.config), config.max_new_tokens, method)
     return Start(policy, tokenizer, prompts)
 
 
 def prompts_of(rows: Sequence[Mapping[str, Any]], families: Sequence[str], method: str) -> list[list[Message]]:
-    """The prompts of some families: those that a verifiable reward has an answer to (Tülu 3, arXiv:2411.15124, §6.1); of all for none named.
+    """The prompts of some families, or of all where none is named.
 
     Raises:
-        ValueError: no prompt is of one of the families.
+        ValueError: no prompt is of one of the families, or there are none at all.
     """
-    found = {str(row.get("family")) for row in rows}
+    found = {str(row["family"]) for row in rows if row.get("family") is not None}
     if unknown := [family for family in families if family not in found]:
+        known = ", ".join(sorted(found)) or "none that has a family"
+        raise ValueError(f"{method}: families: no prompt is of {', '.join(unknown)}; there are {known}. [] takes all prompts.")
+    if not rows:
         raise ValueError(
-            f"{method}: families: no prompt is of {', '.join(unknown)}: expected some of {', '.join(sorted(found))}, or [] for all"
+            f"{method}: expected rollout prompts, found none; see metrics/prepare/prepare.json for what was dropped and why"
         )
-    return [row["prompt"] for row in rows if not families or row.get("family") in families]
+    return [row["prompt"] for row in rows if not families or str(row.get("family")) in families]
 
 
 class GroupStart(NamedTuple):
@@ -163,7 +165,7 @@ def load_groups(config: Grouped, method: str, *, init: Path, signal: Path, data:
     name: of the computation, which a judge's budget is for.
 
     Raises:
-        ValueError: the reward model orders held-out preferences too poorly, or a prompt leaves no room for a completion.
+        ValueError: as `load_start`; or there are too few prompts for a step.
     """
     from datasets import Dataset
 
@@ -172,6 +174,11 @@ def load_groups(config: Grouped, method: str, *, init: Path, signal: Path, data:
 
     policy, tokenizer, prompts = load_start(config, method, init=init, signal=signal, data=data)
     steps = config.steps(len(prompts))
+    if not steps:
+        raise ValueError(
+            f"{method}: {len(prompts)} prompts, {config.num_generations} times each, do not fill a rollout of "
+            f"{config.rollout_batch_size} in {config.epochs} epochs: raise epochs, lower rollout_batch_size, or say max_steps"
+        )
     rollouts = -(-steps // config.steps_of_rollout)
     order = prompts_in_order(prompts, rollouts * config.rollout_batch_size // config.num_generations, seed)
     reward = load_reward(signal, name)

@@ -6,7 +6,7 @@ A reward model reads text and renders it by its own tokenizer and template, so a
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stages.pipeline.records import Message, read_json
 
@@ -46,13 +46,14 @@ class RewardModel:
         import torch
 
         from stages.models.chat import encode_turns
+        from stages.models.loading import context_of
 
         pairs = [
             (prompt, [{"role": "assistant", "content": completion}])
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         sequences = [turn.prompt + turn.completion for turn in encode_turns(self.tokenizer, pairs)]
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = context_of(self.model.config)
         if limit and sequences and max(map(len, sequences)) > limit:
             longest = max(map(len, sequences))
             raise ValueError(
@@ -164,7 +165,10 @@ def finish(reward: Reward) -> dict[str, float]:
 def _load_model(folder: Path) -> RewardModel:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    return RewardModel(AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    from stages.models.loading import device
+
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+    return RewardModel(model.to(device()), AutoTokenizer.from_pretrained(folder))
 
 
 def held_out_accuracy(folder: Path) -> float | None:

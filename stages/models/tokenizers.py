@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Pre
 
 from stages.models.architecture import HubModel, ScratchModel
 from stages.models.chat import DEFAULT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
+from stages.models.loading import context_of
 
 SMALLEST_VOCABULARY = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
 
@@ -107,7 +108,7 @@ def context_tokens(model: ScratchModel | HubModel) -> int | None:
     """How many tokens the model takes at once: the conf's number, else the hub model's own; None if that has none."""
     if model.context_tokens is not None or isinstance(model, ScratchModel):
         return model.context_tokens
-    return getattr(AutoConfig.from_pretrained(model.path, revision=model.revision), "max_position_embeddings", None)
+    return context_of(AutoConfig.from_pretrained(model.path, revision=model.revision))
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, end: str, wanted: str | None) -> str:

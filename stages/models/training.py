@@ -117,9 +117,11 @@ def train(trainer: "Trainer", checkpoints: Path) -> None:
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
+        ValueError: the best checkpoint is wanted, and no validation lies within the steps.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
+    trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
     trainer.add_callback(_same_order_when_resumed(checkpoints))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
@@ -142,6 +144,20 @@ def _same_order_when_resumed(checkpoints: Path) -> Any:
             partial.replace(file)
 
     return SameOrderWhenResumed()
+
+
+def _require_validation() -> Any:
+    from transformers import TrainerCallback
+
+    class RequireValidation(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.max_steps < args.eval_steps:
+                raise ValueError(
+                    f"keep: best needs a validation to choose by, and evaluate_every {args.eval_steps} lies behind the last of "
+                    f"{state.max_steps} steps: lower evaluate_every, or keep: last"
+                )
+
+    return RequireValidation()
 
 
 def _stop_when_not_finite() -> Any:

@@ -6,13 +6,16 @@ the cache, which may share the file by reflink or hardlink, is never written thr
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 Message = dict[str, str]
 """One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
+
+PREFERENCES = ("prompt", "chosen", "rejected")
+"""The columns of a preference, in TRL's words."""
 
 
 @contextmanager
@@ -46,6 +49,31 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
             rows.append(row)
     return rows
+
+
+def read_rows(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
+    """Reads rows that all have these columns, and at least one.
+
+    Raises:
+        ValueError: a row lacks one, so that the file is of another kind than the reader (a method's name) learns from; or there is no row.
+    """
+    rows = read_jsonl(path)
+    if not rows:
+        raise ValueError(
+            f"{reader}: expected rows of {', '.join(columns)} in {path}, found none: it needs some to train on, some to validate"
+        )
+    for row in rows:
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(
+                f"{reader}: expected rows of {', '.join(columns)} in {path}, found one of {', '.join(row)} without {', '.join(missing)}: "
+                "name a signal of that kind"
+            )
+    return rows
+
+
+def read_columns(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
+    """As `read_rows`, without the rows' other columns."""
+    return [{column: row[column] for column in columns} for row in read_rows(path, columns, reader)]
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stages.pipeline.records import PREFERENCES
+
 Row = Mapping[str, Any]
 
 
@@ -18,10 +20,9 @@ def with_margins(rows: Sequence[Row], scale: float) -> list[dict[str, Any]]:
     Raises:
         ValueError: margins are wanted and a row says nothing of how much better the chosen one is.
     """
-    columns = ("prompt", "chosen", "rejected")
     if not scale:
-        return [{column: row[column] for column in columns} for row in rows]
-    return [{**{column: row[column] for column in columns}, "margin": scale * required_margin(row)} for row in rows]
+        return [{column: row[column] for column in PREFERENCES} for row in rows]
+    return [{**{column: row[column] for column in PREFERENCES}, "margin": scale * required_margin(row)} for row in rows]
 
 
 def required_margin(row: Row) -> float:

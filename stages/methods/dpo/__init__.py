@@ -141,17 +141,16 @@ def align(
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
 
+    from stages.models.loading import training_dtype
     from stages.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
-    from stages.pipeline.records import read_jsonl
-
-    def preferences(split: str) -> Dataset:
-        rows = read_jsonl(signal / f"{split}.jsonl")
-        return Dataset.from_list([{column: row[column] for column in ("prompt", "chosen", "rejected")} for row in rows])
+    from stages.pipeline.records import PREFERENCES, read_columns
 
     losses = weighted_losses(config)
     tokenizer = AutoTokenizer.from_pretrained(init)
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(init),  # and the reference too, read before the first step
+        model=AutoModelForCausalLM.from_pretrained(
+            init, dtype=training_dtype(config.lora_rank)
+        ),  # and the reference too, read before the first step
         args=Arguments(
             **trainer_arguments(config, checkpoints, seed),
             max_length=None,
@@ -167,8 +166,8 @@ def align(
             precompute_ref_log_probs=True,
             precompute_ref_batch_size=4 * config.micro_batch_size,
         ),
-        train_dataset=preferences("train"),
-        eval_dataset=preferences("validation"),
+        train_dataset=Dataset.from_list(read_columns(signal / "train.jsonl", PREFERENCES, "dpo")),
+        eval_dataset=Dataset.from_list(read_columns(signal / "validation.jsonl", PREFERENCES, "dpo")),
         processing_class=tokenizer,
         callbacks=[warn_of_displacement(config.beta)],
         peft_config=lora_config(config),

@@ -83,12 +83,15 @@ def align(
     from trl import KTOConfig as Arguments
     from trl import KTOTrainer
 
+    from stages.models.loading import training_dtype
     from stages.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
 
     splits = {split: read_labels(signal / f"{split}.jsonl", seed) for split in ("train", "validation")}
     tokenizer = AutoTokenizer.from_pretrained(init)
     trainer = KTOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(init),  # and the reference too, read before the first step
+        model=AutoModelForCausalLM.from_pretrained(
+            init, dtype=training_dtype(config.lora_rank)
+        ),  # and the reference too, read before the first step
         args=Arguments(
             **trainer_arguments(config, checkpoints, seed),
             train_sampling_strategy="sequential",

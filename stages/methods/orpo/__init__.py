@@ -45,24 +45,21 @@ def align(
     from trl.experimental.orpo import ORPOConfig as Arguments
     from trl.experimental.orpo import ORPOTrainer
 
+    from stages.models.loading import training_dtype
     from stages.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
-    from stages.pipeline.records import read_jsonl
-
-    def preferences(split: str) -> Dataset:
-        rows = read_jsonl(signal / f"{split}.jsonl")
-        return Dataset.from_list([{column: row[column] for column in ("prompt", "chosen", "rejected")} for row in rows])
+    from stages.pipeline.records import PREFERENCES, read_columns
 
     tokenizer = AutoTokenizer.from_pretrained(init)
     trainer = ORPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(init),
+        model=AutoModelForCausalLM.from_pretrained(init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(
             **trainer_arguments(config, checkpoints, seed),
             remove_unused_columns=False,  # the collator needs them
             max_length=UNLIMITED,
             beta=config.beta,
         ),
-        train_dataset=preferences("train"),
-        eval_dataset=preferences("validation"),
+        train_dataset=Dataset.from_list(read_columns(signal / "train.jsonl", PREFERENCES, "orpo")),
+        eval_dataset=Dataset.from_list(read_columns(signal / "validation.jsonl", PREFERENCES, "orpo")),
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

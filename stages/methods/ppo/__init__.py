@@ -31,8 +31,6 @@ __all__ = ["SCHEMAS", "PpoConfig", "align"]
 
 SCHEMAS = {"ppo_schema": PpoConfig}
 
-LAST_SHARE = 0.1  # of the steps, over which the returned figures are averaged
-
 
 def constrained(reward: "Reward", signal: Path) -> "tuple[Reward, Reward, float]":
     """The reward, the cost and the first λ of a sum whose second part is a cost: its weight is −λ.
@@ -73,7 +71,7 @@ def align(
 
     from stages.methods.ppo.models import add_adapter, load_value_model
     from stages.methods.ppo.trainer import train
-    from stages.models.groups import load_start
+    from stages.models.groups import last_means, load_start
     from stages.models.rewards import finish, load_reward, outcomes
     from stages.models.training import save_trained, write_curve
     from stages.pipeline.tracking import Run
@@ -115,5 +113,4 @@ def align(
         save_trained(policy, tokenizer, output, config)
         write_curve(curve, [{"step": step, **metrics} for step, metrics in enumerate(history)], Run())  # logged already
     processes.wait_for_everyone()
-    last = history[-max(1, round(LAST_SHARE * len(history))) :]
-    return {name: sum(row[name] for row in last) / len(last) for name in last[-1]}
+    return last_means(history)

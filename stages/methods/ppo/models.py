@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.models.loading import context_of
 from stages.models.training import lora_config
 from stages.pipeline.records import read_json
 
@@ -70,7 +71,7 @@ class CompletionLogits:
         output = self.core.get_output_embeddings()
         if output is None or self.core.base_model is self.core:
             return False
-        probe = torch.arange(min(8, self.core.config.vocab_size), device=self.core.device).unsqueeze(0)
+        probe = torch.arange(min(8, self.core.config.get_text_config().vocab_size), device=self.core.device).unsqueeze(0)
         expected = self.core(input_ids=probe, use_cache=False).logits
         found = output(self.core.base_model(input_ids=probe, use_cache=False).last_hidden_state)
         return expected.shape == found.shape and torch.equal(expected, found)
@@ -133,7 +134,7 @@ def load_value_model(signal: Path, init: Path, tokenizer: PreTrainedTokenizerBas
 
     folder = reward_model_folder(signal)
     if folder is not None and AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab():
-        contexts = [getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", 0) for path in (folder, init)]
+        contexts = [context_of(AutoConfig.from_pretrained(path)) or 0 for path in (folder, init)]
         if contexts[0] >= contexts[1]:
             return value_model_from_reward_model(folder)
     return value_model_from_policy(init)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 import torch
@@ -12,17 +12,12 @@ from stages.methods.ppo.guard import require_finite
 from stages.methods.ppo.losses import entropies, per_token_logps
 from stages.methods.ppo.models import Batch, CompletionLogits, ValueModel, collate
 from stages.models.chat import end_of_turn_id
+from stages.models.rewards import Reward
 from stages.models.sampling import sample
 from stages.pipeline.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class Reward(Protocol):
-    """Scores texts: one number for each prompt and completion."""
-
-    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]: ...
 
 
 class Episode(NamedTuple):

@@ -48,7 +48,6 @@ from stages.methods.ppo.models import (
 )
 from stages.methods.ppo.rollout import (
     Episode,
-    Reward,
     Rollouts,
     Sampler,
     by_length,
@@ -59,6 +58,7 @@ from stages.methods.ppo.rollout import (
 )
 from stages.methods.ppo.shaping import KlController, LagrangeMultiplier, RunningMoments, shape_scores
 from stages.models.chat import prompt_ids
+from stages.models.rewards import Reward
 from stages.pipeline.records import Message
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "ppo.pt"
 Metrics = dict[str, float]
-Log = Callable[[int, Metrics], None]
 
 
 class Sums(NamedTuple):

@@ -6,6 +6,7 @@ Padding is kept low by batches of rows alike in length, or avoided by `packing`:
 itself alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,21 @@ class SftConfig(Optimisation, Lora):
 SCHEMAS = {"sft_schema": SftConfig}
 
 
+def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> None:
+    """Requires that packing would cut no row.
+
+    Raises:
+        ValueError: the model's context has no end to pack to, or a row is longer.
+    """
+    if context_tokens is None:
+        raise ValueError("sft: packing: expected a model with a longest context, found one without: set packing to false")
+    if over := [len(ids) for ids in rows if len(ids) > context_tokens]:
+        raise ValueError(
+            f"sft: packing: {len(over)} of {len(rows)} rows are longer than the model's context of {context_tokens} tokens (longest: "
+            f"{max(over)}) and would be cut: drop them in `prepare` (data.limits), or set packing to false"
+        )
+
+
 def align(
     config: SftConfig, *, init: Path, signal: Path, data: Path, output: Path, checkpoints: Path, curve: Path, run: Run, seed: int
 ) -> dict[str, float]:
@@ -38,26 +54,33 @@ def align(
     from trl import SFTTrainer
 
     from stages.models.chat import encode_demonstrations
+    from stages.models.loading import context_of, training_dtype
     from stages.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
-    from stages.pipeline.records import read_jsonl
+    from stages.pipeline.records import read_columns
 
     tokenizer = AutoTokenizer.from_pretrained(init)
 
     def demonstrations(split: str) -> Dataset:
-        return Dataset.from_list(encode_demonstrations(tokenizer, read_jsonl(signal / f"{split}.jsonl")))
+        return Dataset.from_list(
+            encode_demonstrations(tokenizer, read_columns(signal / f"{split}.jsonl", ("prompt", "completion"), "sft"))
+        )
 
-    policy = AutoModelForCausalLM.from_pretrained(init)
+    policy = AutoModelForCausalLM.from_pretrained(init, dtype=training_dtype(config.lora_rank))
+    context = context_of(policy.config)
+    rows = demonstrations("train")
+    if config.packing:
+        require_fit(rows["input_ids"], context)
     trainer = SFTTrainer(
         model=policy,
         args=Arguments(
             **trainer_arguments(config, checkpoints, seed),
-            max_length=policy.config.max_position_embeddings if config.packing else None,
+            max_length=context if config.packing else None,
             packing=config.packing,
             eval_packing=False,
             completion_only_loss=True,
             train_sampling_strategy="random" if config.packing else "group_by_length",
         ),
-        train_dataset=demonstrations("train"),
+        train_dataset=rows,
         eval_dataset=demonstrations("validation"),
         processing_class=tokenizer,
         peft_config=lora_config(config),
