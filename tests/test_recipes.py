@@ -68,3 +68,4 @@ def test_the_book_holds_every_recipe_as_its_file_declares_it() -> None:
         recipe = load_recipe(name)
         assert [*entry["policies"]] == recipe["evaluate"]["policies"], name
         assert entry["nodes"] == len(recipe_book.nodes(recipe)), name
+        assert entry["recipe"] == recipe_book.digest(name), f"run: python tests/benchmarks/recipe_book.py run {name}"

@@ -12,6 +12,7 @@ the largest resident set among them.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -38,10 +39,10 @@ KEPT = (
     "accuracy_arithmetic", "accuracy_python", "accuracy_gain_arithmetic", "accuracy_gain_python", "length_tokens",
 )  # fmt: skip
 SHOWN = (
-    ("gold_gain", "gain"), ("win_rate", "percent"), ("harmful_fraction", "percent"), ("over_refusal_fraction", "percent"),
-    ("accuracy", "percent"),
+    ("gold", "number"), ("gold_gain", "gain"), ("win_rate", "percent"), ("harmful_fraction", "percent"), ("over_refusal_fraction", "percent"),
+    ("accuracy", "percent"), ("kl_to_sft", "number"),
 )  # fmt: skip
-"""The table's figures that are shown with their bounds, and the style of each."""
+"""The table's figures, all with their bounds, and the style of each."""
 
 
 def nodes(params: dict[str, Any]) -> list[str]:
@@ -55,6 +56,12 @@ def own_nodes(params: dict[str, Any]) -> list[str]:
     """The nodes that recipes do not share: all but the trunk, whose policy `sft` is evaluated once for all that compare with it."""
     shared = {*TRUNK, *(["evaluate@sft"] if params["evaluate"]["against"] == "sft" else [])}
     return [node for node in nodes(params) if node not in shared]
+
+
+def digest(name: str) -> str:
+    """Of a recipe's values, whatever its comments say: figures with another digest are of another recipe."""
+    values = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml"))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_book() -> dict[str, Any]:
@@ -86,6 +93,7 @@ def run(name: str) -> dict[str, Any]:
     metrics = {policy: read_json(Path("metrics") / f"{policy}.json") for policy in params["evaluate"]["policies"]}
     bounded = [f"{key}{end}" for key in KEPT for end in ("", "_low", "_high")]
     return {
+        "recipe": digest(name),
         "nodes": len(nodes(params)),
         "seed": params["seed"],
         "minutes": sum(row["stage_seconds"] for row in timings.values()) / 60,
@@ -150,8 +158,7 @@ def figures(book: dict[str, Any]) -> list[str]:
             of = entry["policies"][policy]
             again = entry.get("seeds", {}).values() if policy == last else []
             seeds = ", ".join(with_bounds(found, "gold_gain", "gain") for found in again)
-            bounded = [with_bounds(of, key, style) for key, style in SHOWN]
-            shown = [show(of["gold"]), *bounded, show(of["kl_to_sft"])]
+            shown = [with_bounds(of, key, style) for key, style in SHOWN]
             lines.append(
                 "| " + " | ".join([*head, f"`{policy}`{'†' if learns_from_gold(declared, policy) else ''}", *shown, seeds]) + " |"
             )
@@ -185,7 +192,9 @@ def main() -> None:
         for name in arguments.names or [name for name in recipes() if name != "smoke"]:
             found = run(name)
             book = load_book()
-            write_json(BOOK, book | {name: {**found, "seeds": book.get(name, {}).get("seeds", {})}})
+            before = book.get(name, {})
+            seeds = before["seeds"] if before.get("recipe") == found["recipe"] else {}
+            write_json(BOOK, book | {name: {**found, "seeds": seeds}})
             print(json.dumps({policy: [of["gold"], of["gold_gain"]] for policy, of in found["policies"].items()}), flush=True)
     elif arguments.command == "seeds":
         print(choose(arguments.name, force=False))

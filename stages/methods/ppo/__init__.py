@@ -76,6 +76,7 @@ def align(
     from stages.models.training import save_trained, write_curve
     from stages.pipeline.tracking import Run
 
+    processes = PartialState(cpu=not torch.accelerator.is_available())  # before any model: each process has a GPU of its own
     start = load_start(config, "ppo", init=init, signal=signal, data=data)
     policy: Any = start.policy
     tokenizer, prompts = start.tokenizer, start.prompts
@@ -106,7 +107,6 @@ def align(
         log=log,
         log_samples=lambda step, rows: run.log_table(f"rollouts/step_{step:05d}", rows),
     )
-    processes = PartialState()
     if checked := {**outcomes(reward), **finish(reward)}:  # since the last resume, so to MLflow only
         run.log_metrics(checked, step=len(history))
     if processes.is_main_process:
