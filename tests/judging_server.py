@@ -33,6 +33,8 @@ class Server:
     seed: int = 0
     retry_after: float = 0.05
     refuses: tuple[str, ...] = ()  # parameters that get HTTP 400
+    refuses_text: tuple[str, ...] = ()  # questions with these words get `error`
+    error: tuple[int, dict[str, Any]] = (400, {})  # a status and what the body says
     structured: bool = False  # honours response_format
     logprobs: bool = False
     text: str | None = None  # a fixed answer
@@ -90,6 +92,9 @@ class Server:
         await asyncio.sleep(self.latency)
         self.faulty[fault] += 1
         refused = [name for name in self.refuses if name in request]
+        if any(text in request["messages"][0]["content"] for text in self.refuses_text):
+            await self.send(writer, json.dumps({"error": self.error[1]}).encode(), self.error[0])
+            return True
         if self.status != 200 or refused:
             message = f"Unsupported parameter: {refused[0]}" if refused else f"no {self.echo}"
             await self.send(writer, json.dumps({"error": {"message": message}}).encode(), 400 if refused else self.status)

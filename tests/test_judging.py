@@ -340,7 +340,6 @@ def test_win_rates_do_not_depend_on_who_is_called_a(decided: tuple[list[Any], li
 def test_gold_ranks_rates_and_compares_as_the_verifier_does(decided: tuple[list[Any], list[str], list[str]]) -> None:
     prompts, first, second = (column[:50] for column in decided)
     judge = GoldJudge()
-    assert judge.uses_gold
     assert compare(judge, prompts, first, second) == gold_wins((prompts, first, second))
     ranking = judge.rank(prompts[:1], [[first[0], second[0], first[0]]])[0].scores
     assert sorted(ranking) == ([0.25, 0.25, 1.0] if gold_wins((prompts, first, second))[0] == 0 else [0.0, 0.75, 0.75])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from judging_server import running, worth
 
-from stages.judging.backends.endpoint import BudgetError, EndpointChat, EndpointError
+from stages.judging.backends.endpoint import BudgetError, EndpointChat, EndpointError, last_choice_logprobs
 from stages.judging.chat import Reply
 from stages.judging.config import OpenaiJudge, PanelJudge, Prices, SamplingConfig
 from stages.judging.judge import AskingJudge, Item
@@ -241,6 +242,50 @@ def test_a_whole_answer_with_odd_trimmings_is_kept_and_without_usage_priced_at_i
         if cost is None:
             question = server.bodies[0]["messages"][0]["content"]
             assert judge.ledger.cost == pytest.approx(((len(question.encode()) + 32) * 100 + 10 * 1000) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"code": "content_filter", "message": "The response was filtered"}),
+        (400, {"code": "invalid_prompt", "message": "Invalid prompt"}),
+        (400, {"message": "This model's maximum context length is 4096 tokens. However, max_tokens is too large: 9000"}),
+    ],
+)
+def test_a_question_that_an_endpoint_will_not_take_has_no_verdict_and_the_others_have_theirs(
+    project: Path, status: int, error: dict[str, Any]
+) -> None:
+    with running(refuses_text=("bad words",), error=(status, error)) as server:
+        scores = rate(judge_at(server.url, attempts=1), ["good", "bad words", "fine"])
+        assert (scores[0], scores[1], scores[2]) == (float(worth("good")), None, float(worth("fine")))
+        assert all("max_completion_tokens" not in body for body in server.bodies)
+        rate(judge_at(server.url, attempts=1), ["bad words"])
+        assert server.calls == 3  # and nobody is asked about it again
+    assert VerdictStore(project / ".verdicts").totals().at_risk == 0
+
+
+def test_what_was_never_sent_is_not_counted_as_perhaps_billed(project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    with pytest.raises(EndpointError, match="ConnectError"):
+        rate(judge_at(url, retries=1, prices=Prices(output=1e5)), ["x"])
+    assert VerdictStore(project / ".verdicts").totals().at_risk == 0
+
+
+def test_a_choice_named_in_the_reasoning_has_no_probability() -> None:
+    tops = [{"token": "A", "logprob": -0.1}]
+    tokens = [
+        {"token": "A", "top_logprobs": tops},
+        {"token": " errs", "top_logprobs": []},
+        {"token": ". Verdict: b", "top_logprobs": []},
+    ]
+    assert last_choice_logprobs({"logprobs": {"content": tokens}}, ("A", "B")) is None
+    tokens = [
+        {"token": "Verdict:", "top_logprobs": []},
+        {"token": " A", "top_logprobs": tops},
+        {"token": "]].", "top_logprobs": []},
+    ]
+    assert last_choice_logprobs({"logprobs": {"content": tokens}}, ("A", "B")) == {"A": -0.1}
 
 
 def test_a_refused_max_tokens_is_asked_for_by_its_newer_name() -> None:

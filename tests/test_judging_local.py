@@ -1,5 +1,6 @@
 """The transformers backend with a small random model: whatever it says, it is kept, and gibberish trips the gate."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,14 @@ def test_an_untrained_judge_trips_the_gate(model: Path) -> None:
         require(quality, judge_at(model).config.gate, "untrained")
 
 
-def test_a_question_longer_than_the_context_is_refused_with_its_length(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"exceed the context of .* \(4096\)"):
-        judge_at(model, max_tokens=4090).rate([PROMPT], ["x"])
+def test_a_question_longer_than_the_context_has_no_verdict_and_the_others_have_theirs(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = judge_at(model, max_tokens=8)
+    short, long = judge.rate([PROMPT] * 2, ["x", "x " * 5000])
+    assert (long.verdicts[0].reply, long.score) == ("", None)
+    assert short.verdicts[0].output_tokens > 0
+    assert re.search(r"exceed the context of .* \(4096\)", capsys.readouterr().err)
 
 
 def test_under_dvc_a_folder_is_pinned_by_its_content(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,9 @@ def test_a_revision_is_what_follows_the_word_asked_for_and_nothing_else() -> Non
     assert parse_text("Revision: I cannot help.\nTry this.", "revision") == "I cannot help.\nTry this."
     assert parse_text("**Revision:** Yes.", "revision") == "Yes."
     assert parse_text('{"revision": "Yes."}', "revision") == "Yes."
+    assert parse_text('```json\n{"revision": "Yes."}\n```', "revision") == "Yes."
+    assert parse_text("Revision: **Note:** no.", "revision") == "**Note:** no."
+    assert parse_text("Revision:\n* a\n* b", "revision") == "* a\n* b"
     for reply in ("", "Revision:", "Sure! Revision: Yes.", "I would rather not.", '{"critique": "x"}', "[1]"):
         assert parse_text(reply, "revision") is None
 

@@ -41,6 +41,7 @@ KOREAN = [{"role": "user", "content": "2 더하기 3은 뭐예요?"}]
         (Rule("courtesy", phrases={"en": ["your grace"]}), "It is 5, Your Grace.", 1.0),
         (Rule("forbidden", phrases={"en": ["ass"]}), "First class!", 1.0),  # a word, not a part of one
         (Rule("forbidden", phrases={"en": ["ass"]}), "What an ASS.", 0.0),
+        (Rule("forbidden", phrases={"en": ["OpenAI"]}), "저는 OpenAI가 만든 모델이에요.", 0.0),  # with a particle
         (Rule("forbidden", phrases={"ko": ["바보"]}), "이 바보야", 0.0),
         (Rule("pattern", expression=r"^####\s*-?\d+$"), "So it is\n#### 5", 1.0),
         (Rule("pattern", expression=r"^####\s*-?\d+$"), "#### five", 0.0),

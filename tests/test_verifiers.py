@@ -49,6 +49,10 @@ QUESTION = [{"role": "user", "content": "How many?"}]
         ("#### −4", "-4"),
         ("#### .5", "1/2"),
         ("#### 3\n\nwait\n\n#### 4", "4"),  # the last mark
+        ("**Answer**: 12 apples in 3 boxes", "12"),
+        ("**정답**: 12 (3번)", "12"),
+        ("정답 : 12, 3번", "12"),
+        ("#### Step 3: add\n5 + 7 = 12", "12"),  # a heading
     ],
 )
 def test_the_final_answer_is_found(text: str, expected: str) -> None:
@@ -191,10 +195,14 @@ def test_a_child_that_is_killed_is_replaced() -> None:
     ("completion", "program"),
     [
         ("def f(): pass", "def f(): pass"),
-        ("Sure:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
-        ("```\nx = 1\n```\nBetter:\n```py\nx = 2\n```", "x = 2\n"),
+        ("Sure:\n```python\nx = 1\n```\nDone.", "x = 1"),
+        ("```\nx = 1\n```\nBetter:\n```py\nx = 2\n```", "x = 2"),
         ("```python\nx = 1", "x = 1"),  # cut off
-        ("1. So:\n   ```python\n   x = 1\n   ```", "   x = 1\n"),
+        ("1. So:\n   ```python\n   x = 1\n   ```", "   x = 1"),
+        ("```python\nx = 1\n```\nRun it:\n```bash\npython x.py\n```\nDone.", "x = 1"),
+        ("```python\nx = 1\n```\nOutput:\n```\n5\n```\nDone.", "x = 1"),
+        ("```text\nplan\n```\n```\nx = 1\n```", "x = 1"),
+        ("```python title=a.py\nx = '```'\n```", "x = '```'"),
     ],
 )
 def test_the_program_is_the_last_code_block(completion: str, program: str) -> None:

@@ -164,7 +164,7 @@ class HumanJudge(JudgeConfig):
 
 @dataclass
 class PanelJudge(JudgeConfig):
-    """Several judges, whose verdicts are aggregated; members are names of other files of conf/judge."""
+    """Several judges, whose verdicts are aggregated; `members` holds their configurations by name."""
 
     backend: str = "panel"
     members: dict[str, Any] = field(default_factory=dict)

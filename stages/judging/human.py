@@ -110,7 +110,7 @@ def read_sheet(path: Path) -> list[Row]:
             way = "pairwise" if len(items) == 2 else str(row.get("way") or "")
             if not _readable(way, verdict):
                 raise ValueError(f"{where}: expected {EXPECTED.get(way, f'one of the ways {WAYS}')}, found {verdict!r} ({way=})")
-            earlier, place = seen.setdefault((annotator, *items), (verdict, where))
+            earlier, place = seen.setdefault((way, annotator, *items), (verdict, where))
             if earlier != verdict:
                 raise ValueError(f"{where}: {annotator!r} says {verdict!r} of what they said {earlier!r} of in {place}")
             filled.append({**row, "way": way, "annotator": annotator, "verdict": verdict})
@@ -126,11 +126,16 @@ def _numbered(path: Path) -> list[tuple[int, Row]]:
     """A sheet's rows, with numbers as a spreadsheet or an editor shows them."""
     if path.suffix != ".csv":
         return [*enumerate(read_jsonl(path), 1)]
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        start = file.readline()
-        file.seek(0)
-        # Spreadsheets of some countries save with semicolons.
-        return [*enumerate(csv.DictReader(file, delimiter=";" if start.count(";") > start.count(",") else ","), 2)]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start = file.readline()
+            file.seek(0)
+            # Spreadsheets of some countries save with semicolons.
+            return [*enumerate(csv.DictReader(file, delimiter=";" if start.count(";") > start.count(",") else ","), 2)]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8, found {error.object[error.start : error.end]!r}: save as `CSV UTF-8`"
+        ) from error
 
 
 def _items(row: Row) -> tuple[str, ...]:

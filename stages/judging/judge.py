@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from stages.judging.aggregation import UNPARSED, WINS, both_orders, majority, mean
@@ -109,7 +109,6 @@ class Judge(ABC):
 
     name: str
     identity: str
-    uses_gold: bool = False
     ledger: Ledger
 
     @abstractmethod
@@ -237,15 +236,20 @@ class AskingJudge(Judge):
             Item(prompt, (response,), "", principle, note)
             for prompt, response, principle, note in zip(prompts, responses, principles, notes, strict=True)
         ]
-        asked = self._ask(template, items, lambda reply: parse_text(reply, template))
+        author = self._members[0]._replace(config=replace(self._members[0].config, samples=1))
+        asked = self._ask(template, items, lambda reply: parse_text(reply, template), [author])
         return [verdicts[0] for verdicts in asked]
 
     def _ask(
-        self, template: str, items: Sequence[Item], parse: Callable[[str], str | float | None] | None
+        self,
+        template: str,
+        items: Sequence[Item],
+        parse: Callable[[str], str | float | None] | None,
+        members: Sequence[Member] | None = None,
     ) -> list[list[Verdict]]:
-        """The verdicts on each item: by every member in turn, sample by sample."""
+        """The verdicts on each item: by every member (or these) in turn, sample by sample."""
         results: list[list[Verdict]] = [[] for _ in items]
-        for member in self._members:
+        for member in members or self._members:
             requests = [request for item in items for request in self._requests(member, template, item)]
             samples = member.config.samples
             reads: list[Callable[[str], Any]] = [
@@ -383,7 +387,6 @@ class GoldJudge(Judge):
     def __init__(self) -> None:
         self.name = "gold"
         self.identity = "gold"
-        self.uses_gold = True
         self.ledger = Ledger()
 
     def _gold(self, prompts: Prompts, completions: Iterable[str]) -> list[float]:

@@ -70,7 +70,19 @@ def criteria_texts(names: Sequence[str], language: str) -> dict[str, str]:
     known = _criteria_file()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"judge.criteria: {unknown} not in {FOLDER / 'criteria.yaml'}; there are: {', '.join(known)}")
-    return {name: known[name][language] for name in names}
+    return {name: in_language(known[name], language, f"the criterion {name!r}") for name in names}
+
+
+def in_language(texts: Mapping[str, str], language: str, what: str) -> str:
+    """A text in a language.
+
+    Raises:
+        ValueError: it is written in others only.
+    """
+    if language not in texts:
+        written = f"{what} is written in {', '.join(texts)} only"
+        raise ValueError(f"judge: {written}, and a conversation is in {language!r}: add it, or set judge.language")
+    return texts[language]
 
 
 @cache
@@ -107,7 +119,7 @@ def question(
         conversation=conversation_text(prompt),
         responses=[escape(response) for response in responses],
         criteria=criteria_texts(criteria, language),
-        principle=principle[language] if principle else None,
+        principle=in_language(principle, language, "a principle of the constitution") if principle else None,
         critique=escape(critique),
         reasoning=reasoning,
     )

@@ -26,6 +26,7 @@ FINAL = re.compile(rf"{OPENING}{LABELS}{OPENING}[::]{OPENING}(?P<value>.*?){CLOS
 BRACKETED = re.compile(r"\[\[(?P<value>[^\[\]]+)\]\]\.?")
 LONGEST_LINE = 1000  # characters that a last line may have: looking for the verdict takes the square of it
 LONGEST_NAME = 4  # digits of an answer's number in a ranking; int() refuses very long ones
+FENCE = re.compile(r"\A```(?:json)?\s*|\s*```\Z")
 NUMBER = re.compile(r"(?P<number>\d{1,3}(?:\.\d+)?)(?:\s*/\s*(?P<best>\d{1,3}))?")
 
 
@@ -46,7 +47,7 @@ def final_value(reply: str) -> str | None:
 
 def _structured(text: str) -> str | None:
     """The verdict of a reply that is one JSON object, alone or in a code fence."""
-    text = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text)
+    text = re.sub(FENCE, "", text)
     if not text.startswith("{"):
         return None
     value = _json(text)
@@ -68,10 +69,10 @@ def _json(text: str) -> Any:
 
 def parse_text(reply: str, label: str) -> str | None:
     """What a reply that begins with a label says after it, or a JSON reply under its name; None for nothing."""
-    found = re.fullmatch(rf"{OPENING}{label}[\s*_]*:[\s*_]*(?P<text>.+)", reply.strip(), re.IGNORECASE | re.DOTALL)
+    found = re.fullmatch(rf"{OPENING}{label}[\s*_]*:[*_]*\s*(?P<text>.+)", reply.strip(), re.IGNORECASE | re.DOTALL)
     if found:
         return found["text"].strip() or None
-    value = _json(reply)
+    value = _json(re.sub(FENCE, "", reply.strip()))
     text = value.get(label.lower()) if isinstance(value, dict) else None
     return (text.strip() or None) if isinstance(text, str) else None
 

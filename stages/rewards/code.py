@@ -15,15 +15,24 @@ from stages.pipeline.records import Message
 from stages.rewards.references import References
 from stages.rewards.sandbox import Limits, Verdict, require_isolation, run_tests
 
-_BLOCK = re.compile(
-    r"^[ \t]*```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+_FENCE = re.compile(r"[ \t]*```+[ \t]*(\w*)[^`]*")
+_PYTHON = ("python", "py", "python3")
 
 
 def program_of(completion: str) -> str:
-    """The program in a completion."""
-    blocks = _BLOCK.findall(completion)
-    return blocks[-1] if blocks else completion
+    """The program in a completion: its last block of Python, else its last block of no named language, else all of it."""
+    blocks: list[tuple[str, list[str]]] = []
+    inside = False
+    for line in completion.splitlines():
+        fence = _FENCE.fullmatch(line)
+        if fence and not (inside and fence[1]):
+            inside = not inside
+            if inside:
+                blocks.append((fence[1].lower(), []))
+        elif inside:
+            blocks[-1][1].append(line)
+    programs = [lines for name, lines in blocks if name in _PYTHON] or [lines for name, lines in blocks if not name]
+    return "\n".join(programs[-1]) if programs else completion
 
 
 class CodeReward:

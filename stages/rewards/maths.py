@@ -21,7 +21,9 @@ from stages.rewards.references import References
 _PLAIN = r"-?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(rf"{_PLAIN}(?:\s*/\s*{_PLAIN})?")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(-?\d+)\}")
-_MARK = re.compile(r"(?:####|\\boxed\s*\{|\bA:|\banswer(?:\s+is|\s*:)|정답[은:]|답[은:])", re.IGNORECASE)
+_HASHES = r"####(?!\s*(?!sqrt|pi\b|infinity)[^\W\d_]{2}[^\n]*\n\s*\S)"  # `#### 12` is an answer, `#### Step 2` above other lines a heading
+_MARK = re.compile(rf"(?:{_HASHES}|\\boxed\s*\{{|\bA:|\banswer(?:\s+is|\s*:)|정?답\s*[은::])", re.IGNORECASE)
+_BOLD = re.compile(r"(?<!\w)\*\*([^*\n]+)\*\*")
 _FORMULA = r"\$\$[^$]+\$\$|(?<!\\)\$[^$\n]+(?<!\\)\$|\\\([^\n]+?\\\)|\\\[.+?\\\]"
 _FORMULAS = re.compile(rf"(?:{_FORMULA})(?:\s*(?:,|,?\s*and\b|,?\s*or\b)\s*(?:{_FORMULA}))*", re.DOTALL)
 _DELIMITER = re.compile(r"\$+|\\[()\[\]]")
@@ -47,7 +49,7 @@ class Answer(NamedTuple):
 
 def answer_of(text: str) -> Answer:
     """What stands behind the last mark of a solution; without a mark, its last formula, or else what its last line says that it `is`."""
-    text = re.sub(r"(?<!\w)\*\*([^*\n]+)\*\*", r"\1", text)  # bold
+    text = _BOLD.sub(r"\1", text)
     marks = list(_MARK.finditer(text))
     if not marks:
         formulas = list(_FORMULAS.finditer(text))
@@ -93,7 +95,7 @@ def more_than_a_number(answer: Answer) -> bool:
 
 def final_answer(text: str) -> Fraction | None:
     """The number that a solution ends in, or None if it gives none."""
-    text = _FRACTION.sub(r"\1/\2", text.replace("−", "-"))
+    text = _BOLD.sub(r"\1", _FRACTION.sub(r"\1/\2", text.replace("−", "-")))
     marks = list(_MARK.finditer(text))
     if marks:
         line = text[marks[-1].end() :].lstrip().split("\n", 1)[0]

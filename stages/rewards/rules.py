@@ -149,13 +149,14 @@ def _within(count: int, least: int | None, most: int | None) -> float:
 
 
 def _occurrences(text: str, phrases: Sequence[str]) -> int:
-    """How often any of the phrases stands in a text; a phrase in Latin letters only as whole words, for `ass` is no part of `class`."""
+    """How often any of the phrases stands in a text; a phrase in Latin letters only as whole words, for `ass` is no part of `class`; a Korean
+    particle after it is no part of the word."""
     return sum(len(_phrase(phrase).findall(text)) for phrase in dict.fromkeys(phrases))
 
 
 def _phrase(phrase: str) -> re.Pattern[str]:
     escaped = re.escape(phrase.strip())
-    bounded = escaped if _HANGUL.search(phrase) else rf"(?<!\w){escaped}(?!\w)"
+    bounded = escaped if _HANGUL.search(phrase) else rf"(?<![^\W가-힣]){escaped}(?![^\W가-힣])"
     return re.compile(bounded, re.IGNORECASE)  # re caches what it has compiled
 
 

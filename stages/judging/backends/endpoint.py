@@ -268,8 +268,9 @@ class EndpointChat:
                 self._call_seconds = 0.9 * self._call_seconds + 0.1 * seconds if self._call_seconds else seconds
         except (openai.APITimeoutError, TimeoutError):
             raise Passing("timeout", billed=True) from None
-        except openai.APIConnectionError:
-            raise Passing("connection dropped", billed=True) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__  # ConnectError, ConnectTimeout: nothing was sent, so nothing can be billed
+            raise Passing(f"connection dropped ({cause})", billed=not cause.startswith("Connect")) from None
         except openai.APIStatusError as error:
             return await self._refused(error, request, body)
         except (openai.APIResponseValidationError, ValueError):  # not JSON, or cut off
@@ -334,6 +335,9 @@ class EndpointChat:
                     f"{error.status_code}): {text}. What was received is kept: run again then to go on from here."
                 ) from None
             raise Passing(f"HTTP {error.status_code}", seconds) from None
+        if error.status_code in (400, 403, 413, 422) and (finish := _ends_this_call_alone(error)):
+            tqdm.write(f"judge: {_public(self._base_url)} does not answer one question ({finish}): {text}", file=sys.stderr)
+            return Reply("", finish)
         refused = [name for name in OPTIONAL if name in body and name in text]
         if error.status_code in (400, 422) and refused:
             self._note_lack(refused[0])
@@ -368,14 +372,23 @@ class EndpointChat:
         if refusal:
             text, finish = text or refusal, "content_filter"
         logprobs = last_choice_logprobs(choice, request.choices) if self._config.probabilities else None
-        if self._config.probabilities and request.choices and not choice.get("logprobs"):
+        whole = bool(text) and finish == "stop"  # of another nothing can be told
+        if self._config.probabilities and request.choices and whole and not choice.get("logprobs"):
             self._note_lack("logprobs")
-        if self._config.structured and text and not refusal and not re.match(r"\s*(?:```(?:json)?\s*)?\{", text):
+        if self._config.structured and whole and not re.match(r"\s*(?:```(?:json)?\s*)?\{", text):
             self._note_lack("response_format")
         # Without usage from the endpoint the cost is what it can be at most.
         sent = _count(usage, "prompt_tokens", self._most_sent(request))
         received = _count(usage, "completion_tokens", self._config.sampling.max_tokens)
         return Reply(text, finish, sent, received, self._price(sent, received), logprobs)
+
+
+def _ends_this_call_alone(error: Any) -> str:
+    """How a reply ends that the endpoint refuses for what is asked and not for how; empty if the next call would fare no better."""
+    said = f"{getattr(error, 'code', None)} {error}"
+    if re.search(r"content_filter|content_policy|invalid_prompt|responsible ai", said, re.IGNORECASE):
+        return "content_filter"
+    return "length" if re.search(r"context_length_exceeded|(?:maximum|model's) context length", said, re.IGNORECASE) else ""
 
 
 def response_format(request: Request) -> dict[str, Any]:
@@ -387,11 +400,13 @@ def response_format(request: Request) -> dict[str, Any]:
 
 
 def last_choice_logprobs(choice: Mapping[str, Any], choices: Sequence[str]) -> dict[str, float] | None:
-    """The top log-probabilities at the last token that is one of the choices: where the verdict was given."""
+    """The top log-probabilities where the verdict was given: at a choice that no more words follow; elsewhere it is a word of the reasoning."""
     try:
         for token in reversed((choice.get("logprobs") or {}).get("content") or []):
             if token["token"].strip() in choices:
                 return {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
+            if re.search(r"\w", token["token"]):
+                return None
     except (KeyError, TypeError, AttributeError, ValueError):  # of another shape: the answer itself is good
         return None
     return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,7 @@ class LocalChat:
         self.identity = str(content_key(["transformers", config.model, version, asdict(config.sampling)]))
         self.ledger = Ledger()
         self.share = 1.0
+        self._told = False  # that a question was too long
 
     def complete(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies: from the store, else generated, the longest questions first."""
@@ -72,23 +74,35 @@ class LocalChat:
         self._store.close()
 
     def _generate(self, requests: Sequence[Request]) -> list[Reply]:
-        import torch
-
-        sampling = self._config.sampling
         texts = [
             str(self._tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False))
             for request in requests
         ]
-        encoded = self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(self._device)
-        room = getattr(self._model.config, "max_position_embeddings", None)
-        longest = encoded["input_ids"].shape[1]
-        if room and longest + sampling.max_tokens > room:
-            raise ValueError(
-                f"judge: a question of {longest} tokens and a reply of {sampling.max_tokens} exceed the context of {self.model} "
-                f"({room}): choose another model or lower judge.sampling.max_tokens"
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        asked = self._config.sampling.max_tokens
+        lengths = [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        if room and max(lengths) + asked > room and not self._told:
+            self._told = True
+            tqdm.write(
+                f"judge: a question of {max(lengths)} tokens and a reply of {asked} exceed the context of {self.model} ({room}): no "
+                "verdict; choose another model or lower judge.sampling.max_tokens",
+                file=sys.stderr,
             )
+        fits = [not room or length + asked <= room for length in lengths]
+        written = iter(self._write([text for text, fit in zip(texts, fits, strict=True) if fit], requests[0]))
+        return [next(written) if fit else Reply("", "length", length) for fit, length in zip(fits, lengths, strict=True)]
+
+    def _write(self, texts: Sequence[str], first: Request) -> list[Reply]:
+        """A reply to each rendered question; `first` decides the seed."""
+        import torch
+
+        if not texts:
+            return []
+        sampling = self._config.sampling
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, padding=True, return_tensors="pt").to(self._device)
+        longest = encoded["input_ids"].shape[1]
         if sampling.temperature > 0:  # the first request's own seed: a batch's replies are reproducible together
-            torch.manual_seed(int(content_key([sampling.seed, *requests[0]])[:8], 16))
+            torch.manual_seed(int(content_key([sampling.seed, *first])[:8], 16))
         warmth = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
         with torch.inference_mode():
             output = self._model.generate(
