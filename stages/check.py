@@ -22,6 +22,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from stages.datasets.config import FilesData, typed_data
+from stages.evaluation.section import check_section
 from stages.pipeline.composing import CONF, Params, has_entries, load_params, register, typed
 
 STAGES = ("prepare", "pretrain", "sft", "sample", "revise", "label", "reward", "reject", "align", "answer", "evaluate", "report")
@@ -37,6 +39,12 @@ REFERENCES = {
 
 SELF_CHECKED = {"label": ("label", "judge"), "reward": ("reward", "judge"), "reject": ("reject",)}
 """Stages whose `check_entry` says whether an entry's values fit together, beyond their types, and the parts of the config that it takes."""
+
+SECTIONS = ("seed", "threads", "inputs", "model", "data", *(stage for stage in STAGES if stage not in ("answer", "report")))
+"""What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
+
+CLOSED_WORLD_ONLY = ("simulated", "gold")
+"""Judges that know what the closed world asks, and nothing else."""
 
 GIVEN = {"none", "policy/none", "sample/none", "reward/none"}
 GIVEN |= {"data/sft", "data/prompts", "data/preferences", "data/unpaired", "policy/base", "policy/sft"}
@@ -54,6 +62,20 @@ def outputs(params: Params) -> dict[str, str]:
     """Where below artifacts/ each entry's output lies → the entry's node."""
     folder = {"align": "policy"}
     return {f"{folder.get(stage, stage)}/{name}": f"{stage}@{name}" for stage, name, _ in entries(params)}
+
+
+def wrong_sections(params: Params) -> list[str]:
+    """Errors for sections that nothing reads, and for those that are no mappings."""
+    errors = [
+        f"params.yaml: there is no section {key!r}.{_suggestion(key, [*SECTIONS])} There are: {', '.join(SECTIONS)}."
+        for key in params
+        if key not in SECTIONS
+    ]
+    return errors + [
+        f"params.yaml: {stage}: expected a mapping (`{{}}` for nothing), found {params[stage]!r}"
+        for stage in SECTIONS
+        if stage in STAGES and not isinstance(params.get(stage, {}), dict)
+    ]
 
 
 def wrong_references(params: Params) -> list[str]:
@@ -78,6 +100,12 @@ def wrong_references(params: Params) -> list[str]:
                     f"{where}: there is no {entry[key]!r}.{_suggestion(str(entry[key]), options)} There are: {', '.join(options)}."
                 )
     section = params.get("evaluate") or {}
+    if (reward := f"reward/{section.get('reward', 'none')}") not in known:
+        rewards = sorted(item.removeprefix("reward/") for item in known if item.startswith("reward/"))
+        said = reward.removeprefix("reward/")
+        errors.append(
+            f"params.yaml: evaluate.reward: there is no {said!r}.{_suggestion(said, rewards)} There are: {', '.join(rewards)}."
+        )
     policies = [item.removeprefix("policy/") for item in sorted(known - {"policy/none"}) if item.startswith("policy/")]
     for name in [*section.get("policies", []), section.get("against")]:
         if name not in policies:
@@ -111,6 +139,7 @@ def cycle(params: Params) -> list[str]:
 def composition_errors(params: Params) -> list[str]:
     """Composes every stage's config, each entry in its turn, and returns what Hydra and the schemas object to."""
     errors = []
+    closed_world = True  # until `prepare`, the first, says otherwise
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=None):
         for stage in STAGES:
@@ -128,10 +157,27 @@ def composition_errors(params: Params) -> list[str]:
                     config = typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
                     if name and stage in SELF_CHECKED:
                         module.check_entry(*(getattr(config, part) for part in SELF_CHECKED[stage]), name)
+                    if stage == "answer":
+                        check_section(config.evaluate)
+                    if stage == "prepare":
+                        closed_world = not isinstance(typed_data(config.data), FilesData)
+                    elif not closed_world and (found := only_of_the_closed_world(config)):
+                        raise ValueError(
+                            f"{found} knows nothing but `data: closed_world`, found data: {params.get('data')}: choose another"
+                        )
                 except (HydraException, OmegaConfBaseException, ValueError) as error:
                     text = _explained(error)
                     errors.append(text if text.startswith(where) else f"{where}: {text}")
     return errors
+
+
+def only_of_the_closed_world(config: Any) -> str:
+    """The judge or reward of a stage that answers for the closed world alone; empty if there is none."""
+    judge, reward = getattr(config, "judge", None), getattr(config, "reward", None)
+    backends = [judge.backend, *(member.get("backend") for member in getattr(judge, "members", {}).values())] if judge else []
+    if found := [backend for backend in backends if backend in CLOSED_WORLD_ONLY]:
+        return f"judge: {found[0]}"
+    return "kind: verifier" if getattr(reward, "kind", "") == "verifier" else ""
 
 
 def _explained(error: Exception) -> str:
@@ -179,7 +225,7 @@ def remove_leftovers(params: Params) -> None:
 def main() -> None:
     try:
         params = load_params()
-        errors = composition_errors(params) + wrong_references(params)
+        errors = wrong_sections(params) or composition_errors(params) + wrong_references(params)
         if not errors and (nodes := cycle(params)):
             errors = [f"params.yaml: a cycle: {' builds on '.join(nodes)}. Let one of them build on something else."]
     except (OSError, ValueError) as error:

@@ -61,7 +61,7 @@ def run(config: EvaluateStage) -> None:
         columns = verifier_columns(answers) | {
             "win": wins(config, answers, opposing, work),
             "reward": rewards_of(rewards, answers, work),
-            "log_ratio": log_ratios_of(policy, section.against, answers),
+            "log_ratio": log_ratios_of(policy, section, answers),
         }
         scores = scored(answers, columns)
         metrics = policy_metrics(scores, scored(opposing, verifier_columns(opposing)), config.seed)
@@ -130,8 +130,14 @@ def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> l
     return [*found]
 
 
-def log_ratios_of(policy: str, against: str, answers: Sequence[Row]) -> list[float]:
-    """log π − log π_against of each answer, of the tokens that were sampled; 0 where both are one policy."""
+def log_ratios_of(policy: str, section: EvaluateSection, answers: Sequence[Row]) -> list[float] | list[None]:
+    """log π − log π_against of each answer, of the tokens that were sampled; 0 where both are one policy.
+
+    None at another temperature than 1: the answers are then not the policy's own, and their mean would be no KL.
+    """
+    against = section.against
+    if section.temperature != 1:
+        return [None] * len(answers)
     if policy == against:
         return [0.0] * len(answers)
     from transformers import AutoTokenizer
@@ -168,7 +174,6 @@ def _shown(row: Row) -> Row:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
-@explained
 @explained
 def main(config: DictConfig) -> None:
     run(typed(config))

@@ -79,6 +79,31 @@ def test_a_node_that_does_not_exist_is_named_with_those_that_do(project: Path, r
     assert "Did you mean 'reject/rs'?" in error
 
 
+def test_what_only_evaluation_reads_is_checked_before_training(project: Path, recipe: str) -> None:
+    before, _, after = recipe.partition("\nevaluate:")
+    for right, wrong, said in (
+        ("reward: rm", "reward: rmm", "evaluate.reward: there is no 'rmm'. Did you mean 'rm'?"),
+        ("split: test", "split: tset", "evaluate.split: expected one of test, validation, found 'tset'"),
+        ("temperature: 1.0", "temperature: 0", "evaluate.temperature: expected more than 0"),
+        ("against: sft", "against: none", "there is no policy 'none'"),
+    ):
+        assert said in check(project, f"{before}\nevaluate:{after.replace(right, wrong)}")
+
+
+def test_a_section_that_nothing_reads_or_that_is_no_mapping_is_named(project: Path, recipe: str) -> None:
+    assert "there is no section 'evalaute'. Did you mean 'evaluate'?" in check(
+        project, recipe.replace("\nevaluate:", "\nevalaute:")
+    )
+    assert "params.yaml: revise: expected a mapping" in check(project, recipe.replace("\nrevise: {}", "\nrevise: [a]", 1))
+    assert "params.yaml" in check(project, recipe + "\nseed: 18\n  x: [")
+
+
+def test_what_knows_the_closed_world_alone_is_refused_on_other_data(project: Path, recipe: str) -> None:
+    error = check(project, recipe.replace("data: closed_world", "data: gsm8k"))
+    assert "params.yaml: label.round1: judge: simulated knows nothing but `data: closed_world`, found data: gsm8k" in error
+    assert "params.yaml: evaluate: judge: simulated" in error
+
+
 def test_a_cycle_is_shown_as_the_nodes_on_it(project: Path, recipe: str) -> None:
     cyclic = recipe.replace("policy: sft\n    extends", "policy: rs\n    extends")
     error = check(project, cyclic)

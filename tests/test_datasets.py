@@ -524,6 +524,19 @@ def test_a_short_prompt_is_found_however_it_is_spaced(tmp_path: Path) -> None:
     assert prepared.dropped("sft") == {"evaluation_overlap": 1}
 
 
+def test_a_system_prompt_that_rows_share_is_no_overlap(tmp_path: Path) -> None:
+    system = {"role": "system", "content": " ".join(f"rule{i}" for i in range(60))}
+
+    def asked(question: str, *answer: dict[str, str]) -> dict[str, Any]:
+        return {"messages": [system, {"role": "user", "content": question}, *answer]}
+
+    answer = {"role": "assistant", "content": "Yes."}
+    write_rows(tmp_path / "in/rows.jsonl", [asked("What about rabbits?", answer), asked(LONG, answer), asked("Why?", answer)])
+    write_rows(tmp_path / "in/test.jsonl", [asked(LONG), asked("Why?")])
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    assert prepared.places("sft") == {("rows.jsonl", 2, "evaluation_overlap"), ("rows.jsonl", 3, "evaluation_overlap")}
+
+
 def test_overlap_counts_the_share_of_one_prompts_ngrams() -> None:
     prompt = " ".join(f"w{i}" for i in range(15))  # eight 8-grams
     index = index_prompts([prompt], words=8, fraction=0.5)

@@ -181,6 +181,11 @@ def test_without_verifier_judge_and_reward_the_rest_is_measured(answered: Path) 
     assert (metrics["n"], metrics["answers"], metrics["length_tokens"], metrics["finished_fraction"]) == (3, 6, 3.0, 0.0)
 
 
+def test_answers_at_another_temperature_have_no_kl(answered: Path) -> None:
+    run(stage("dpo", temperature=0.7))
+    assert read_json(answered / "metrics/dpo.json")["kl_to_sft"] is None
+
+
 def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0), finish=lambda: None)
     monkeypatch.setattr("stages.judging.loading.load_judge", lambda config, seed, run: judge)

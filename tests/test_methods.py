@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from stages.models.completions import log_samples
 from stages.models.groups import group_history, last_means, prompts_in_order, prompts_of, reward_functions
 from stages.models.groups import validate as validate_groups
 from stages.models.loading import context_of
-from stages.models.training import save_policy
+from stages.models.training import save_policy, train
 from stages.pipeline.records import write_json, write_jsonl
 from stages.pipeline.tracking import Run
 from tests.conftest import ROOT
@@ -196,6 +197,11 @@ def test_a_signal_of_another_kind_or_without_rows_is_named(artifacts: Path, meth
     write_jsonl(signal / "train.jsonl", [{"prompt": PROMPTS[0], "label": True}])
     with pytest.raises(ValueError, match=rf"{method}: expected rows of prompt, .*found one of prompt, label without"):
         run_align(artifacts, method)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one process sees 2 GPUs"):
+        train(SimpleNamespace(args=SimpleNamespace(n_gpu=2)), tmp_path)  # type: ignore[arg-type]
 
 
 def test_the_best_checkpoint_needs_a_validation_to_choose_by(artifacts: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,18 @@ def test_checkpoints_survive_a_crash_and_not_a_success(project: Path) -> None:
     assert list((project / ".checkpoints").iterdir()) == []
 
 
-def test_two_processes_cannot_compute_the_same_thing(project: Path) -> None:
+def test_checkpoints_outlive_what_fails_after_training(project: Path) -> None:
+    with pytest.raises(RuntimeError), executing("sft", None, Config(), []) as work:
+        with work.checkpoints() as folder:
+            (folder / "state").write_text("1")
+        raise RuntimeError("the tracking server is gone")
+    assert (folder / "state").exists()
+    with executing("sft", None, Config(), []) as work, work.checkpoints() as again:
+        assert again == folder
+    assert list((project / ".checkpoints").iterdir()) == []
+
+
+def test_two_processes_cannot_compute_the_same_thing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import time\nfrom stages.pipeline.checkpoints import checkpoint_folder\n"
         "with checkpoint_folder('sft', 'k'):\n    print('locked', flush=True)\n    time.sleep(60)\n"
@@ -81,6 +93,11 @@ def test_two_processes_cannot_compute_the_same_thing(project: Path) -> None:
         assert other.stdout.readline().strip() == "locked"
         with pytest.raises(AlreadyRunning, match="already running"), checkpoint_folder("sft", "k"):
             pass
+        monkeypatch.setenv("DVC_EXP_NAME", "worker")  # another worker of a queue waits
+        threading.Timer(0.5, other.kill).start()
+        began = time.monotonic()
+        with checkpoint_folder("sft", "k"):
+            assert time.monotonic() - began > 0.4
     finally:
         other.kill()
         other.wait()

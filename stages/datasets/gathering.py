@@ -237,6 +237,7 @@ def work_chunk(gathering: Gathering, items: list[tuple[int, Item]]) -> Chunk:
     columns = np.zeros(len(rows), dtype=COLUMNS)
     texts = [whole_text(row) for row in rows]
     prompts = [prompt_text(row) for row in rows]
+    questions = [question_text(row) for row in rows]
     columns["source"] = [number for number, _ in kept]
     columns["bytes"] = list(map(len, lines))
     columns["digest"] = [digest(identity(row)) for row in rows]
@@ -245,7 +246,7 @@ def work_chunk(gathering: Gathering, items: list[tuple[int, Item]]) -> Chunk:
         for (number, _), prompt, text in zip(kept, prompts, texts, strict=True)
     ]
     if gathering.overlaps is not None:
-        columns["overlap"] = overlapping(gathering.overlaps, texts, prompts)
+        columns["overlap"] = overlapping(gathering.overlaps, texts, questions)
     near = gathering.policy.near_duplicates != "off"
     signature = signatures(texts) if near else np.zeros((0, PERMUTATIONS), dtype=np.uint32)
     files, numbers = [item.file for _, item in kept], [item.row for _, item in kept]
@@ -324,6 +325,13 @@ def prompt_text(row: dict[str, Any]) -> str:
     if "messages" in row and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     return "\n".join(turn["content"] for turn in turns)
+
+
+def question_text(row: dict[str, Any]) -> str:
+    """What is asked in a row without its system turns, which many rows share and none is recognised by."""
+    return prompt_text(
+        {key: [turn for turn in row.get(key, ()) if turn["role"] != "system"] for key in ("prompt", "messages") if key in row}
+    )
 
 
 def _split(gathering: Gathering, source: Source, prompt: str) -> int:

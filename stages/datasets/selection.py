@@ -8,7 +8,7 @@ from stages.datasets.checks import REASONS
 from stages.datasets.config import DEFAULT_LIMITS, Policy, Source
 from stages.datasets.decontamination import Overlaps, index_prompts, overlapping
 from stages.datasets.duplicates import PERMUTATIONS, first_of_equal, first_of_near
-from stages.datasets.gathering import CHUNK_ROWS, Pool, Tally, prompt_text
+from stages.datasets.gathering import CHUNK_ROWS, Pool, Tally, question_text
 from stages.datasets.parallel import chunked
 from stages.datasets.reading import DataError, Fault
 
@@ -37,11 +37,11 @@ def select(pool: Pool, policy: Policy) -> None:
 def index_evaluation(pool: Pool, policy: Policy) -> Overlaps:
     """An index of the prompts to evaluate on, for decontamination; rollout prompts of the same pool are marked by it."""
     evaluated = pool.columns["split"] != _TRAIN
-    asked = (prompt_text(json.loads(line)) for _, line in pool.lines(evaluated))
+    asked = (question_text(json.loads(line)) for _, line in pool.lines(evaluated))
     index = index_prompts(asked, policy.ngram_words, policy.ngram_overlap)
     for chunk in chunked(pool.lines(~evaluated), CHUNK_ROWS):
-        prompts = [prompt_text(json.loads(line)) for _, line in chunk]
-        pool.columns["overlap"][[number for number, _ in chunk]] = overlapping(index, prompts, prompts)
+        questions = [question_text(json.loads(line)) for _, line in chunk]
+        pool.columns["overlap"][[number for number, _ in chunk]] = overlapping(index, questions, questions)
     return index
 
 

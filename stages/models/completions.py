@@ -37,7 +37,7 @@ def complete(
     from stages.models.sampling import sample
 
     if not prompts:
-        raise ValueError(f"{title}: expected prompts, found none; see metrics/prepare.json for what was dropped and why")
+        raise ValueError(f"{title}: expected prompts, found none; see metrics/prepare/prepare.json for what was dropped and why")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_policy(folder)
     encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
@@ -76,7 +76,7 @@ def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, m
         raise ValueError(
             f"{title}: {over} of {len(encoded)} prompts leave no room for max_new_tokens {max_new_tokens} in a context of "
             f"{context_tokens} (longest: {len(encoded[longest])} tokens, prompt {longest}). Lower max_new_tokens, or drop long prompts "
-            "in `prepare` (data.limits)."
+            "in `prepare` (policy.answer_tokens in conf/data)."
         )
 
 

@@ -117,10 +117,14 @@ def train(trainer: "Trainer", checkpoints: Path) -> None:
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
-        ValueError: the best checkpoint is wanted, and no validation lies within the steps.
+        ValueError: the best checkpoint is wanted, and no validation lies within the steps; or one process sees several GPUs.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {trainer.args.n_gpu} GPUs, and each would take micro_batch_size rows: set CUDA_VISIBLE_DEVICES to one of them"
+        )
     trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
     trainer.add_callback(_same_order_when_resumed(checkpoints))

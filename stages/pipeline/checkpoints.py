@@ -5,6 +5,7 @@ everything that determines the result: resumed with a changed parameter, input o
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
     root = project_root() / ".checkpoints"
     root.mkdir(exist_ok=True)
     folder = root / f"{name}-{key}"
-    lock = FileLock(f"{folder}.lock", timeout=0)
+    # of two workers of `dvc queue` that come to the same stage, the second waits
+    lock = FileLock(f"{folder}.lock", timeout=-1 if "DVC_EXP_NAME" in os.environ else 0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -31,10 +32,12 @@ def load_params(path: Path = PARAMS) -> Params:
     """Reads params.yaml: plain values only.
 
     Raises:
-        ValueError: the file is not a mapping, or a value holds `${`, whose meaning DVC could not see change.
+        ValueError: the file is no YAML or no mapping, or a value holds `${`, whose meaning DVC could not see change.
     """
-    # OmegaConf and not PyYAML, which reads 1e-4 as a string.
-    params = OmegaConf.to_container(OmegaConf.load(path))
+    try:  # OmegaConf and not PyYAML, which reads 1e-4 as a string
+        params = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(params, dict):
         raise ValueError(f"{path}: expected a mapping of sections, found {type(params).__name__}")
     for key, value in _leaves(params):

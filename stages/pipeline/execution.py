@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,13 @@ class Work:
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
-    def checkpoints(self) -> AbstractContextManager[Path]:
-        """A folder that survives a crash and is found again only by the same computation; deleted on success."""
-        return checkpoint_folder(self.name, self.key)
+    until_done: ExitStack
+    """What is closed when the work is done, and left as it is where it fails."""
+
+    @contextmanager
+    def checkpoints(self) -> Iterator[Path]:
+        """A folder that survives a crash and is found again only by the same computation; deleted when the whole stage has succeeded."""
+        yield self.until_done.enter_context(checkpoint_folder(self.name, self.key))
 
     def log_timing(self, **figures: float) -> None:
         """Logs seconds and rates: to MLflow and an untracked file, for an output must be the same in every run."""
@@ -94,9 +98,10 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     read = [Input(str(path), input_digest(path)) for path in inputs]
     params = dataclasses.asdict(config)
     name = f"{stage}@{entry}" if entry else stage
-    with tracked(name, params=params, tags=_dvc_tags(stage, entry), inputs=read) as run:
+    # the checkpoints go last: what is still logged after training may fail, too
+    with ExitStack() as until_done, tracked(name, params=params, tags=_dvc_tags(stage, entry), inputs=read) as run:
         key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
-        work = Work(stage, entry, _output_root(stage, entry), run, key)
+        work = Work(stage, entry, _output_root(stage, entry), run, key, until_done)
         yield work
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)

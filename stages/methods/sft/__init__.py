@@ -40,7 +40,7 @@ def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> No
     if over := [len(ids) for ids in rows if len(ids) > context_tokens]:
         raise ValueError(
             f"sft: packing: {len(over)} of {len(rows)} rows are longer than the model's context of {context_tokens} tokens (longest: "
-            f"{max(over)}) and would be cut: drop them in `prepare` (data.limits), or set packing to false"
+            f"{max(over)}) and would be cut: drop them in `prepare` (model.context_tokens), or set packing to false"
         )
 
 
