@@ -95,8 +95,11 @@ def make_tokenizer(model: ScratchModel | HubModel, pools: "dict[str, Pool]") -> 
     """A tokenizer trained on what is said in the kept training rows, or the model's own made ready."""
     from stages.datasets.finishing import tokenizer_texts
     from stages.models.tokenizers import ReadyTokenizer, load_tokenizer, train_tokenizer
+    from stages.pipeline.pinning import pinned
 
     if isinstance(model, HubModel):
+        if Path(model.path).is_dir():
+            pinned(Path(model.path), model.revision, "conf/model/hub.yaml: revision")
         return load_tokenizer(model.path, model.revision, chat_template=model.chat_template, pad_token=model.pad_token)
     return ReadyTokenizer(train_tokenizer(tokenizer_texts(pools.values()), model.vocabulary_size), [])
 

@@ -233,3 +233,11 @@ def test_end_of_turn_is_the_templates_not_the_eos() -> None:
     )
     ready = make_ready(tokenizer, chat_template=template)
     assert ready.tokenizer.convert_ids_to_tokens(end_of_turn_id(ready.tokenizer)) == SYSTEM
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day() -> None:
+    template = "{{ strftime_now('%d %b %Y') }}: " + TINY_TEMPLATE
+    ready = make_ready(bare(), chat_template=template)
+    rendered = render(ready.tokenizer, [{"role": "user", "content": "a"}], add_generation_prompt=True)
+    assert rendered.startswith("26 Jul 2024:<|user|>")
+    assert any("fixed" in note for note in ready.notes)

@@ -22,7 +22,7 @@ from stages.methods.sft import require_fit
 from stages.models.completions import log_samples
 from stages.models.groups import group_history, last_means, prompts_in_order, prompts_of, reward_functions
 from stages.models.groups import validate as validate_groups
-from stages.models.loading import context_of
+from stages.models.loading import context_of, rows_in_cache
 from stages.models.training import save_policy, train
 from stages.pipeline.records import write_json, write_jsonl
 from stages.pipeline.tracking import Run
@@ -229,6 +229,14 @@ def test_samples_are_shown_of_prompts_that_leave_room(artifacts: Path, monkeypat
     log_samples(run, artifacts / "policy/sft", [{"prompt": long}, {"prompt": PROMPTS[0]}], seed=1, max_new_tokens=8)
     log_samples(run, artifacts / "policy/sft", [{"prompt": long}], seed=1, max_new_tokens=8)
     assert [[row["prompt"] for row in rows] for rows in tables] == [[PROMPTS[0][-1]["content"]]]
+
+
+def test_a_large_model_is_sampled_in_fewer_rows_side_by_side() -> None:
+    assert rows_in_cache(tiny_policy(), tokens=100, most=512) == 512
+    large = tiny_policy()
+    large.config.update({"num_hidden_layers": 28, "num_key_value_heads": 4, "head_dim": 128})
+    assert rows_in_cache(large, tokens=800, most=512) == 8 * 2**30 // (2 * 28 * 4 * 128 * 4 * 800)
+    assert rows_in_cache(large, tokens=10**6, most=512) == 1
 
 
 def test_the_context_is_that_of_the_text_part_and_may_have_no_end() -> None:

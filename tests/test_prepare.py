@@ -130,6 +130,18 @@ def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_told(
     assert read_json(OUT / "metrics/prepare/prepare.json")["sft.kept"] > 40
 
 
+def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_tokenizer(["some words of a model"] * 9, 300).save_pretrained("model")
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    with pytest.raises(ValueError, match=r"hub\.yaml: revision: expected '([0-9a-f]{16})'.* found None") as caught:
+        run(stage(files(), HubModel(path="model", context_tokens=128)))
+    revision = str(caught.value).split("'")[1]
+    run(stage(files(), HubModel(path="model", revision=revision, context_tokens=128)))
+    Path("model/model.safetensors").write_text("other weights")
+    with pytest.raises(ValueError, match=f"found '{revision}'"):
+        run(stage(files(), HubModel(path="model", revision=revision, context_tokens=128)))
+
+
 def test_a_folder_that_is_no_model_is_refused(project: Path) -> None:
     with pytest.raises(ValueError, match="expected a Hugging Face tokenizer at 'in'"):
         run(stage(files(), HubModel(path="in", context_tokens=128)))

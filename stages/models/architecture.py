@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from stages.pipeline.pinning import pinned
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -66,7 +68,7 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     """Loads the causal LM that `model: hub` names.
 
     Raises:
-        ValueError: a hub id without a pinned revision, or a path that is not a causal LM.
+        ValueError: a hub id without a pinned revision, a folder that is another than its revision says, or a path that is no causal LM.
     """
     from transformers import AutoModelForCausalLM
 
@@ -76,6 +78,8 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
             f"conf/model: path {config.path!r} is no local folder, and a hub id needs `revision` (a commit), or the result would "
             "depend on the day it was fetched. Set revision, or path to a folder."
         )
+    if local:
+        pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
     try:
         return AutoModelForCausalLM.from_pretrained(config.path, revision=None if local else config.revision, dtype="auto")
     except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ def complete(
     from transformers import AutoTokenizer
 
     from stages.models.chat import end_of_turn_id, prompt_ids
-    from stages.models.loading import context_of, load_policy
+    from stages.models.loading import context_of, load_policy, rows_in_cache
     from stages.models.sampling import sample
 
     if not prompts:
@@ -50,7 +50,7 @@ def complete(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=rows_in_cache(model, max(map(len, encoded)) + max_new_tokens, batch_size),
             end_ids=[end_of_turn_id(tokenizer)],
             progress=bar.update,
         )

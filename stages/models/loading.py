@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+CACHE_BYTES = 8 * 2**30
+
 
 def device() -> str:
     """Where a model answers or scores: the GPU where there is one. Trainers place what they train themselves."""
@@ -28,6 +30,15 @@ def training_dtype(lora_rank: int) -> Any:
     import torch
 
     return "auto" if lora_rank else torch.float32
+
+
+def rows_in_cache(model: "PreTrainedModel", tokens: int, most: int) -> int:
+    """How many rows of so many tokens are sampled side by side: `most`, or what CACHE_BYTES of keys and values hold, at least one."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row = 2 * text.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
+    return max(1, min(most, CACHE_BYTES // row))
 
 
 def context_of(config: "PretrainedConfig") -> int | None:

@@ -15,6 +15,9 @@ SMALLEST_VOCABULARY = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOK
 # Tokens of published vocabularies that text never uses: Llama 3.1, Qwen, Mistral and Llama 2, BERT's line.
 _PAD_CANDIDATES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|endoftext|>", "<unk>")
 
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+"""Put before a template that asks what day it is, in place of transformers' own function: Llama 3's own fallback."""
+
 
 class ReadyTokenizer(NamedTuple):
     """A tokenizer with a chat template and a padding token, and what had to be set for that, in words."""
@@ -97,6 +100,9 @@ def make_ready(
             raise ValueError(f"expected a chat template named 'default', found {sorted(named)}. Set `chat_template` in the conf.")
         tokenizer.chat_template = named["default"]
         notes.append(f"chat template: 'default' of {sorted(named)}")
+    if "strftime_now" in str(tokenizer.chat_template):
+        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
+        notes.append("chat template: it writes the day's date, which is fixed, or prompts would change from day to day")
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
     if pad_token is not None or tokenizer.pad_token in (None, end):
         notes.append(_set_pad_token(tokenizer, end, pad_token))

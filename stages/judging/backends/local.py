@@ -1,7 +1,5 @@
 """A chat model in this process: batched by length, and every reply kept in the store."""
 
-import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from tqdm import tqdm
 from stages.judging.chat import Ledger, Reply, Request
 from stages.judging.config import TransformersJudge
 from stages.judging.store import VerdictStore, content_key, store_folder
+from stages.pipeline.pinning import pinned
 
 
 class LocalChat:
@@ -26,7 +25,7 @@ class LocalChat:
             raise ValueError(
                 f"judge.model: {config.model!r} is no folder here, and as a hub id it needs a pinned judge.revision (a commit)"
             )
-        version = _pinned(folder, config.revision) if folder.is_dir() else config.revision
+        version = pinned(folder, config.revision, "judge.revision") if folder.is_dir() else config.revision
         commit = None if folder.is_dir() else config.revision
         self._config = config
         self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=commit, padding_side="left")
@@ -121,30 +120,3 @@ class LocalChat:
             text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
             replies.append(Reply(text, "length" if end is None else "stop", int(mask), len(tokens)))
         return replies
-
-
-def _pinned(folder: Path, revision: str | None) -> str:
-    """The digest of a model folder, which under DVC has to be pinned as a commit is: no dependency tells that it changed.
-
-    Raises:
-        ValueError: the folder is another than `revision` says, or under DVC nothing says which it is.
-    """
-    digest = _folder_digest(folder)
-    found = digest[:16]
-    if revision not in (None, found) or (revision is None and "DVC_STAGE" in os.environ):
-        raise ValueError(
-            f"judge.revision: expected {found!r}, the digest of the folder {folder} as it is now, found {revision!r}. Labels do not "
-            "depend on the folder for DVC: write its digest into conf/judge, and they are made again when you write another"
-        )
-    return digest
-
-
-def _folder_digest(folder: Path) -> str:
-    """Identifies a model folder by its content: the same path may hold another model tomorrow."""
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
