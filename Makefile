@@ -10,12 +10,17 @@ export PROMPT RESPONSE
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-fast lint ui score recipe show clean
+.PHONY: FORCE help setup repro test test-fast lint ui score recipe show clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.ready  ## Make .venv with the locked libraries
+
+ifeq ($(origin TORCH),command line)
+.venv/.ready: FORCE  # another torch is asked for
+endif
+FORCE:
 
 .venv/.ready: requirements.lock requirements-torch.txt
 	$(PYTHON) -m venv .venv

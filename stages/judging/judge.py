@@ -173,8 +173,14 @@ class AskingJudge(Judge):
             member.chat.share = share
 
     def finish(self) -> None:
+        said = []
         for member in self._members:
-            member.chat.finish()
+            try:
+                member.chat.finish()
+            except SystemExit as end:  # a dry run: each member says what it would cost
+                said.append(str(end))
+        if said:
+            raise SystemExit("\n".join(said))
 
     def rate(self, prompts: Prompts, completions: Sequence[str]) -> list[Rating]:
         items = [Item(prompt, (text,)) for prompt, text in zip(prompts, completions, strict=True)]
