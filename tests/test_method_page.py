@@ -101,14 +101,13 @@ def test_the_pages_align_is_called_as_the_others_are(method: ModuleType) -> None
 
 
 def test_every_helper_that_the_page_names_exists() -> None:
-    import stages.models.training as training
-
     table = PAGE.split("| helper | for |")[1].split("\n\n")[0]
     named = re.findall(r"`(\w+)\(([\w, ]+)\)`", table)
-    imported = re.findall(r"^ +from stages.models.training import (.*)$", FILES[METHOD], re.MULTILINE)[0].split(", ")
-    assert sorted(name for name, _ in named) == sorted(imported)
+    imports = re.findall(r"^ +from (stages\.[\w.]+) import (.*)$", FILES[METHOD], re.MULTILINE)
+    helpers = {name: getattr(importlib.import_module(module), name) for module, names in imports for name in names.split(", ")}
+    assert sorted(name for name, _ in named) == sorted(name for name, helper in helpers.items() if callable(helper))
     for name, arguments in named:
-        inspect.signature(getattr(training, name)).bind(*arguments.split(", "))
+        inspect.signature(helpers[name]).bind(*arguments.split(", "))
 
 
 def test_files_and_folders_that_the_page_names_exist() -> None:
