@@ -32,6 +32,8 @@ class Work:
     root: Path
     run: Run
     key: str
+    until_done: ExitStack
+    """What is closed when the work is done, and left as it is where it fails."""
 
     @property
     def name(self) -> str:
@@ -46,9 +48,6 @@ class Work:
         place.unlink(missing_ok=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
-
-    until_done: ExitStack
-    """What is closed when the work is done, and left as it is where it fails."""
 
     @contextmanager
     def checkpoints(self) -> Iterator[Path]:

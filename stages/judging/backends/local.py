@@ -10,6 +10,7 @@ from tqdm import tqdm
 from stages.judging.chat import Ledger, Reply, Request
 from stages.judging.config import TransformersJudge
 from stages.judging.store import VerdictStore, content_key, store_folder
+from stages.models.loading import context_of
 from stages.pipeline.pinning import pinned
 
 
@@ -77,7 +78,7 @@ class LocalChat:
             str(self._tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False))
             for request in requests
         ]
-        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        room = context_of(self._model.config)
         asked = self._config.sampling.max_tokens
         lengths = [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
         if room and max(lengths) + asked > room and not self._told:
