@@ -7,10 +7,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # a project folder of its own on sys.path, and no bytecode or user site that another Python wrote
 export PYTHONNOUSERSITE := 1
 export PROMPT RESPONSE
+# MLflow reports its use to its makers unless told not to
+export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup repro test test-fast lint ui score recipe show clean
+.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,31 +31,35 @@ FORCE:
 	touch $@
 
 repro: setup  ## Run the pipeline: only what an edit touched runs again (RECIPE=name chooses a recipe first)
-	@if [ -n "$(RECIPE)" ]; then python -m stages.tools.recipe $(RECIPE); fi
+	@if [ -n "$(RECIPE)" ]; then python -m plumbline.tools.recipe $(RECIPE); fi
 	python -m stages.check
 	dvc repro
-	@python -m stages.tools.summary
+	@python -m plumbline.tools.summary
 
-test: setup  ## Run all tests
-	HF_HUB_OFFLINE=1 python -m pytest
+test: setup  ## Run all tests, on as many cores as there are (PYTEST="…" for more options)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive python -m pytest -n auto --dist loadfile $(PYTEST)
 
 test-fast: setup  ## Run the tests that take seconds
-	HF_HUB_OFFLINE=1 python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST)
 
 lint: setup  ## Check style and types
 	ruff check . && ruff format --check . && mypy
 
+format: setup  ## Put the code into the project's style
+	ruff check --fix . && ruff format .
+
 ui: setup  ## Browse the runs in MLflow on 127.0.0.1:5000 (PORT=… for another)
+	@echo "The runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments/1/runs?workflowType=machine_learning"
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(or $(PORT),5000)
 
 score: setup  ## Print a reward: make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."
-	@python -m stages.tools.score "$(or $(REWARD),rm)" "$${PROMPT}" "$${RESPONSE}"
+	@python -m plumbline.tools.score "$(or $(REWARD),rm)" "$${PROMPT}" "$${RESPONSE}"
 
 recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list them)
-	@python -m stages.tools.recipe $(NAME) $(if $(FORCE),--force)
+	@python -m plumbline.tools.recipe $(NAME) $(if $(FORCE),--force)
 
 show: setup  ## Compare experiments in the terminal
-	dvc exp show --only-changed
+	@python -m plumbline.tools.show
 
 clean:  ## Remove by-hand runs, checkpoints and caches of tools; results stay
 	rm -rf scratch .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
