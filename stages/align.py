@@ -1,10 +1,10 @@
-"""Aligns a policy by one method.
+"""Aligns a policy by learning from rows: demonstrations, preferences, labelled completions, or another policy's weights.
 
-Reads `artifacts/policy/<init>`, the signal `artifacts/<signal>` (preferences, chosen answers or a reward) and, for methods that
-sample, the prompts in `artifacts/data/prompts`. Writes `artifacts/policy/<entry>`, `metrics/align/<entry>.json` and a curve.
+Reads `artifacts/policy/<init>` and the signal `artifacts/<signal>`; writes `artifacts/policy/<entry>`, `artifacts/figures/align/<entry>.json` and a
+training curve.
 
-Each method is a package below stages/methods, where its paper and its deviations stand, with its values in conf/method/<method>.yaml.
-To add one: docs/add-a-method.md; every method is the same function, `align`.
+Each method is a module of plumbline/methods/offline, which names its paper and its deviations; conf/method/<method>.yaml has its values.
+Every method has the same function, `align(config, job)`. docs/add-a-method.md shows how to add one.
 """
 
 import importlib
@@ -15,18 +15,15 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.models.completions import log_samples
-from stages.pipeline.composing import entry_name, register, typed
-from stages.pipeline.execution import executing, explained
-from stages.pipeline.records import read_jsonl, write_json
-
-DATA = Path("artifacts/data")
-ROLLOUT, HELD_OUT = DATA / "prompts/train.jsonl", DATA / "prompts/validation.jsonl"
+from plumbline.methods.job import OfflineJob
+from plumbline.pipeline.composing import entry_name, method_module, register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import write_json
 
 
 @dataclass
 class AlignStage:
-    """What decides an aligned policy; `align` is an entry in the schema of its method."""
+    """The config of the stage; `align` is an entry, in the schema of its method."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -35,29 +32,27 @@ class AlignStage:
 
 def run(config: AlignStage, entry: str) -> None:
     """Trains the policy of one entry."""
-    method = importlib.import_module(f"stages.methods.{config.align.method}")
-    init, signal = Path("artifacts/policy") / config.align.init, Path("artifacts") / config.align.signal
-    with executing("align", entry, config, [init, signal, ROLLOUT, HELD_OUT]) as work:
-        from stages.models.training import make_deterministic
+    settings = config.align
+    init, signal = Path("artifacts/policy") / settings.init, Path("artifacts") / settings.signal
+    with executing("align", entry, config, [init, signal]) as work:
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
         policy = work.output(f"artifacts/policy/{entry}")
         with work.checkpoints() as checkpoints:
-            metrics = method.align(
-                config.align,
+            job = OfflineJob(
                 init=init,
-                signal=signal,
-                data=DATA,
                 output=policy,
-                checkpoints=checkpoints,
                 curve=work.output(f"artifacts/curves/align/{entry}.csv"),
+                checkpoints=checkpoints,
                 run=work.run,
                 seed=config.seed,
+                signal=signal,
             )
-        write_json(work.output(f"metrics/align/{entry}.json"), metrics)
-        # under names of their own: a curve of the same name would get a second first step
-        work.run.log_metrics({f"final/{name}": value for name, value in metrics.items()})
-        log_samples(work.run, policy, read_jsonl(HELD_OUT), seed=config.seed, max_new_tokens=64)
+            figures = importlib.import_module(method_module("align", settings.method)).align(settings, job)
+        write_json(work.output(f"artifacts/figures/align/{entry}.json"), figures)
+        # `final/` keeps figures apart from curves: under a curve's name, each would be logged as another first step
+        work.run.log_metrics({f"final/{name}": value for name, value in figures.items()})
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="align")

@@ -1,11 +1,11 @@
 """Samples one policy's answers to the held-out prompts.
 
-Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`;
-writes `artifacts/answer/<policy>/completions.jsonl`, one row per answer, the answers to a prompt adjacent.
+Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`; writes `artifacts/answer/<policy>/completions.jsonl`, with one
+row per answer. The answers to a prompt are adjacent.
 
-Answers are sampled at `evaluate.temperature` from the whole distribution: greedy decoding hides most of what distinguishes two
-policies. All policies draw from the same table of uniform numbers (same seed), which makes paired differences tighter. A stage
-of its own, so that another judge or reward scores the same answers again.
+Answers are sampled from the whole distribution at `evaluate.temperature`, because greedy decoding hides most of what distinguishes two
+policies. All policies use the same table of uniform numbers (the same seed), which makes paired differences more precise. Answering is a
+stage of its own, so that another judge or reward scores the same answers.
 """
 
 from dataclasses import dataclass, field
@@ -15,19 +15,21 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.evaluation.section import EvaluateSection, check_section
-from stages.models.completions import complete
-from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import executing, explained
-from stages.pipeline.records import read_jsonl, write_jsonl
+from plumbline.evaluation.section import EvaluateSection
+from plumbline.models.completions import complete
+from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.rows import conversation_text, text_of
 
 BATCH_SIZE = 512
 SHOWN = 40
+"""The number of answers in MLflow's table."""
 
 
 @dataclass
 class AnswerStage:
-    """Who answers, and params.yaml's `evaluate` section."""
+    """The config of the stage: the policy that answers, and the section `evaluate` of params.yaml."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -38,10 +40,9 @@ class AnswerStage:
 def run(config: AnswerStage) -> None:
     """Samples the policy's answers and writes them."""
     section = config.evaluate
-    check_section(section)
     folder, prompts = Path("artifacts/policy") / config.policy, Path(f"artifacts/data/prompts/{section.split}.jsonl")
     with executing("answer", config.policy, config, [folder, prompts]) as work:
-        from stages.models.training import make_deterministic
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
         completions = complete(
@@ -67,16 +68,19 @@ def run(config: AnswerStage) -> None:
 
 
 def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
-    """What later stages read of a completion; family and language are null where the data has none."""
-    kept = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
-    return {key: row[key] for key in kept} | {"family": row.get("family"), "language": row.get("language"), "policy": policy}
+    """The columns that later stages read; family and language are null if the data has none."""
+    columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
+    return {column: row[column] for column in columns} | {
+        "family": row.get("family"),
+        "language": row.get("language"),
+        "policy": policy,
+    }
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table in MLflow: conversations as text."""
-    prompt = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
-    kept = ("id", "family", "language", "finished", "tokens")
-    return {"prompt": prompt, "completion": row["completion"][0]["content"], **{key: row[key] for key in kept}}
+    """A row of the table in MLflow, with conversations as text."""
+    columns = {column: row[column] for column in ("id", "family", "language", "finished", "tokens")}
+    return {"prompt": conversation_text(row["prompt"]), "completion": text_of(row["completion"]), **columns}
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="answer")

@@ -1,8 +1,7 @@
-"""Checks the whole recipe before any work: every stage's config composes, every entry builds on something that exists.
+"""Checks the whole recipe before any work: every stage's config composes, its values fit, every entry builds on something that exists.
 
-Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none` and `artifacts/{policy,sample,reward}/none`, which entries
-that build on nothing name, and `artifacts/calibration/none`, so that `report` finds that folder where nothing makes a reward. They never
-change, so this stage never makes another run again.
+Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on which `prepare` depends so that this stage runs first, and
+`artifacts/reward/none`, which `evaluate.reward: none` names. They never change, so this stage never makes another run again.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about a second.
 """
@@ -13,64 +12,39 @@ import importlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from stages.datasets.config import FilesData, typed_data
-from stages.evaluation.section import check_section
-from stages.pipeline.composing import CONF, Params, has_entries, load_params, register, typed
+from plumbline.data.schema import FilesData, typed_data
+from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, Params, entries, nodes, options, outputs, rows_of
+from plumbline.pipeline.composing import CONF, LEARNING, has_entries, load_params, method_module, problems, register, typed
+from plumbline.pipeline.sources import module_file
 
-STAGES = ("prepare", "pretrain", "sft", "sample", "revise", "label", "reward", "reject", "align", "answer", "evaluate", "report")
-REFERENCES = {
-    "sample": {"policy": "policy/{}", "extends": "sample/{}"},
-    "revise": {"sample": "sample/{}"},
-    "label": {"sample": "sample/{}"},
-    "reward": {"init": "policy/{}", "signal": "{}", "second": "reward/{}"},
-    "reject": {"sample": "sample/{}", "reward": "reward/{}", "cost": "reward/{}"},
-    "align": {"init": "policy/{}", "signal": "{}"},
-}
-"""The keys of an entry that name another node, and where below artifacts/ that node's output lies."""
-
-SELF_CHECKED = {"label": ("label", "judge"), "reward": ("reward", "judge"), "reject": ("reject",)}
-"""Stages whose `check_entry` says whether an entry's values fit together, beyond their types, and the parts of the config that it takes."""
-
-SECTIONS = ("seed", "threads", "inputs", "model", "data", *(stage for stage in STAGES if stage not in ("answer", "report")))
+PLACEHOLDERS = ("none", f"reward/{NOTHING}")
+SECTIONS = ("seed", "threads", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
+REQUIRED = ("seed", "threads", "inputs", "model", "data", *SINGLE, "evaluate")
+"""The sections that every recipe has; of the others it names those that it uses."""
+
 CLOSED_WORLD_ONLY = ("simulated", "gold")
-"""Judges that know what the closed world asks, and nothing else."""
-
-GIVEN = {"none", "policy/none", "sample/none", "reward/none"}
-GIVEN |= {"data/sft", "data/prompts", "data/preferences", "data/unpaired", "policy/base", "policy/sft"}
-"""Outputs that are there without an entry of their own."""
-
-
-def entries(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every entry of the recipe: (stage, name, values)."""
-    for stage in REFERENCES:
-        for name, entry in (params.get(stage) or {}).items():
-            yield stage, str(name), entry
-
-
-def outputs(params: Params) -> dict[str, str]:
-    """Where below artifacts/ each entry's output lies → the entry's node."""
-    folder = {"align": "policy"}
-    return {f"{folder.get(stage, stage)}/{name}": f"{stage}@{name}" for stage, name, _ in entries(params)}
+"""Backends of judges that know what the closed world asks, and nothing else."""
 
 
 def wrong_sections(params: Params) -> list[str]:
-    """Errors for sections that nothing reads, and for those that are no mappings."""
+    """Errors for sections that nothing reads, that are missing, or that are not mappings."""
     errors = [
-        f"params.yaml: there is no section {key!r}.{_suggestion(key, [*SECTIONS])} There are: {', '.join(SECTIONS)}."
+        f"params.yaml: expected sections among {', '.join(SECTIONS)}, found {key!r}.{_suggestion(key, [*SECTIONS])}"
         for key in params
         if key not in SECTIONS
     ]
+    errors += [f"params.yaml: expected a section {key!r}, found none" for key in REQUIRED if key not in params]
     return errors + [
         f"params.yaml: {stage}: expected a mapping (`{{}}` for nothing), found {params[stage]!r}"
         for stage in SECTIONS
@@ -79,73 +53,57 @@ def wrong_sections(params: Params) -> list[str]:
 
 
 def wrong_references(params: Params) -> list[str]:
-    """Errors for entries that name a node which does not exist, or that lack the name of one."""
-    known = GIVEN | set(outputs(params))
+    """Errors for entries that name a node which does not exist, that lack the name of one, or that make what another makes."""
+    made = outputs(params)
+    errors = [
+        f"params.yaml: expected each output once, found artifacts/{path} made by {' and '.join(makers)}: rename one of these entries"
+        for path, makers in made.items()
+        if len(makers) > 1
+    ]
+    for stage, name, entry in entries(params):
+        for key, path in REPEATED[stage].slots.items():
+            where = f"params.yaml: {stage}.{name}.{key}"
+            if isinstance(entry, dict) and key not in entry:
+                errors.append(f"{where}: missing; DVC needs it to know what the entry depends on.{_choices(path, made)}")
+            elif isinstance(entry, dict) and str(entry[key]) not in options(path, made):
+                errors.append(f"{where}: there is no {entry[key]!r}.{_choices(path, made, str(entry[key]))}")
+    section = params.get("evaluate") or {}
+    named = [("evaluate.reward", "reward/{}", section.get("reward", NOTHING))]
+    named += [("evaluate", "policy/{}", policy) for policy in [*section.get("policies", []), section.get("against")]]
+    for where, path, name in named:
+        if path.format(name) not in made:
+            what = "there is no policy" if path.startswith("policy") else "there is no"
+            errors.append(f"params.yaml: {where}: {what} {name!r}.{_choices(path, made, str(name))}")
+    return errors
+
+
+def wrong_signals(params: Params) -> list[str]:
+    """Errors for methods and reward models whose signal holds rows of another kind than they learn from."""
     errors = []
     for stage, name, entry in entries(params):
-        for key, place in REFERENCES[stage].items():
-            where = f"params.yaml: {stage}.{name}.{key}"
-            if not isinstance(entry, dict) or (
-                key not in entry and (stage, key) in {("sample", "policy"), ("label", "sample"), ("revise", "sample")}
-            ):
-                continue  # composing reports it
-            if key not in entry:
-                errors.append(
-                    f"{where}: missing; DVC needs it to know what the entry depends on. Write `{key}: none` for nothing."
-                )
-            elif place.format(entry[key]) not in known:
-                prefix = place.format("")
-                options = sorted(item.removeprefix(prefix) for item in known if item.startswith(prefix))
-                errors.append(
-                    f"{where}: there is no {entry[key]!r}.{_suggestion(str(entry[key]), options)} There are: {', '.join(options)}."
-                )
-    section = params.get("evaluate") or {}
-    if (reward := f"reward/{section.get('reward', 'none')}") not in known:
-        rewards = sorted(item.removeprefix("reward/") for item in known if item.startswith("reward/"))
-        said = reward.removeprefix("reward/")
-        errors.append(
-            f"params.yaml: evaluate.reward: there is no {said!r}.{_suggestion(said, rewards)} There are: {', '.join(rewards)}."
-        )
-    policies = [item.removeprefix("policy/") for item in sorted(known - {"policy/none"}) if item.startswith("policy/")]
-    for name in [*section.get("policies", []), section.get("against")]:
-        if name not in policies:
+        if stage == "reward_model":
+            wanted: tuple[str, ...] = ("preferences",)
+        elif stage == "align":
+            wanted = importlib.import_module(method_module(stage, entry["method"])).LEARNS_FROM
+        else:
+            continue
+        if (kind := rows_of(entry["signal"], params)) not in wanted:
             errors.append(
-                f"params.yaml: evaluate: there is no policy {name!r}.{_suggestion(str(name), policies)} There are: {', '.join(policies)}."
+                f"params.yaml: {stage}.{name}.signal: expected {' or '.join(wanted)}, found {entry['signal']}, which holds {kind}"
             )
     return errors
 
 
-def cycle(params: Params) -> list[str]:
-    """A cycle among the recipe's entries, as the nodes on it; empty if there is none."""
-    made_by = outputs(params)
-    builds_on = {
-        f"{stage}@{name}": [
-            made_by[place.format(entry[key])]
-            for key, place in REFERENCES[stage].items()
-            if place.format(entry.get(key)) in made_by
-        ]
-        for stage, name, entry in entries(params)
-        if isinstance(entry, dict)
-    }
-
-    def visit(node: str, path: list[str]) -> list[str]:
-        if node in path:
-            return [*path[path.index(node) :], node]
-        return next((found for child in builds_on.get(node, []) if (found := visit(child, [*path, node]))), [])
-
-    return next((found for node in builds_on if (found := visit(node, []))), [])
-
-
 def composition_errors(params: Params) -> list[str]:
-    """Composes every stage's config, each entry in its turn, and returns what Hydra and the schemas object to."""
+    """Composes every stage's config, each entry in its turn, and returns what Hydra, the schemas and their `problems` object to."""
     errors = []
     closed_world = True  # until `prepare`, the first, says otherwise
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=None):
         for stage in STAGES:
-            module = importlib.import_module(f"stages.{stage}")
+            schema = stage_schema(stage)
             try:
-                register(stage, schema := getattr(module, f"{stage.title()}Stage"))
+                register(stage, schema)
             except ValueError as error:
                 errors.append(str(error))
                 continue
@@ -153,53 +111,85 @@ def composition_errors(params: Params) -> list[str]:
             policy = ["policy=sft"] if "policy" in {field.name for field in dataclasses.fields(schema)} else []
             for name in names:
                 where = f"params.yaml: {stage}.{name}" if name else f"params.yaml: {stage}"
+                if moved := misplaced_method(stage, (params.get(stage) or {}).get(name)):
+                    errors.append(f"{where}.method: {moved}")
+                    continue
                 try:
                     config = typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
-                    if name and stage in SELF_CHECKED:
-                        module.check_entry(*(getattr(config, part) for part in SELF_CHECKED[stage]), name)
-                    if stage == "answer":
-                        check_section(config.evaluate)
-                    if stage == "prepare":
-                        closed_world = not isinstance(typed_data(config.data), FilesData)
-                    elif not closed_world and (found := only_of_the_closed_world(config)):
-                        raise ValueError(
-                            f"{found} knows nothing but `data: closed_world`, found data: {params.get('data')}: choose another"
-                        )
                 except (HydraException, OmegaConfBaseException, ValueError) as error:
                     text = _explained(error)
                     errors.append(text if text.startswith(where) else f"{where}: {text}")
-    return errors
+                    continue
+                errors += [_located(problem, stage, name) for problem in problems(config)]
+                if stage == "prepare":
+                    closed_world = not isinstance(typed_data(config.data), FilesData)
+                elif not closed_world and (only := only_of_the_closed_world(config)):
+                    errors.append(
+                        f"{where}: {only}: expected data: closed_world, which is all that it knows, found data: {params.get('data')}"
+                    )
+    return list(dict.fromkeys(errors))
+
+
+def stage_schema(stage: str) -> type:
+    """The dataclass that a stage's config is an instance of: `RewardModelStage` in stages/reward_model.py."""
+    words = "".join(word.title() for word in stage.split("_"))
+    schema: type = getattr(importlib.import_module(f"stages.{stage}"), f"{words}Stage")
+    return schema
+
+
+def misplaced_method(stage: str, entry: Any) -> str:
+    """A complaint about a method that learns from a reward under `align`, or one that learns from rows under `rl`; empty if there is none."""
+    method = entry.get("method") if isinstance(entry, dict) and stage in LEARNING else None
+    others = [other for other in LEARNING if other != stage and method and module_file(method_module(other, str(method)))]
+    what = {"align": "rows", "rl": "a reward"}.get(stage)
+    return f"expected a method that learns from {what}, found {method}: move the entry to `{others[0]}`" if others else ""
 
 
 def only_of_the_closed_world(config: Any) -> str:
     """The judge or reward of a stage that answers for the closed world alone; empty if there is none."""
-    judge, reward = getattr(config, "judge", None), getattr(config, "reward", None)
+    judge, verifier = getattr(config, "judge", None), getattr(config, "reward_verifier", None)
     backends = [judge.backend, *(member.get("backend") for member in getattr(judge, "members", {}).values())] if judge else []
-    if found := [backend for backend in backends if backend in CLOSED_WORLD_ONLY]:
-        return f"judge: {found[0]}"
-    return "kind: verifier" if getattr(reward, "kind", "") == "verifier" else ""
+    if known := [backend for backend in backends if backend in CLOSED_WORLD_ONLY]:
+        return f"judge: {known[0]}"
+    return "kind: closed_world" if getattr(verifier, "kind", "") == "closed_world" else ""
+
+
+def _located(problem: str, stage: str, name: str | None) -> str:
+    """A problem of a config, `label.pairs: …`, under the key of params.yaml: `label.round1.pairs: …`."""
+    section, dot, rest = problem.partition(".")
+    if section == stage and name:
+        return f"params.yaml: {stage}.{name}.{rest}"
+    return (
+        f"params.yaml: {problem}"
+        if dot and section in SECTIONS
+        else f"params.yaml: {stage}{f'.{name}' if name else ''}: {problem}"
+    )
 
 
 def _explained(error: Exception) -> str:
     """Hydra's error in one line, with the key that was probably meant."""
     text = " ".join(f"{error.__cause__ or error}".split())
-    found = re.search(r"Key '(\w+)' not in '(\w+)'", text)
-    if not found:
+    match = re.search(r"Key '(\w+)' not in '(\w+)'", text)
+    if not match:
         return text
-    from hydra.core.config_store import ConfigStore
-
-    schemas = {name: node for name, node in _schema_fields(ConfigStore.instance().repo).items() if name == found[2]}
-    return f"unknown key {found[1]!r}.{_suggestion(found[1], schemas.get(found[2], []))} Known: {', '.join(schemas.get(found[2], []))}"
+    known = _schema_fields(ConfigStore.instance().repo).get(match[2], [])
+    return f"unknown key {match[1]!r}.{_suggestion(match[1], known)} Known: {', '.join(known)}"
 
 
 def _schema_fields(repo: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    fields: dict[str, list[str]] = {}
     for value in repo.values():
         if isinstance(value, dict):
-            found.update(_schema_fields(value))
+            fields.update(_schema_fields(value))
         elif (schema := getattr(value.node, "_metadata", None)) and isinstance(schema.object_type, type):
-            found[schema.object_type.__name__] = [str(key) for key in value.node]
-    return found
+            fields[schema.object_type.__name__] = [str(key) for key in value.node]
+    return fields
+
+
+def _choices(path: str, made: dict[str, list[str]], word: str = "") -> str:
+    """What a slot may name, the one that was probably meant first."""
+    names = options(path, made)
+    return f"{_suggestion(word, names)} There are: {', '.join(names) or 'none yet'}."
 
 
 def _suggestion(word: str, options: list[str]) -> str:
@@ -211,14 +201,12 @@ def remove_leftovers(params: Params) -> None:
     """Removes outputs of entries that the recipe no longer has from the folders that `report` reads as a whole."""
     policies = set((params.get("evaluate") or {}).get("policies", []))
     kept = {"metrics": policies, "artifacts/answer": policies, "artifacts/evaluate": policies}
-    for stage in REFERENCES:
+    for stage in REPEATED:
         names = {str(name) for name in params.get(stage) or {}}
-        kept |= {f"metrics/{stage}": names, f"artifacts/curves/{stage}": names}
-    kept["artifacts/calibration"] = {str(name) for name in params.get("reward") or {}} | {"none"}
+        kept |= {f"artifacts/figures/{stage}": names, f"artifacts/curves/{stage}": names}
     for folder, names in kept.items():
         for item in Path(folder).glob("*"):
-            stage_folder = folder == "metrics" and item.is_dir()
-            if item.stem not in names and not stage_folder and item.name != ".gitignore":
+            if item.name.partition(".")[0] not in names and item.name != ".gitignore":
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
@@ -226,15 +214,16 @@ def main() -> None:
     try:
         params = load_params()
         errors = wrong_sections(params) or composition_errors(params) + wrong_references(params)
-        if not errors and (nodes := cycle(params)):
-            errors = [f"params.yaml: a cycle: {' builds on '.join(nodes)}. Let one of them build on something else."]
+        if not errors:
+            nodes(params)
+            errors = wrong_signals(params)
     except (OSError, ValueError) as error:
         errors = [str(error)]
     if errors:
         sys.exit("\n".join(["The recipe has errors; nothing was run.", *(f"- {error}" for error in errors)]))
     remove_leftovers(params)
-    for place in ("none", "policy/none", "sample/none", "reward/none", "calibration/none"):
-        folder = Path("artifacts") / place
+    for placeholder in PLACEHOLDERS:
+        folder = Path("artifacts") / placeholder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")
     print("The recipe is sound.")

@@ -1,16 +1,17 @@
-"""The figures of one policy: by the verifier, by the judge against an opponent, by the reward model, and its KL.
+"""Scores the answers of one policy by the verifier, the judge and the reward, and measures its KL from an opponent.
 
-Reads `artifacts/answer/` and `artifacts/policy/` of policy and opponent (`evaluate.against`), and `artifacts/reward/<reward>`;
-writes `metrics/<policy>.json` (flat; every figure with its bounds, null where it does not apply) and
-`artifacts/evaluate/<policy>/answers.jsonl` (each answer with its scores).
+Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), and
+`artifacts/reward/<reward>`. Writes `metrics/<policy>.json`, the ten headline figures that DVC shows, and in
+`artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its
+scores (`answers.jsonl`).
 
-- gold, harmful, over-refusal, accuracy: the closed world's verifier; null for prompts that it does not know.
-- win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders; a tie, or orders
-  that disagree, counts one half; verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
-- kl_to_sft: log π − log π_against summed over an answer's tokens, sampled from π, both at temperature 1 (k1 estimator).
-- Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (stages/evaluation/statistics.py).
+- gold, harmful, over-refusal, accuracy: by the closed world's verifier; null for prompts that it does not know.
+- win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
+  that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
+- kl: log π − log π_against summed over an answer's tokens, sampled from π, both at temperature 1 (k1 estimator).
+- Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-What it costs is three forward passes over the answers: reward model, policy and opponent.
+It costs three forward passes over the answers: reward model, policy and opponent.
 """
 
 from collections.abc import Sequence
@@ -21,22 +22,23 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.evaluation.section import NONE, EvaluateSection, check_section
-from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import Work, executing, explained, input_digest
-from stages.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.evaluation.section import NONE, EvaluateSection
+from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.rows import Row, conversation_text, text_of
 
 if TYPE_CHECKING:
-    from stages.evaluation.figures import Score
+    from plumbline.evaluation.figures import Score
 
-Row = dict[str, Any]
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
-SHOWN = 40
+SHOWN = 40  # rows of the table in MLflow
 
 
 @dataclass
 class EvaluateStage:
-    """Whom to evaluate, params.yaml's `evaluate` section, and the judge that it names."""
+    """The policy to evaluate, params.yaml's `evaluate` section, and the judge that it names."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -44,16 +46,24 @@ class EvaluateStage:
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     judge: Any = MISSING
 
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        if self.judge.backend != "human":
+            return []
+        return [
+            "evaluate.judge: expected a judge that can be asked about any answer, found human, who judged samples only; "
+            "name another file of conf/judge/, or none for no win rate"
+        ]
+
 
 def run(config: EvaluateStage) -> None:
-    """Scores the policy's answers and writes its figures."""
+    """Scores the policy's answers and writes the figures."""
     policy, section = config.policy, config.evaluate
-    check_section(section)
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
     with executing("evaluate", policy, config, [*folders, *rewards]) as work:
-        from stages.evaluation.figures import policy_metrics
-        from stages.models.training import make_deterministic
+        from plumbline.evaluation.figures import HEADLINE, policy_figures
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
         answers, opposing = (read_jsonl(ANSWERS / name / "completions.jsonl") for name in (policy, section.against))
@@ -64,76 +74,73 @@ def run(config: EvaluateStage) -> None:
             "log_ratio": log_ratios_of(policy, section, answers),
         }
         scores = scored(answers, columns)
-        metrics = policy_metrics(scores, scored(opposing, verifier_columns(opposing)), config.seed)
+        figures = policy_figures(scores, scored(opposing, verifier_columns(opposing)), config.seed)
         rows = [score.row() | _texts(answer) for score, answer in zip(scores, answers, strict=True)]
-        write_jsonl(work.output(f"artifacts/evaluate/{policy}") / "answers.jsonl", rows)
-        write_json(work.output(f"metrics/{policy}.json"), metrics)
-        work.run.log_metrics({key: value for key, value in metrics.items() if value is not None})
+        folder = work.output(f"artifacts/evaluate/{policy}")
+        write_jsonl(folder / "answers.jsonl", rows)
+        write_json(folder / "figures.json", figures)
+        write_json(work.output(f"metrics/{policy}.json"), {key: figures[key] for key in HEADLINE})
+        work.run.log_metrics({key: value for key, value in figures.items() if value is not None})
         work.run.log_table("scored_answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
 
 
 def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
-    """Requires that both policies answered the same prompts equally often, in the same order.
+    """Requires that both policies answered the same prompts, equally often and in the same order.
 
     Raises:
-        ValueError: with the first place where they part.
+        ValueError: they did not; the message names the first difference.
     """
     ours, theirs = ([(row["id"], row["index"]) for row in rows] for rows in (answers, opposing))
     if ours != theirs:
         first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (len(ours), len(theirs)))
         raise ValueError(
-            "evaluate: expected answers to the same prompts from both policies, found "
-            f"{len(ours)} and {len(theirs)} that part at {first[0]} and {first[1]}; "
-            "answer both again with the same data and `evaluate` section"
+            f"evaluate: expected answers to the same prompts from both policies, found {len(ours)} and {len(theirs)} answers that "
+            f"first differ at {first[0]} and {first[1]}; answer both again with the same data and `evaluate` section"
         )
 
 
 def verifier_columns(answers: Sequence[Row]) -> dict[str, list[Any]]:
-    """The verifier's verdicts as columns of Score; None throughout where it does not know the prompt."""
-    from stages.evaluation.gold import VERDICT_COLUMNS, verdict_values
+    """The verifier's verdicts as columns of Score; None for a prompt that it does not know."""
+    from plumbline.evaluation.scoring import VERDICT_COLUMNS, verdict_values
 
-    values = [verdict_values(row["prompt"], row["family"], _text(row)) for row in answers]
+    values = [verdict_values(row["prompt"], row["family"], text_of(row["completion"])) for row in answers]
     return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
 
 
 def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row], work: Work) -> list[float | None]:
-    """1, 0.5 or 0 for each answer against the opponent's; None without a judge or without a verdict."""
+    """The score of each answer against the opponent's: 1, 0.5 or 0; None without a judge or without a verdict."""
     if config.judge.backend == NONE:
         return [None] * len(answers)
-    from stages.judging.loading import load_judge
-    from stages.judging.winrate import compare
+    from plumbline.evaluation.winrate import compare
+    from plumbline.judging.building import load_judge
 
-    if config.judge.backend == "human":
-        raise ValueError(
-            "evaluate.judge: people have judged samples, not these answers: label with judge: human, evaluate with another"
-        )
-    # A budget is for these answers: a crashed run's spending counts when it is run again, another policy's does not.
+    # The budget is for these answers: what a crashed run spent counts when it runs again, what another policy spent does not.
     run_name = f"{work.name} {input_digest(ANSWERS / config.policy)} {input_digest(ANSWERS / config.evaluate.against)}"
     judge = load_judge(config.judge, seed=config.seed, run=run_name)
-    prompts, ours, theirs = [row["prompt"] for row in answers], [_text(row) for row in answers], [_text(row) for row in opposing]
-    outcome = compare(judge, prompts, ours, theirs)
+    ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
+    scores = compare(judge, [row["prompt"] for row in answers], ours, theirs)
     judge.finish()
     work.log_timing(judge_calls=judge.ledger.calls, judge_bought=judge.ledger.bought, judge_cached=judge.ledger.cached)
-    return outcome
+    return scores
 
 
 def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> list[float | None]:
     """The reward of each answer; None without a reward."""
     if not folders:
         return [None] * len(answers)
-    from stages.models.rewards import finish, load_reward
+    from plumbline.rewards.reward import finish, load_reward
 
     reward = load_reward(folders[0], f"{work.name} {work.key}")
-    found = reward([row["prompt"] for row in answers], [_text(row) for row in answers])
-    if taken := finish(reward):
-        work.log_timing(**{f"reward_{name}": value for name, value in taken.items()})
-    return [*found]
+    rewards = reward([row["prompt"] for row in answers], [text_of(row["completion"]) for row in answers])
+    if counts := finish(reward):
+        work.log_timing(**{f"reward_{name}": count for name, count in counts.items()})
+    return [*rewards]
 
 
 def log_ratios_of(policy: str, section: EvaluateSection, answers: Sequence[Row]) -> list[float] | list[None]:
-    """log π − log π_against of each answer, of the tokens that were sampled; 0 where both are one policy.
+    """log π − log π_against of each answer's sampled tokens; 0 if both are the same policy.
 
-    None at another temperature than 1: the answers are then not the policy's own, and their mean would be no KL.
+    None at any temperature but 1, where the answers are not samples of π and the mean would not estimate the KL.
     """
     against = section.against
     if section.temperature != 1:
@@ -142,8 +149,8 @@ def log_ratios_of(policy: str, section: EvaluateSection, answers: Sequence[Row])
         return [0.0] * len(answers)
     from transformers import AutoTokenizer
 
-    from stages.evaluation.divergence import log_ratios
-    from stages.models.chat import prompt_ids
+    from plumbline.evaluation.divergence import log_ratios
+    from plumbline.models.chat import prompt_ids
 
     tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
     prompts = [prompt_ids(tokenizer, row["prompt"]) for row in answers]
@@ -151,16 +158,12 @@ def log_ratios_of(policy: str, section: EvaluateSection, answers: Sequence[Row])
 
 
 def scored(answers: Sequence[Row], columns: dict[str, list[Any]]) -> "list[Score]":
-    """Answers with their scores, given column by column."""
-    from stages.evaluation.figures import Score
+    """Each answer's scores, which `columns` holds column by column."""
+    from plumbline.evaluation.figures import Score
 
     kept = ("id", "index", "family", "language", "finished", "tokens")
-    given = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, given, strict=True)]
-
-
-def _text(row: Row) -> str:
-    return str(row["completion"][0]["content"])
+    by_answer = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
 
 
 def _texts(row: Row) -> Row:
@@ -169,8 +172,8 @@ def _texts(row: Row) -> Row:
 
 def _shown(row: Row) -> Row:
     """A row of the table in MLflow: conversations as text."""
-    prompt = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
-    return {"prompt": prompt, "completion": _text(row)} | {k: v for k, v in row.items() if k not in ("prompt", "completion")}
+    scores = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {"prompt": conversation_text(row["prompt"]), "completion": text_of(row["completion"])} | scores
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")

@@ -1,16 +1,17 @@
-"""Makes every data set of the pipeline and its tokenizer; what is wrong with the data is caught, counted and explained here.
+"""Makes every data set of the pipeline and its tokenizer. Whatever is wrong with the data is found, counted and explained here.
 
-Reads `conf/data/<name>.yaml`, and the files that it names below `inputs`. Writes `artifacts/data/<role>/<split>.jsonl` (roles:
-pretrain, sft, prompts, preferences, unpaired), `artifacts/tokenizer`, `metrics/prepare/prepare.json` and the report's section on
-data, `artifacts/data_report/section.html`.
+Reads `conf/data/<name>.yaml` and the files below `inputs` that it names. Writes `artifacts/data/<role>/<split>.jsonl` (roles: pretrain,
+sft, prompts, preferences, unpaired), `artifacts/tokenizer`, the counts in `artifacts/figures/prepare/prepare.json`, and the report's
+section on data, `artifacts/data_report/section.html`.
 
-Rows are read and checked, evaluation prompts are removed from training text (Tülu 3, arXiv:2411.15124, §3.2), duplicates are
-found (MinHash, Broder 1997), and each row is rendered by the one chat template that all stages use. In = kept + dropped,
-always. The closed world takes about 20 s; a million rows of 200 tokens about four minutes on two cores (tests/benchmarks/README.md).
+Every row is read, converted and checked. Training rows that contain an evaluation prompt are removed (Tülu 3, arXiv:2411.15124, §3.2), and
+so are duplicates; near duplicates are found by MinHash (Broder, 1997). Each row is rendered by the one chat template that all stages use.
+In every role and source, rows in = rows kept + rows dropped. The closed world takes about 20 s, a million rows of 200 tokens about four
+minutes on two cores (tests/benchmarks/README.md).
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,32 +19,30 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.datasets.config import WORLD_POLICY, Policy, typed_data
-from stages.models.architecture import HubModel, ScratchModel
-from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import Work, executing, explained
-from stages.pipeline.records import replacing, write_json
-from stages.world.generate import ClosedWorldConfig
+from plumbline.data.schema import ROLES, WORLD_POLICY, FilesData, Policy, typed_data
+from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.records import replacing, write_json
+from plumbline.world.generate import ClosedWorldConfig
 
 if TYPE_CHECKING:
-    from stages.datasets.finishing import SplitStatistics
-    from stages.datasets.gathering import Gathering, Pool
-    from stages.datasets.reading import Item
-    from stages.models.tokenizers import ReadyTokenizer
-
-ROLES = ("prompts", "pretrain", "sft", "preferences", "unpaired")  # prompts first: the others are cleaned of them
+    from plumbline.data.plans import Incoming
+    from plumbline.data.spool import Pool
+    from plumbline.data.writing import SplitSummary
+    from plumbline.models.tokenizers import ReadyTokenizer
 
 
 @dataclass
 class PrepareSection:
-    """params.yaml's `prepare`; meaning: conf/prepare.yaml."""
+    """params.yaml's `prepare`; values and their meaning: conf/prepare.yaml."""
 
     scale: float = MISSING
 
 
 @dataclass
 class PrepareStage:
-    """What decides the data."""
+    """The values that decide the data."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -52,50 +51,75 @@ class PrepareStage:
     data: Any = MISSING
     prepare: PrepareSection = field(default_factory=PrepareSection)
 
-
-def world_items(config: PrepareStage) -> "dict[str, tuple[Gathering, Iterator[tuple[int, Item]]]]":
-    """Every role's rows from the closed world, which splits them itself."""
-    from stages.datasets.gathering import world_role
-    from stages.world.generate import generate
-
-    scaled = replace(config.data, scale=config.data.scale * config.prepare.scale)
-    files = generate(scaled, config.seed).files()
-    return {role: world_role(role, files, WORLD_POLICY) for role in ROLES}
-
-
-def file_items(config: PrepareStage) -> "dict[str, tuple[Gathering, Iterator[tuple[int, Item]]]]":
-    """Every role's rows from the files below `inputs`, or from the hub."""
-    from stages.datasets.gathering import files_role
-
-    if config.prepare.scale != 1:
-        raise ValueError("prepare.scale is the closed world's; of files, set `limit` of the sources in conf/data/<name>.yaml")
-    return {role: files_role(role, config.data, Path(config.inputs)) for role in ROLES}
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        if isinstance(self.data, FilesData) and self.prepare.scale != 1:
+            return [
+                f"prepare.scale: expected 1 with data from files, since it scales only the closed world, found {self.prepare.scale:g}. "
+                "Set `limit` of the sources in conf/data/<name>.yaml instead"
+            ]
+        return []
 
 
-def gather_all(config: PrepareStage, spool: Path) -> "dict[str, Pool]":
-    """Reads, checks and selects the rows of every role; evaluation prompts are removed from what trains."""
-    from stages.datasets.gathering import gather
-    from stages.datasets.selection import check_limits, index_evaluation, select
+def run(config: PrepareStage) -> None:
+    """Gathers, tokenises and writes all data, and reports on them."""
+    config.data = typed_data(config.data)
+    with executing("prepare", None, config, [config.inputs]) as work:
+        from plumbline.data.overview import metrics, section, tables
 
-    items = world_items(config) if isinstance(config.data, ClosedWorldConfig) else file_items(config)
+        # The rows wait on the disk of the outputs, which needs room for them in any case.
+        with tempfile.TemporaryDirectory(prefix=".spool-", dir=work.output("artifacts/data/pretrain").parent) as spool:
+            policy = policy_of(config)
+            pools = gather_all(incoming(config), policy, Path(spool), config.threads)
+            tokenizer = make_tokenizer(config.model, pools)
+            summaries = write_all(config, policy, pools, tokenizer, work)
+        write_json(work.output("artifacts/figures/prepare/prepare.json"), metrics(pools, summaries))
+        with replacing(work.output("artifacts/data_report") / "section.html") as page:
+            page.write(section(pools, summaries, tokenizer))
+        for name, rows in tables(pools, summaries).items():
+            work.run.log_table(f"data_{name}", rows)
+
+
+def policy_of(config: PrepareStage) -> Policy:
+    """The data conf's policy; the closed world's is fixed."""
+    return WORLD_POLICY if isinstance(config.data, ClosedWorldConfig) else config.data.policy
+
+
+def incoming(config: PrepareStage) -> "dict[str, Incoming]":
+    """The rows of every role: from the closed world, which splits them itself, or from files below `inputs` and the hub."""
+    from plumbline.data.plans import role_from_files, role_from_world
+
+    if isinstance(config.data, ClosedWorldConfig):
+        from plumbline.world.generate import generate
+
+        scaled = replace(config.data, scale=config.data.scale * config.prepare.scale)
+        files = generate(scaled, config.seed).files()
+        return {role: role_from_world(role, files, WORLD_POLICY) for role in ROLES}
+    return {role: role_from_files(role, config.data, Path(config.inputs)) for role in ROLES}
+
+
+def gather_all(incoming: "Mapping[str, Incoming]", policy: Policy, spool: Path, processes: int) -> "dict[str, Pool]":
+    """Reads, checks and selects the rows of every role; rows that contain an evaluation prompt are removed from the training data."""
+    from plumbline.data.gathering import gather
+    from plumbline.data.selecting import check_limits, index_evaluation, select
+
     overlaps = None
     pools = {}
-    for role in ROLES:
-        gathering, rows = items[role]
-        pool = gather(gathering._replace(overlaps=overlaps), rows, spool / role, config.threads)
-        check_limits(role, pool.tally, gathering.policy)
-        if role == "prompts" and gathering.policy.decontaminate != "off":
-            overlaps = index_evaluation(pool, gathering.policy)
-        select(pool, gathering.policy)
+    for role, (plan, items) in incoming.items():
+        pool = gather(plan._replace(overlaps=overlaps), items, spool / role, processes)
+        check_limits(role, pool.tally, policy)
+        if role == "prompts" and policy.decontaminate != "off":
+            overlaps = index_evaluation(pool, policy)
+        select(pool, policy)
         pools[role] = pool
     return pools
 
 
-def make_tokenizer(model: ScratchModel | HubModel, pools: "dict[str, Pool]") -> "ReadyTokenizer":
-    """A tokenizer trained on what is said in the kept training rows, or the model's own made ready."""
-    from stages.datasets.finishing import tokenizer_texts
-    from stages.models.tokenizers import ReadyTokenizer, load_tokenizer, train_tokenizer
-    from stages.pipeline.pinning import pinned
+def make_tokenizer(model: ScratchModel | HubModel, pools: "Mapping[str, Pool]") -> "ReadyTokenizer":
+    """A tokenizer trained on the texts of the kept training rows, or the hub model's own made ready."""
+    from plumbline.data.writing import tokenizer_texts
+    from plumbline.models.tokenizers import ReadyTokenizer, load_tokenizer, train_tokenizer
+    from plumbline.pipeline.digests import pinned
 
     if isinstance(model, HubModel):
         if Path(model.path).is_dir():
@@ -104,49 +128,25 @@ def make_tokenizer(model: ScratchModel | HubModel, pools: "dict[str, Pool]") -> 
     return ReadyTokenizer(train_tokenizer(tokenizer_texts(pools.values()), model.vocabulary_size), [])
 
 
-def save(
-    config: PrepareStage, pools: "dict[str, Pool]", work: Work
-) -> "tuple[ReadyTokenizer, dict[str, dict[str, SplitStatistics]]]":
-    """Writes the tokenizer and every role's splits, rendered, tokenised and checked."""
-    from stages.datasets.finishing import finish, require_training_rows
-    from stages.datasets.rendering import Fitting
-    from stages.datasets.selection import check_limits
-    from stages.models.tokenizers import context_tokens
+def write_all(
+    config: PrepareStage, policy: Policy, pools: "Mapping[str, Pool]", ready: "ReadyTokenizer", work: Work
+) -> "dict[str, dict[str, SplitSummary]]":
+    """Writes the tokenizer and the splits of every role, rendered, tokenised and checked."""
+    from plumbline.data.rendering import Fitting
+    from plumbline.data.selecting import check_limits
+    from plumbline.data.writing import require_training_rows, write_role
+    from plumbline.models.tokenizers import context_tokens
 
-    policy = policy_of(config)
-    tokenizer = make_tokenizer(config.model, pools)
-    tokenizer.tokenizer.save_pretrained(work.output("artifacts/tokenizer"))
-    for note in tokenizer.notes:
+    ready.tokenizer.save_pretrained(work.output("artifacts/tokenizer"))
+    for note in ready.notes:
         print(f"prepare: {note}")
     fitting = Fitting(context_tokens(config.model), policy.too_long, policy.answer_tokens)
-    statistics = {}
+    summaries = {}
     for role, pool in pools.items():
-        statistics[role] = finish(pool, tokenizer.tokenizer, fitting, work.output(f"artifacts/data/{role}"), config.threads)
-        require_training_rows(pool, statistics[role])
+        summaries[role] = write_role(pool, ready.tokenizer, fitting, work.output(f"artifacts/data/{role}"), config.threads)
+        require_training_rows(pool, summaries[role])
         check_limits(role, pool.tally, policy)
-    return tokenizer, statistics
-
-
-def policy_of(config: PrepareStage) -> Policy:
-    """The data conf's policy; the closed world's is fixed."""
-    return WORLD_POLICY if isinstance(config.data, ClosedWorldConfig) else config.data.policy
-
-
-def run(config: PrepareStage) -> None:
-    """Gathers, tokenises and writes all data, and reports on them."""
-    config.data = typed_data(config.data)
-    with executing("prepare", None, config, [config.inputs]) as work:
-        from stages.datasets.report import metrics, section, tables
-
-        # The rows wait on the disk that takes the outputs: there must be room for them there anyway.
-        with tempfile.TemporaryDirectory(prefix=".spool-", dir=work.output("artifacts/data/pretrain").parent) as spool:
-            pools = gather_all(config, Path(spool))
-            tokenizer, statistics = save(config, pools, work)
-        write_json(work.output("metrics/prepare/prepare.json"), metrics(pools, statistics))
-        with replacing(work.output("artifacts/data_report") / "section.html") as page:
-            page.write(section(pools, statistics, tokenizer))
-        for name, rows in tables(pools, statistics).items():
-            work.run.log_table(f"data_{name}", rows)
+    return summaries
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="prepare")

@@ -1,10 +1,11 @@
-"""Makes the base policy: a small model pretrained from scratch, or an existing one resolved.
+"""Makes the base policy: pretrains a small model from scratch, or loads an existing one.
 
-Reads `artifacts/data/pretrain` and `artifacts/tokenizer`; writes `artifacts/policy/base`, `metrics/pretrain/pretrain.json` and a curve.
+Reads `artifacts/data/pretrain` and `artifacts/tokenizer`; writes `artifacts/policy/base`, `artifacts/figures/pretrain/pretrain.json` and a
+training curve.
 
-Next-token prediction with AdamW and a warmed-up cosine schedule (Llama, arXiv:2302.13971, §2.3). A row is one document, batched with
-others of its length, and not a packed block, in which documents see each other. With `model: hub` nothing is trained: the model is loaded
-once, given the tokenizer's padding token, and saved.
+Training is next-token prediction with AdamW and a cosine schedule after a warm-up (Llama, arXiv:2302.13971, §2.3). A row is one document.
+It is batched with documents of similar length and not packed into a block, in which documents would see each other. With `model: hub`
+nothing is trained: the model is loaded, gets the tokenizer's padding token, and is saved.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.models.architecture import HubModel, ScratchModel, load_hub_model, new_llama
-from stages.models.training import Optimisation
-from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import Work, executing, explained
-from stages.pipeline.records import read_jsonl, write_json
+from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_llama
+from plumbline.models.training import Validated
+from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.records import read_jsonl, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +29,7 @@ DATA, TOKENIZER = Path("artifacts/data/pretrain"), Path("artifacts/tokenizer")
 
 
 @dataclass
-class PretrainConfig(Optimisation):
+class PretrainConfig(Validated):
     """Values and their meaning: conf/pretrain.yaml."""
 
     block_tokens: int = MISSING
@@ -36,7 +37,7 @@ class PretrainConfig(Optimisation):
 
 @dataclass
 class PretrainStage:
-    """What decides the base policy."""
+    """The config of the stage: everything that decides the base policy."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -45,33 +46,40 @@ class PretrainStage:
 
 
 def pieces(ids: list[int], block_tokens: int) -> list[list[int]]:
-    """Cuts a document into pieces of at most `block_tokens`; a last piece of one token predicts nothing and is left out."""
-    cut = [ids[start : start + block_tokens] for start in range(0, len(ids), block_tokens)]
-    return [piece for piece in cut if len(piece) > 1]
+    """Cuts a document into pieces of at most `block_tokens`; a last piece of one token is dropped, because it predicts nothing."""
+    all_pieces = [ids[start : start + block_tokens] for start in range(0, len(ids), block_tokens)]
+    return [piece for piece in all_pieces if len(piece) > 1]
 
 
 def documents(tokenizer: "PreTrainedTokenizerBase", split: str, block_tokens: int) -> "Dataset":
-    """The documents of a split as token ids, each ending in end-of-turn; conversations are rendered by the chat template."""
+    """The documents of a split as token ids, each ending in end-of-turn; the chat template renders conversations.
+
+    Raises:
+        ValueError: there is nothing to train on.
+    """
     from datasets import Dataset
 
-    from stages.models.chat import end_of_turn_id, render
+    from plumbline.models.chat import end_of_turn_id, render
 
     end = end_of_turn_id(tokenizer)
     rows = read_jsonl(DATA / f"{split}.jsonl")
     texts = [row["text"] if "text" in row else render(tokenizer, row["messages"], add_generation_prompt=False) for row in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    cut = [piece for ids in encoded for piece in pieces(ids if ids[-1:] == [end] else [*ids, end], block_tokens)]
-    if not cut:
-        raise ValueError(f"{DATA / split}.jsonl: expected text to train on, found none; see metrics/prepare/prepare.json")
-    return Dataset.from_dict({"input_ids": cut, "length": [len(piece) for piece in cut]})
+    blocks = [piece for ids in encoded for piece in pieces(ids if ids[-1:] == [end] else [*ids, end], block_tokens)]
+    if not blocks:
+        raise ValueError(
+            f"{DATA / split}.jsonl: expected text to train on, found none. artifacts/figures/prepare/prepare.json counts the rows that "
+            "prepare dropped, by reason"
+        )
+    return Dataset.from_dict({"input_ids": blocks, "length": [len(block) for block in blocks]})
 
 
 def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
     """Trains a new Llama on the pretraining text and records its curve and validation loss."""
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    from stages.models.chat import end_of_turn_id
-    from stages.models.training import curve_rows, train, trainer_arguments, write_curve
+    from plumbline.models.chat import end_of_turn_id
+    from plumbline.models.training import curve_rows, train, trainer_arguments, write_curve
 
     model = new_llama(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
     with work.checkpoints() as checkpoints:
@@ -89,34 +97,37 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
         train(trainer, checkpoints)
         metrics = {"validation_loss": trainer.evaluate()["eval_loss"], "parameters": model.num_parameters()}
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), curve_rows(trainer.state.log_history), work.run)
-    write_json(work.output("metrics/pretrain/pretrain.json"), metrics)
+    write_json(work.output("artifacts/figures/pretrain/pretrain.json"), metrics)
     return model
 
 
-def resolve(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
-    """Loads the model that the conf names; its embeddings grow where the tokenizer got a new token."""
-    from stages.models.training import write_curve
+def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
+    """Loads the model in the config; its embeddings grow if the tokenizer has a new token."""
+    from plumbline.models.training import write_curve
 
     model = load_hub_model(config)
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), [], work.run)
-    write_json(work.output("metrics/pretrain/pretrain.json"), {"validation_loss": None, "parameters": model.num_parameters()})
+    write_json(
+        work.output("artifacts/figures/pretrain/pretrain.json"), {"validation_loss": None, "parameters": model.num_parameters()}
+    )
     return model
 
 
 def run(config: PretrainStage) -> None:
-    """Trains or resolves the base policy and saves it."""
+    """Trains or loads the base policy and saves it."""
     with executing("pretrain", None, config, [DATA, TOKENIZER]) as work:
         from transformers import AutoTokenizer
 
-        from stages.models.training import make_deterministic, save_policy
+        from plumbline.models.determinism import make_deterministic
+        from plumbline.models.training import save_policy
 
         make_deterministic(config.seed, config.threads)
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         scratch = isinstance(config.model, ScratchModel)
-        model = train_from_scratch(config, tokenizer, work) if scratch else resolve(config.model, tokenizer, work)
+        model = train_from_scratch(config, tokenizer, work) if scratch else load_existing(config.model, tokenizer, work)
         save_policy(model, tokenizer, work.output("artifacts/policy/base"))
 
 

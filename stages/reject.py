@@ -1,33 +1,31 @@
-"""Rejection sampling: selects among a prompt's n completions by a reward.
+"""Rejection sampling: selects among each prompt's completions by a reward.
 
-Reads `artifacts/sample/<sample>`, `artifacts/reward/<reward>` and, for a hard ceiling, `artifacts/reward/<cost>`; writes
-`artifacts/reject/<entry>/{train,validation}.jsonl` (demonstrations for `method: sft`, or preferences) and `metrics/reject/<entry>.json`.
+Reads `artifacts/sample/<sample>` and `artifacts/reward/<reward>`; writes `artifacts/reject/<entry>/{train,validation}.jsonl` (demonstrations
+for `method: sft`, or preferences) and `artifacts/figures/reject/<entry>.json`. For a hard limit on a cost, `filter` the sample first.
 
-Best of n (Llama 2, arXiv:2307.09288, §3.2.3), a threshold (RAFT, arXiv:2304.06767), or statistical rejection sampling (RSO,
-arXiv:2309.06657), whose accepted completions may be made into preferences. `reward_gain` is how far the kept ones lie above the mean.
-Seconds.
+The strategies are best of n (Llama 2, arXiv:2307.09288, §3.2.3), a threshold or a fraction (RAFT, arXiv:2304.06767), and statistical rejection
+sampling (RSO, arXiv:2309.06657), whose accepted completions can be paired into preferences. The figure to look at is `reward_gain`, the mean
+reward of the kept completions minus that of all. It takes seconds.
 """
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.models.rewards import finish, load_reward, outcomes
-from stages.pipeline.composing import entry_name, register, typed
-from stages.pipeline.execution import executing, explained
-from stages.pipeline.records import read_jsonl, write_json, write_jsonl
-from stages.pipeline.splits import held_out
-from stages.rewards.selection import best, matches, reject_statistically, top_fraction_threshold
+from plumbline.pipeline.composing import entry_name, register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.rewards.rejection import best, matches, reject_statistically, top_fraction_threshold
+from plumbline.rewards.reward import finish, load_reward, outcomes
+from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
 PAIRS = ("none", "first_round", "tournament")
 NONE = "none"
-Row = dict[str, Any]
 
 
 @dataclass
@@ -36,78 +34,56 @@ class RejectEntry:
 
     sample: str = MISSING
     reward: str = MISSING
-    cost: str = MISSING
     strategy: str = MISSING
     keep: int = MISSING
     threshold: float | None = MISSING
     fraction: float | None = MISSING
     beta: float | None = MISSING
-    max_cost_score: float | None = MISSING
     pairs: str = MISSING
     validation_fraction: float = MISSING
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        complaints = [
+            f"{key}: expected one of {', '.join(names)}, found {getattr(self, key)!r}"
+            for key, names in (("strategy", STRATEGIES), ("pairs", PAIRS))
+            if getattr(self, key) not in names
+        ]
+        if self.strategy == "best" and self.keep < 1:
+            complaints.append(f"keep: expected at least 1 with strategy: best, found {self.keep}")
+        if self.keep < 0:
+            complaints.append(f"keep: expected 0 (no limit) or above, found {self.keep}")
+        if self.strategy == "threshold" and self.threshold is None:
+            complaints.append("threshold: expected a number in units of the reward with strategy: threshold, found null")
+        if self.strategy == "fraction" and not 0 < (self.fraction or 0) <= 1:
+            complaints.append(f"fraction: expected above 0 and at most 1 with strategy: fraction, found {self.fraction}")
+        if self.strategy == "statistical" and not (self.beta or 0) > 0:
+            complaints.append(f"beta: expected above 0 with strategy: statistical, found {self.beta}")
+        if self.pairs != NONE and self.keep == 1:
+            complaints.append(f"keep: expected 2 or more, or 0, with pairs: {self.pairs}, found 1")
+        return complaints
 
 
 @dataclass
 class RejectStage:
-    """What decides a selection."""
+    """The values that decide a selection."""
 
     seed: int = MISSING
     threads: int = MISSING
     reject: RejectEntry = field(default_factory=RejectEntry)
 
 
-def check_entry(entry: RejectEntry, name: str) -> None:
-    """Requires that the values fit together.
-
-    Raises:
-        ValueError: with what does not fit and what would.
-    """
-    for key, known in (("strategy", STRATEGIES), ("pairs", PAIRS)):
-        if getattr(entry, key) not in known:
-            raise ValueError(
-                f"params.yaml: reject.{name}.{key}: expected one of {', '.join(known)}, found {getattr(entry, key)!r}"
-            )
-    needs = []
-    if entry.strategy == "best" and entry.keep < 1:
-        needs.append(f"strategy: best needs keep of at least 1, found {entry.keep}")
-    if entry.keep < 0:
-        needs.append(f"keep: expected 0 (no limit) or above, found {entry.keep}")
-    if entry.strategy == "threshold" and entry.threshold is None:
-        needs.append("strategy: threshold needs a threshold, in units of the reward")
-    if entry.strategy == "fraction" and not 0 < (entry.fraction or 0) <= 1:
-        needs.append(f"strategy: fraction needs a fraction above 0 and at most 1, found {entry.fraction}")
-    if entry.strategy == "statistical" and not (entry.beta or 0) > 0:
-        needs.append(f"strategy: statistical needs a beta above 0, found {entry.beta}")
-    if (entry.max_cost_score is None) != (entry.cost == NONE):
-        needs.append(
-            f"a ceiling needs both cost and max_cost_score, found cost: {entry.cost} and max_cost_score: {entry.max_cost_score}"
-        )
-    if entry.pairs != NONE and entry.keep == 1:
-        needs.append(f"pairs: {entry.pairs} needs keep of 2 or more, or 0")
-    if needs:
-        raise ValueError(f"params.yaml: reject.{name}: " + "; ".join(needs))
-
-
-def candidates(rows: list[Row], max_cost_score: float | None) -> tuple[dict[str, list[Row]], Counter[str]]:
-    """The rows that may be kept, by prompt, and how many may not and why.
-
-    A completion that was cut off (`finished` false) is never kept: it would teach not to stop. One whose `cost` exceeds the ceiling is
-    dropped whatever its reward.
-    """
-    by_prompt: dict[str, list[Row]] = defaultdict(list)
-    dropped: Counter[str] = Counter(unfinished=0, above_cost=0)
+def candidates(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows that may be kept, by prompt. A completion that was cut off (`finished` is false) is left out: it would teach not to stop."""
+    finished: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if not row["finished"]:
-            dropped["unfinished"] += 1
-        elif max_cost_score is not None and row["cost"] > max_cost_score:
-            dropped["above_cost"] += 1
-        else:
-            by_prompt[row["id"]].append(row)
-    return by_prompt, dropped
+        if row["finished"]:
+            finished[row["id"]].append(row)
+    return finished
 
 
 def select(by_prompt: dict[str, list[Row]], entry: RejectEntry, seed: int) -> list[list[Row]]:
-    """The kept rows of each prompt that has any, by the entry's strategy; what is drawn depends on the prompt alone, not on others."""
+    """The kept rows of each prompt that has any, by the entry's strategy. Random draws for a prompt do not depend on other prompts."""
     threshold = entry.threshold
     if entry.strategy == "fraction" and by_prompt:
         threshold = top_fraction_threshold([row["reward"] for rows in by_prompt.values() for row in rows], entry.fraction or 1.0)
@@ -119,15 +95,15 @@ def select(by_prompt: dict[str, list[Row]], entry: RejectEntry, seed: int) -> li
         else:
             if entry.strategy != "best":
                 rows = [row for row in rows if threshold is not None and row["reward"] >= threshold]
-            chosen = best([row["reward"] for row in rows], [_text(row) for row in rows], entry.keep)
-        kept.append([rows[place] for place in chosen])
+            chosen = best([row["reward"] for row in rows], [text_of(row["completion"]) for row in rows], entry.keep)
+        kept.append([rows[index] for index in chosen])
     return [rows for rows in kept if rows]
 
 
 def preferences(rows: list[Row], pairs: str, seed: int) -> list[Row]:
     """Preferences among one prompt's kept rows."""
     rng = random.Random(f"{seed}:pairs:{rows[0]['id']}")
-    found = matches(range(len(rows)), [row["reward"] for row in rows], [_text(row) for row in rows], pairs, rng)
+    rewards, texts = [row["reward"] for row in rows], [text_of(row["completion"]) for row in rows]
     return [
         {
             "id": rows[0]["id"],
@@ -140,13 +116,13 @@ def preferences(rows: list[Row], pairs: str, seed: int) -> list[Row]:
             "policy_chosen": rows[match.chosen]["policy"],
             "policy_rejected": rows[match.rejected]["policy"],
         }
-        for match in found
+        for match in matches(range(len(rows)), rewards, texts, pairs, rng)
     ]
 
 
 def outcome(kept: list[list[Row]], entry: RejectEntry, seed: int) -> dict[str, list[Row]]:
-    """The rows of each split: the kept completions as demonstrations, or the preferences among them."""
-    columns = ("id", "prompt", "completion", "reward", "policy", "index", *(("cost",) if entry.cost != NONE else ()))
+    """The rows of each split: the kept completions as demonstrations, or preferences among them."""
+    columns = ("id", "prompt", "completion", "reward", "policy", "index")
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for rows in kept:
         split = "validation" if held_out(rows[0]["id"], entry.validation_fraction, seed) else "train"
@@ -156,54 +132,45 @@ def outcome(kept: list[list[Row]], entry: RejectEntry, seed: int) -> dict[str, l
 
 
 def run(config: RejectStage, entry: str) -> None:
-    """Scores, selects, saves."""
+    """Scores the completions, selects some, and writes them with their figures."""
     settings = config.reject
-    check_entry(settings, entry)
-    sample, reward, cost = (
-        Path("artifacts") / place / name
-        for place, name in (("sample", settings.sample), ("reward", settings.reward), ("reward", settings.cost))
-    )
-    with executing("reject", entry, config, [sample, reward, cost]) as work:
-        from stages.models.training import make_deterministic
+    sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
+    with executing("reject", entry, config, [sample, reward]) as work:
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
         rows = read_jsonl(sample / "completions.jsonl")
-        prompts, texts = [row["prompt"] for row in rows], [_text(row) for row in rows]
-        # A judge's budget is for this run: what a crashed attempt at it spent counts when it is run again.
-        run_name = f"{work.name} {work.key}"
-        scorer = load_reward(reward, run_name)
-        cost_scorer = None if settings.cost == NONE else load_reward(cost, run_name)
-        rewards = scorer(prompts, texts)
-        costs: list[float | None] = [*cost_scorer(prompts, texts)] if cost_scorer else [None] * len(rows)
-        scored = [{**row, "reward": r, "cost": c} for row, r, c in zip(rows, rewards, costs, strict=True)]
-        by_prompt, dropped = candidates(scored, settings.max_cost_score)
-        kept = select(by_prompt, settings, config.seed)
+        # the name keeps a judge's budget: what a crashed attempt at this run has spent still counts when it runs again
+        scorer = load_reward(reward, f"{work.name} {work.key}")
+        rewards = scorer([row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows])
+        scored = [{**row, "reward": value} for row, value in zip(rows, rewards, strict=True)]
+        kept = select(candidates(scored), settings, config.seed)
         splits = outcome(kept, settings, config.seed)
         if not splits["train"]:
+            finished = sum(row["finished"] for row in rows)
             raise ValueError(
-                f"reject: expected completions to keep, found none of {len(rows)} ({dict(dropped)}). Lower threshold, raise "
-                "max_cost_score or beta, or sample more."
+                f"reject: expected completions to keep, found none among {len(rows)} ({finished} finished). Lower threshold, raise beta, or "
+                "sample more"
             )
         output = work.output(f"artifacts/reject/{entry}")
         for split, selected in splits.items():
             write_jsonl(output / f"{split}.jsonl", selected)
-        metrics = figures(rows, rewards, kept, dropped) | {"rows": sum(map(len, splits.values()))} | outcomes(scorer)
-        write_json(work.output(f"metrics/reject/{entry}.json"), metrics)
+        metrics = figures(rows, rewards, kept) | {"rows": sum(map(len, splits.values()))} | outcomes(scorer)
+        write_json(work.output(f"artifacts/figures/reject/{entry}.json"), metrics)
         work.run.log_metrics(metrics)
-        of_cost = finish(cost_scorer) if cost_scorer else {}
-        if taken := finish(scorer) | {f"cost_{name}": value for name, value in of_cost.items()}:
-            work.log_timing(**taken)
+        if ledger := finish(scorer):
+            work.log_timing(**ledger)
         work.run.log_table("kept", [_shown(row) for rows in kept for row in rows][:40])
 
 
-def figures(rows: list[Row], rewards: list[float], kept: list[list[Row]], dropped: Counter[str]) -> dict[str, float | int]:
-    """How many completions were kept, of how many prompts, and by how much they are better than the mean one."""
+def figures(rows: list[Row], rewards: list[float], kept: list[list[Row]]) -> dict[str, float | int]:
+    """Counts of the kept completions and of the prompts without any, and how far the kept rewards lie above the mean."""
     prompts = len({row["id"] for row in rows})
     chosen = [row["reward"] for selected in kept for row in selected]
     mean, kept_mean = sum(rewards) / len(rewards), sum(chosen) / len(chosen)
     return {
         "completions": len(rows),
-        **dropped,
+        "unfinished": sum(not row["finished"] for row in rows),
         "kept": len(chosen),
         "kept_fraction": len(chosen) / len(rows),
         "prompts_without": prompts - len(kept),
@@ -213,13 +180,8 @@ def figures(rows: list[Row], rewards: list[float], kept: list[list[Row]], droppe
     }
 
 
-def _text(row: Row) -> str:
-    return str(row["completion"][0]["content"])
-
-
 def _shown(row: Row) -> Row:
-    scores = {key: row[key] for key in ("reward", "cost") if row[key] is not None}
-    return {"prompt": row["prompt"][-1]["content"], "completion": _text(row)} | scores
+    return {"prompt": last_turn(row["prompt"]), "completion": text_of(row["completion"]), "reward": row["reward"]}
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reject")

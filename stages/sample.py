@@ -1,14 +1,13 @@
-"""Draws n completions of every rollout prompt from a policy.
+"""Samples n completions of every rollout prompt from a policy.
 
-Reads `artifacts/policy/<policy>`, `artifacts/data/prompts/train.jsonl` or `artifacts/data/sft/train.jsonl`, and the pool
-`artifacts/sample/<extends>`; writes `artifacts/sample/<entry>/completions.jsonl`: the pool's rows, then the new ones, the completions
-of a prompt adjacent.
+Reads `artifacts/policy/<policy>`, and `artifacts/data/prompts/train.jsonl` or `artifacts/data/sft/train.jsonl`; writes
+`artifacts/sample/<entry>/completions.jsonl`, in which the completions of a prompt are adjacent.
 
-`extends: none` starts a pool; extending one puts several policies' completions of the same prompts side by side (Zephyr's four
-models, arXiv:2310.16944, §3). `of: demonstrations` answers the prompts of SFT, and puts each demonstration into the pool as the completion of a
-policy of that name: `pairs: strong_vs_weak` then makes SPIN's pairs of them (arXiv:2401.01335, §4), without a judge.
+`of: demonstrations` samples the prompts of SFT and adds each demonstration as the first completion of its prompt, under the policy name
+`demonstrations`. `pairs: strong_vs_weak` then makes SPIN's pairs of them (arXiv:2401.01335, §4), without a judge. The stage `pool` joins
+the samples of several policies.
 
-From the whole distribution at `temperature`. 16,000 completions take about half a minute on two cores.
+Sampling is from the whole distribution at `temperature`. 16,000 completions take about half a minute on two cores.
 """
 
 from dataclasses import dataclass, field
@@ -18,21 +17,23 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.models.completions import complete
-from stages.pipeline.composing import entry_name, register, typed
-from stages.pipeline.execution import executing, explained
-from stages.pipeline.records import read_jsonl, write_jsonl
+from plumbline.models.completions import complete
+from plumbline.pipeline.composing import entry_name, register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.rows import DEMONSTRATIONS as DEMONSTRATED
+from plumbline.rows import by_prompt, last_turn, text_of
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
 DEMONSTRATIONS = Path("artifacts/data/sft/train.jsonl")
+SOURCES = ("rollout", "demonstrations")
 
 
 @dataclass
 class SampleEntry:
-    """One entry of params.yaml's `sample`; values and their meaning: conf/sample.yaml."""
+    """One entry of `sample` in params.yaml. Values and their meaning: conf/sample.yaml."""
 
     policy: str = MISSING
-    extends: str = MISSING
     of: str = MISSING
     n: int = MISSING
     prompts: int = MISSING
@@ -40,52 +41,51 @@ class SampleEntry:
     max_new_tokens: int = MISSING
     batch_size: int = MISSING
 
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        complaints = [] if self.of in SOURCES else [f"of: expected one of {', '.join(SOURCES)}, found {self.of!r}"]
+        least = {"n": 1, "prompts": 0, "max_new_tokens": 1, "batch_size": 1}
+        complaints += [
+            f"{key}: expected at least {low}, found {getattr(self, key)}"
+            for key, low in least.items()
+            if getattr(self, key) < low
+        ]
+        if self.temperature <= 0:
+            complaints.append(f"temperature: expected above 0, found {self.temperature}")
+        return complaints
+
 
 @dataclass
 class SampleStage:
-    """What decides a sample."""
+    """The config of the stage: everything that decides a sample."""
 
     seed: int = MISSING
     threads: int = MISSING
     sample: SampleEntry = field(default_factory=SampleEntry)
 
 
-def pooled(earlier: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Puts the completions of a prompt side by side, in order of first appearance, and numbers them anew."""
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    for row in [*earlier, *new]:
-        by_prompt.setdefault(row["id"], []).append(row)
-    return [{**row, "index": index} for rows in by_prompt.values() for index, row in enumerate(rows)]
-
-
 def as_completions(demonstrations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Demonstrations as finished completions of a policy `demonstrations`; without `ids`, as nothing was sampled."""
+    """Demonstrations as finished completions of the policy `demonstrations`; without `ids`, because they were not sampled."""
     return [
-        {"id": f"demonstration-{number:05d}", **row, "finished": True, "policy": "demonstrations"}
+        {"id": f"demonstration-{number:05d}", **row, "finished": True, "policy": DEMONSTRATED}
         for number, row in enumerate(demonstrations)
     ]
 
 
 def run(config: SampleStage, entry: str) -> None:
-    """Samples, joins the pool, saves."""
+    """Samples the completions and writes them."""
     settings = config.sample
-    if settings.of not in ("rollout", "demonstrations"):
-        raise ValueError(f"params.yaml: sample.{entry}.of: expected rollout or demonstrations, found {settings.of!r}")
-    policy, pool = Path("artifacts/policy") / settings.policy, Path("artifacts/sample") / settings.extends
-    with executing("sample", entry, config, [policy, pool, PROMPTS, DEMONSTRATIONS]) as work:
-        from stages.models.training import make_deterministic
+    policy = Path("artifacts/policy") / settings.policy
+    with executing("sample", entry, config, [policy, PROMPTS, DEMONSTRATIONS]) as work:
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        earlier = read_jsonl(pool / "completions.jsonl") if settings.extends != "none" else []
-        given: list[dict[str, Any]] = []
-        prompts = read_jsonl(DEMONSTRATIONS if settings.of == "demonstrations" else PROMPTS)[: settings.prompts or None]
-        if settings.of == "demonstrations":
-            known = {row["id"] for row in earlier if row["policy"] == "demonstrations"}
-            prompts = as_completions(prompts)
-            given = [row for row in prompts if row["id"] not in known]
-        new = complete(
+        of_demonstrations = settings.of == "demonstrations"
+        prompts = read_jsonl(DEMONSTRATIONS if of_demonstrations else PROMPTS)[: settings.prompts or None]
+        demonstrations = as_completions(prompts) if of_demonstrations else []
+        sampled = complete(
             policy,
-            prompts,
+            demonstrations or prompts,
             n=settings.n,
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
@@ -93,21 +93,20 @@ def run(config: SampleStage, entry: str) -> None:
             seed=config.seed,
             title=work.name,
         )
-        for row in new:
+        for row in sampled:
             row["policy"] = settings.policy
-        rows = pooled(earlier, [*given, *new])
+        rows = by_prompt(demonstrations, sampled)
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
         work.run.log_metrics(
             {
                 "completions": len(rows),
-                "finished_fraction": sum(row["finished"] for row in new) / len(new),
-                "length_tokens": sum(row["tokens"] for row in new) / len(new),
+                "finished_fraction": sum(row["finished"] for row in sampled) / len(sampled),
+                "length_tokens": sum(row["tokens"] for row in sampled) / len(sampled),
             }
         )
         shown = rows[: 40 * settings.n : max(1, settings.n // 2)]
         work.run.log_table(
-            "completions",
-            [{"prompt": row["prompt"][-1]["content"], "completion": row["completion"][0]["content"]} for row in shown],
+            "completions", [{"prompt": last_turn(row["prompt"]), "completion": text_of(row["completion"])} for row in shown]
         )
 
 

@@ -1,9 +1,9 @@
 """Supervised fine-tuning: the base policy learns to answer from demonstrations.
 
-Reads `artifacts/policy/base` and `artifacts/data/sft`; writes `artifacts/policy/sft`, `metrics/sft/sft.json` and a curve.
+Reads `artifacts/policy/base` and `artifacts/data/sft`; writes `artifacts/policy/sft`, `artifacts/figures/sft/sft.json` and a training curve.
 
-Loss on the completions only (InstructGPT, arXiv:2203.02155, §3.5; details in stages/methods/sft). The default costs under half a
-minute on two cores.
+Only completions carry loss (InstructGPT, arXiv:2203.02155, §3.5; details in plumbline/methods/offline/sft.py). The default takes less than
+half a minute on two cores.
 """
 
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ from pathlib import Path
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from stages.methods.sft import SftConfig, align
-from stages.models.completions import log_samples
-from stages.pipeline.composing import register, typed
-from stages.pipeline.execution import executing, explained
-from stages.pipeline.records import read_jsonl, write_json
+from plumbline.methods.job import OfflineJob
+from plumbline.methods.offline.sft import SftConfig, align
+from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import write_json
 
-BASE, DATA = Path("artifacts/policy/base"), Path("artifacts/data")
+BASE, DEMONSTRATIONS = Path("artifacts/policy/base"), Path("artifacts/data/sft")
 
 
 @dataclass
 class SftStage:
-    """What decides the fine-tuned policy."""
+    """The config of the stage: everything that decides the fine-tuned policy."""
 
     seed: int = MISSING
     threads: int = MISSING
@@ -31,27 +31,24 @@ class SftStage:
 
 
 def run(config: SftStage) -> None:
-    """Trains the policy that everything later starts from and is compared with."""
-    demonstrations, prompts = DATA / "sft", DATA / "prompts/validation.jsonl"
-    with executing("sft", None, config, [BASE, demonstrations, prompts]) as work:
-        from stages.models.training import make_deterministic
+    """Trains the policy that later stages start from."""
+    with executing("sft", None, config, [BASE, DEMONSTRATIONS]) as work:
+        from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
         policy = work.output("artifacts/policy/sft")
         with work.checkpoints() as checkpoints:
-            metrics = align(
-                config.sft,
+            job = OfflineJob(
                 init=BASE,
-                signal=demonstrations,
-                data=DATA,
                 output=policy,
-                checkpoints=checkpoints,
                 curve=work.output("artifacts/curves/sft/sft.csv"),
+                checkpoints=checkpoints,
                 run=work.run,
                 seed=config.seed,
+                signal=DEMONSTRATIONS,
             )
-        write_json(work.output("metrics/sft/sft.json"), metrics)
-        log_samples(work.run, policy, read_jsonl(prompts), seed=config.seed, max_new_tokens=64)
+            figures = align(config.sft, job)
+        write_json(work.output("artifacts/figures/sft/sft.json"), figures)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="sft")

@@ -1,18 +1,25 @@
-"""A Llama that is exactly a table of next-token probabilities, so that a loss over it can be derived by hand.
+"""A Llama that is exactly a table of next-token probabilities, so that a loss can be derived by hand.
 
-Attention and MLP write nothing, embeddings are unit vectors, so the logits after token i are column i of the output layer, which holds
-the logarithms of whole numbers: P(next | i) is a fraction. Every row of the table sums to 32, or is uniform over the 11 tokens.
+Attention and MLP add nothing, and embeddings are unit vectors. So the logits after token i are column i of the output layer, which holds
+the logarithms of whole numbers, and P(next | i) is a fraction. Every row of the table sums to 32, or is uniform over the 11 tokens.
+
+The pair that losses are derived for, under the policy P and the reference Q, with log-ratio h = log P/Q:
+
+    chosen    "a b <|end|>"    P = 1/2 · 1/2 · 1/2    Q = 1/4 · 1/2 · 1/2    h = ln 2     3 tokens
+    rejected  "c <|end|>"      P = 1/8 · 1/4          Q = 1/4 · 1/4          h = −ln 2    2 tokens
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from ppo_tiny import word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages.models.chat import ASSISTANT, END
-from stages.models.training import save_policy
+from plumbline.models.chat import ASSISTANT, END
+from plumbline.models.training import save_policy
+from plumbline.rows import assistant
 
 TOKENIZER = word_tokenizer()
 SIZE = len(TOKENIZER)  # 11: five special tokens and a, b, c, d, q, r
@@ -20,14 +27,21 @@ WIDTH = 12
 
 Table = dict[str, dict[str, int]]
 
-# Where a row says nothing of a token, its weight is 1.
+# A token that a row does not mention has weight 1.
 SAME: Table = {"a": {"b": 16, END: 7}, "b": {END: 16, "a": 4, "b": 4}, "c": {END: 8, "b": 15}}
 POLICY: Table = {ASSISTANT: {"a": 16, "b": 4, "c": 4}, **SAME}  # P(a) 1/2, P(c) 1/8
 REFERENCE: Table = {ASSISTANT: {"a": 8, "b": 8, "c": 8}, **SAME}  # Q(a) 1/4, Q(c) 1/4
 
+LN2 = math.log(2)
+PROMPT = [{"role": "user", "content": "q"}]
+OTHER_PROMPT = [{"role": "user", "content": "r"}]
+CHOSEN, REJECTED = assistant("a b"), assistant("c")
+PAIR = {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}
+SWAPPED = {"prompt": OTHER_PROMPT, "chosen": REJECTED, "rejected": CHOSEN}
+
 
 def weights(table: Table, before: int) -> list[int]:
-    """What the tokens after `before` weigh."""
+    """The weight of each token after the token `before`."""
     row = table.get(TOKENIZER.convert_ids_to_tokens(before), {})
     return [row.get(token, 1) for token in TOKENIZER.convert_ids_to_tokens(list(range(SIZE)))]
 
@@ -38,8 +52,13 @@ def logp(table: Table, before: int, token: int) -> float:
     return math.log(row[token] / sum(row))
 
 
+def sequence_logp(table: Table, start: int, tokens: Sequence[int]) -> float:
+    """log P(tokens | start), summed."""
+    return sum(logp(table, before, token) for before, token in zip([start, *tokens], tokens, strict=False))
+
+
 def bigram(table: Table) -> LlamaForCausalLM:
-    """The table as a model, whose output layer alone is trainable."""
+    """The table as a model in which only the output layer is trainable."""
     config = LlamaConfig(
         vocab_size=SIZE, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, rms_norm_eps=1e-12,
         max_position_embeddings=64, tie_word_embeddings=False, pad_token_id=0, bos_token_id=None, eos_token_id=None,

@@ -18,31 +18,28 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from stages.pipeline import composing
+from plumbline import graph
+from plumbline.pipeline import composing
+from plumbline.pipeline.sources import files_of
+from plumbline.rewards.reward import KINDS
+from stages.check import stage_schema
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements.lock", "requirements-torch.txt")
-HYDRA_STAGES = (
-    "prepare",
-    "pretrain",
-    "sft",
-    "sample",
-    "revise",
-    "label",
-    "reward",
-    "reject",
-    "align",
-    "answer",
-    "evaluate",
-    "report",
-)
 ORDERING = {"prepare": {"artifacts/none"}}
 """Dependencies on a constant, there only so that `check` runs first."""
-READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in ("revise", "label", "reward", "reject", "align", "evaluate")}
-"""Conf files that a stage reads itself, beside those that Hydra composes."""
+JUDGING = ("revise", "label", "reward_judge", "evaluate")
+READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in JUDGING}
+"""Conf files that a stage reads itself, besides those that Hydra composes."""
+OUTSIDE_THE_GRAPH = {
+    "prepare": {"data/raw"},
+    "label": {"data/annotations"},
+    "report": {f"artifacts/{folder}" for folder in ("curves", "data_report", "evaluate", "figures")},
+}
+"""Inputs that no node makes, and folders that hold what many nodes make."""
 
 
-METHODS = sorted(f"stages.methods.{file.stem}" for file in (ROOT / "conf/method").glob("*.yaml"))
+METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 
 
 class Node(NamedTuple):
@@ -62,14 +59,15 @@ class Node(NamedTuple):
 
 def declared_nodes(pipeline: dict[str, Any], params: dict[str, Any]) -> list[Node]:
     """Every node that dvc.yaml and params.yaml make together, templates resolved."""
+    values = {**{key: value for defaults in pipeline.get("vars", []) for key, value in defaults.items()}, **params}
     nodes = []
     for stage, body in pipeline["stages"].items():
         if "foreach" not in body:
-            nodes.append(_node(stage, None, None, body, params))
+            nodes.append(_node(stage, None, None, body, values))
             continue
-        over = _lookup(params, body["foreach"][2:-1])
+        over = _lookup(values, body["foreach"][2:-1])
         items = over.items() if isinstance(over, dict) else ((item, item) for item in over)
-        nodes += [_node(stage, str(key), item, body["do"], params) for key, item in items]
+        nodes += [_node(stage, str(key), item, body["do"], values) for key, item in items]
     return nodes
 
 
@@ -94,49 +92,9 @@ def _lookup(values: Any, dotted: str) -> Any:
     return values
 
 
-# ---- modules ------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def direct_imports(module: str) -> frozenset[str]:
-    """The modules of `stages` that a module imports, wherever in its code, but for type checking."""
-    return frozenset(_imports(ast.parse(module_file(module).read_text())))
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages"):
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if is_module(inner) else node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("stages."))
-        else:
-            yield from _imports(node)
-
-
-def is_module(name: str) -> bool:
-    path = ROOT / name.replace(".", "/")
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
-def module_file(name: str) -> Path:
-    path = ROOT / name.replace(".", "/")
-    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
-
-
-def all_imports(module: str) -> set[str]:
-    """What a module imports, directly or through others, itself included."""
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += direct_imports(name)
-    return seen
+def touched(path: str, pipeline: dict[str, Any], params: dict[str, Any]) -> set[str]:
+    """The nodes that depend on a file directly: those that run again when it is edited."""
+    return {node.name for node in declared_nodes(pipeline, params) if _covered(path, set(node.deps))} - {"check"}
 
 
 # ---- what a node needs --------------------------------------------------------------------------------------------------
@@ -156,8 +114,7 @@ class _Captured(BaseException):
 
 def needs(node: Node, params: dict[str, Any]) -> Needs:
     """Asks the code: Hydra for the conf files, the syntax trees for modules, the stage itself for its inputs."""
-    module = importlib.import_module(f"stages.{node.stage}")
-    schema = getattr(module, f"{node.stage.title()}Stage")
+    module, schema = importlib.import_module(f"stages.{node.stage}"), stage_schema(node.stage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(composing, "load_params", lambda *_: params)
         composing.register(node.stage, schema)
@@ -165,49 +122,57 @@ def needs(node: Node, params: dict[str, Any]) -> Needs:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(composing.CONF), version_base=None):
         config = composing.typed(compose(node.stage, overrides=overrides))
+        composing.require_sound(config)
         chosen = _composed_files(node.stage, overrides)
-    modules = all_imports(f"stages.{node.stage}")
-    for group, choice in (path.split("/") for path in chosen if path.count("/") == 1):
-        if group in composing.SCHEMAS:
-            modules |= all_imports(composing.SCHEMAS[group].format(choice=choice))
-    files = {str(module_file(name).relative_to(ROOT)) for name in modules}
-    files |= {f"conf/{path}.yaml" for path in chosen}
+    schemas = [composing.schema_module(*path.split("/")) for path in chosen if path.count("/") == 1]
+    modules = [f"stages.{node.stage}", *filter(None, schemas), *_loaded_by_name(node.stage, config)]
+    files = {str(file.relative_to(ROOT)) for file in files_of(modules)} | {f"conf/{path}.yaml" for path in chosen}
     return Needs(files, _read_params(node, schema, params), _inputs(module, config, node.entry))
+
+
+def _loaded_by_name(stage: str, config: Any) -> list[str]:
+    """The module of a kind of reward that a stage makes, which its folder then answers for; no import statement names it."""
+    kinds = {"reward_model": "model", "reward_rules": "rules", "reward_judge": "judge"}
+    if stage == "reward_verifier":
+        return [KINDS[config.reward_verifier.kind]]
+    return [KINDS[kinds[stage]]] if stage in kinds else []
 
 
 def _composed_files(stage: str, overrides: Sequence[str]) -> set[str]:
     """The files of conf/ on Hydra's own defaults list for this run."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
-    found = create_defaults_list(
+    defaults = create_defaults_list(
         repo=loader.repository,
         config_name=stage,
         overrides_list=OverridesParser.create().parse_overrides(list(overrides)),
         prepend_hydra=True,
         skip_missing=False,
     ).defaults
-    paths = {str(item.config_path) for item in found}
+    paths = {str(item.config_path) for item in defaults}
     return {path for path in paths if (composing.CONF / f"{path}.yaml").is_file()}
 
 
 def _read_params(node: Node, schema: type, params: dict[str, Any]) -> set[str]:
     """Keys of params.yaml that reach the stage: whole sections, or the fields of a shared section that its code names."""
+    fields = {field.name for field in dataclasses.fields(schema)}
+    if node.stage == "report":
+        return {"params.yaml"}  # it shows the whole recipe
     read = set()
-    shared = {"evaluate"}
-    for field in dataclasses.fields(schema):
-        if field.name in shared and node.stage != "report":
-            tree = ast.parse(module_file(f"stages.{node.stage}").read_text())
+    for name in fields:
+        if name == "evaluate":
+            tree = ast.parse((ROOT / f"stages/{node.stage}.py").read_text())
             named = {item.attr for item in ast.walk(tree) if isinstance(item, ast.Attribute)}
-            read |= {f"{field.name}.{key}" for key in params[field.name] if key in named}
-        elif field.name == node.stage and node.entry:
+            read |= {f"{name}.{key}" for key in params[name] if key in named}
+        elif name == node.stage and node.entry:
             read.add(f"{node.stage}.{node.entry}")
-        elif field.name in params:
-            read.add(field.name)
+        elif name in params:
+            read.add(name)
     # groups that params.yaml chooses for the stage
     for group in composing.open_groups(node.stage):
         if group in params and group != node.stage:
             read.add(group)
-        elif "evaluate" in {field.name for field in dataclasses.fields(schema)} and group in params["evaluate"]:
+        elif "evaluate" in fields and group in params["evaluate"]:
             read.add(f"evaluate.{group}")
     return read
 
@@ -231,38 +196,55 @@ def _inputs(module: Any, config: Any, entry: str | None) -> set[str]:
 # ---- the comparison -----------------------------------------------------------------------------------------------------
 
 
-def problems(pipeline: dict[str, Any], params: dict[str, Any]) -> list[str]:
-    """Everything in which dvc.yaml differs from what the stages need, in words; empty if the cache cannot lie."""
-    found = []
-    nodes = [node for node in declared_nodes(pipeline, params) if node.stage != "check"]
-    for node in nodes:
-        need = _cached_needs(node, params)
-        # deps are written once for a stage: what one entry's method imports, the others of the stage carry too, and what a method
-        # imports that this recipe does not choose
-        anywhere = set().union(*(_cached_needs(other, params).files for other in nodes if other.stage == node.stage))
-        if "method" in {key for entry in (params.get(node.stage) or {}).values() if isinstance(entry, dict) for key in entry}:
-            anywhere |= {str(module_file(name).relative_to(ROOT)) for method in METHODS for name in all_imports(method)}
-        files = {dep for dep in node.deps if dep.startswith(("stages/", "conf/"))}
-        found += [f"{node.name}: no dep covers {file}" for file in sorted(need.files) if not _covered(file, files)]
-        extra = READ_AS_DATA.get(node.stage, set())
-        found += [f"{node.name}: dep {dep} is not needed" for dep in sorted(files - extra) if not _needed(dep, anywhere)]
-        found += [f"{node.name}: no dep on {path}" for path in sorted(extra - files)]
-        found += [f"{node.name}: params lacks {key}" for key in sorted(need.params - set(node.params))]
-        found += [f"{node.name}: params names {key}, which it does not read" for key in sorted(set(node.params) - need.params)]
-        inputs = set(node.deps) - files - set(LOCKS) - ORDERING.get(node.stage, set())
-        found += [f"{node.name}: no dep on its input {path}" for path in sorted(need.inputs - inputs)]
-        given = {path for path in inputs if path.endswith("/none")}  # the constant of a slot that an entry leaves empty
-        found += [f"{node.name}: dep {path} is no input" for path in sorted(inputs - need.inputs - given)]
-        found += [f"{node.name}: no dep on constant {path}" for path in ORDERING.get(node.stage, set()) - set(node.deps)]
-        found += [f"{node.name}: no dep on {lock}" for lock in LOCKS if lock not in node.deps]
-    return found
+def problems(pipeline: dict[str, Any], params: dict[str, Any], stage: str | None = None) -> list[str]:
+    """Everything in which dvc.yaml differs from what the stages (or one of them) need, in words; empty if the cache cannot lie."""
+    nodes = [node for node in declared_nodes(pipeline, params) if node.stage != "check" and stage in (None, node.stage)]
+    declared = {node.name: {f"artifacts/{path}" for path in node.reads} for node in graph.nodes(params)}
+    return [problem for node in nodes for problem in _problems(node, nodes, params, declared)]
+
+
+def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: dict[str, set[str]]) -> Iterator[str]:
+    need = _cached_needs(node, params)
+    # deps are written once for a stage: what one entry needs, the others of the stage name too
+    anywhere = set().union(*(_cached_needs(other, params).files for other in nodes if other.stage == node.stage)) | _methods(
+        node.stage
+    )
+    files = {dep for dep in node.deps if dep.startswith(("plumbline/", "stages/", "conf/"))}
+    extra = READ_AS_DATA.get(node.stage, set())
+    yield from (f"{node.name}: no dep covers {file}" for file in sorted(need.files) if not _covered(file, files))
+    yield from (f"{node.name}: dep {dep} is not needed" for dep in sorted(files - extra) if not _needed(dep, anywhere))
+    yield from (f"{node.name}: no dep on {path}" for path in sorted(extra - files))
+    yield from (f"{node.name}: params lacks {key}" for key in sorted(need.params - set(node.params)))
+    yield from (f"{node.name}: params names {key}, which it does not read" for key in sorted(set(node.params) - need.params))
+    ordering = ORDERING.get(node.stage, set())
+    inputs = set(node.deps) - files - set(LOCKS) - ordering
+    named = declared.get(node.name, set()) | OUTSIDE_THE_GRAPH.get(node.stage, set())
+    yield from (f"{node.name}: no dep on its input {path}" for path in sorted(need.inputs - inputs))
+    yield from (f"{node.name}: the graph lacks {path}, a dep" for path in sorted(inputs - named))
+    yield from (f"{node.name}: no dep on {path}, which the graph names" for path in sorted(named - inputs))
+    left_empty = {path for path in inputs if path.endswith(f"/{graph.NOTHING}")}
+    yield from (f"{node.name}: dep {path} is not an input" for path in sorted(inputs - need.inputs - left_empty))
+    yield from (f"{node.name}: no dep on constant {path}" for path in ordering - set(node.deps))
+    yield from (f"{node.name}: no dep on {lock}" for lock in LOCKS if lock not in node.deps)
+
+
+@cache
+def _methods(stage: str) -> frozenset[str]:
+    """The files of every method of a stage that has methods, and of all that they import: also of those that a recipe does not choose."""
+    names = [composing.method_module(stage, method) for method in METHODS] if stage in composing.LEARNING else []
+    return frozenset(str(file.relative_to(ROOT)) for file in files_of(names))
 
 
 _needs_cache: dict[str, Needs] = {}
 
 
 def _cached_needs(node: Node, params: dict[str, Any]) -> Needs:
-    key = f"{node.name} {node.cmd} {params}"
+    """What a node needs, asked once for the same values, since recipes share most of their nodes."""
+    fields = {field.name for field in dataclasses.fields(stage_schema(node.stage))}
+    values = {key: params.get(key) for key in [*sorted(fields), *composing.open_groups(node.stage)]}
+    if node.entry and node.stage in graph.REPEATED:
+        values[node.stage] = params[node.stage][node.entry]
+    key = f"{node.cmd} {values}"
     if key not in _needs_cache:
         _needs_cache[key] = needs(node, params)
     return _needs_cache[key]

@@ -1,7 +1,7 @@
-"""Programs that try to get a pass without solving the task, to get out of the sandbox, or to stay behind.
+"""Programs that try to pass without solving the task, to get out of the sandbox, or to stay behind.
 
-The task: `solve(place)`, where `place` holds the path of a file outside, the port of a server outside and a process id of outside, and
-the tests expect the answer that a success of the attack would bring. So a pass is an escape.
+The task is `solve(targets)`. `targets` holds the path of a file, the port of a server, the id of a process and the name of an abstract socket, all
+outside the sandbox. The tests expect the answer that a successful attack would bring, so a pass is an escape.
 """
 
 import textwrap
@@ -9,25 +9,25 @@ from typing import NamedTuple
 
 
 class Hostile(NamedTuple):
-    """A program, and the expression that the tests evaluate: true only if the attack succeeded."""
+    """A program, and the expression that the tests assert, which is true only if the attack succeeds."""
 
     source: str
-    success: str = "solve(place) == 'the right answer'"
+    success: str = "solve(targets) == 'the right answer'"
 
 
 def _program(text: str) -> str:
     return textwrap.dedent(text).lstrip("\n")
 
 
-_FALSE = "\ndef solve(place):\n    return None\n"
+_FALSE = "\ndef solve(targets):\n    return None\n"
 
 PROGRAMS: dict[str, Hostile] = {
-    # -- using up what there is
+    # -- exhausting the machine
     "fork bomb": Hostile("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"),
     "fork bomb when called": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 while True:
                     try:
                         os.fork()
@@ -39,7 +39,7 @@ PROGRAMS: dict[str, Hostile] = {
         _program("""
             import threading, time
             threading.stack_size(65536)
-            def solve(place):
+            def solve(targets):
                 started = 0
                 try:
                     while True:
@@ -50,11 +50,11 @@ PROGRAMS: dict[str, Hostile] = {
                 except RuntimeError:
                     return 'few'
         """),
-        "solve(place) == 'many'",
+        "solve(targets) == 'many'",
     ),
     "memory bomb": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 held = []
                 while True:
                     held.append(bytearray(1 << 26))
@@ -62,15 +62,15 @@ PROGRAMS: dict[str, Hostile] = {
     ),
     "memory beyond the limit": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 return len(bytearray(600 << 20))
         """),
-        "solve(place) == 600 << 20",
+        "solve(targets) == 600 << 20",
     ),
     "disk bomb": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 written = 0
                 try:
                     for number in range(64):
@@ -80,26 +80,26 @@ PROGRAMS: dict[str, Hostile] = {
                     pass
                 return written
         """),
-        "solve(place) > 16 << 20",
+        "solve(targets) > 16 << 20",
     ),
     "one large file": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 with open('f', 'wb') as file:
                     return file.truncate(1 << 30)
         """),
-        "solve(place) == 1 << 30",
+        "solve(targets) == 1 << 30",
     ),
     "many open files": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 return len([os.open('/dev/null', 0) for _ in range(1000)])
         """),
-        "solve(place) == 1000",
+        "solve(targets) == 1000",
     ),
     "endless loop": Hostile("while True:\n    pass\n"),
-    "endless loop when called": Hostile("def solve(place):\n    while True:\n        pass\n"),
+    "endless loop when called": Hostile("def solve(targets):\n    while True:\n        pass\n"),
     "endless sleep": Hostile("import time\ntime.sleep(10_000)\n"),
     "endless loop that ignores signals": Hostile(
         _program("""
@@ -113,172 +113,172 @@ PROGRAMS: dict[str, Hostile] = {
                 pass
         """),
     ),
-    "waits on its input": Hostile("import sys\nsys.stdin.read()\ndef solve(place):\n    return input()\n"),
+    "waits on its input": Hostile("import sys\nsys.stdin.read()\ndef solve(targets):\n    return input()\n"),
     "output flood": Hostile("import os\nwhile True:\n    os.write(1, b'x' * 65536)\n"),
     "error flood": Hostile("import sys\nwhile True:\n    sys.stderr.write('x' * 65536)\n"),
-    "answer flood": Hostile("def solve(place):\n    return 'x' * (1 << 26)\n", "len(solve(place)) == 1 << 26"),
+    "answer flood": Hostile("def solve(targets):\n    return 'x' * (1 << 26)\n", "len(solve(targets)) == 1 << 26"),
     "endless answer": Hostile(
         _program("""
             import itertools
-            def solve(place):
+            def solve(targets):
                 return itertools.count()
         """),
-        "next(solve(place)) == 0",
+        "next(solve(targets)) == 0",
     ),
     "bottomless answer": Hostile(
         _program("""
-            def solve(place):
-                found = []
+            def solve(targets):
+                nested = []
                 for _ in range(100_000):
-                    found = [found]
-                return found
+                    nested = [nested]
+                return nested
         """),
-        "isinstance(solve(place), list)",
+        "isinstance(solve(targets), list)",
     ),
     "a number too long to read": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 return 10 ** 1_000_000
         """),
-        "solve(place) == 10 ** 1_000_000",
+        "solve(targets) == 10 ** 1_000_000",
     ),
-    "deep recursion": Hostile("import sys\nsys.setrecursionlimit(10**9)\ndef solve(place):\n    return solve(place)\n"),
-    "an expression that takes for ever": Hostile(
+    "deep recursion": Hostile("import sys\nsys.setrecursionlimit(10**9)\ndef solve(targets):\n    return solve(targets)\n"),
+    "an expression that takes forever": Hostile(
         _program("""
             import re
-            def solve(place):
+            def solve(targets):
                 return re.match(r'(a+)+$', 'a' * 64 + 'b')
         """),
     ),
     # -- reading and writing outside
-    "reads a file outside": Hostile("def solve(place):\n    return open(place[0]).read()\n", "solve(place) == 'secret'"),
+    "reads a file outside": Hostile("def solve(targets):\n    return open(targets[0]).read()\n", "solve(targets) == 'secret'"),
     "writes a file outside": Hostile(
         _program("""
-            def solve(place):
-                return open(place[0], 'w').write('gone')
+            def solve(targets):
+                return open(targets[0], 'w').write('gone')
         """),
-        "solve(place) == 4",
+        "solve(targets) == 4",
     ),
     "deletes a file outside": Hostile(
         _program("""
             import os
-            def solve(place):
-                return os.unlink(place[0])
+            def solve(targets):
+                return os.unlink(targets[0])
         """),
-        "solve(place) is None",
+        "solve(targets) is None",
     ),
     "walks up and down": Hostile(
         _program("""
-            def solve(place):
-                return open('/tmp/../' * 9 + place[0]).read()
+            def solve(targets):
+                return open('/tmp/../' * 9 + targets[0]).read()
         """),
-        "solve(place) == 'secret'",
+        "solve(targets) == 'secret'",
     ),
     "follows a link": Hostile(
         _program("""
             import os
-            def solve(place):
-                os.symlink(place[0], 'link')
+            def solve(targets):
+                os.symlink(targets[0], 'link')
                 return open('link').read()
         """),
-        "solve(place) == 'secret'",
+        "solve(targets) == 'secret'",
     ),
     "reads the password file": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 return 'root:' in open('/etc/passwd').read()
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
-    "reads memory by proc": Hostile(
+    "reads memory through /proc": Hostile(
         _program("""
-            def solve(place):
-                return len(open(f'/proc/{place[2]}/maps').read()) > 0
+            def solve(targets):
+                return len(open(f'/proc/{targets[2]}/maps').read()) > 0
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
-    "finds the parent's files by proc": Hostile(
+    "finds the parent's files through /proc": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 return os.listdir('/proc/1/fd')
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
     "writes into the libraries": Hostile(
         _program("""
             import json
-            def solve(place):
+            def solve(targets):
                 return open(json.__file__, 'a').write('#')
         """),
-        "solve(place) == 1",
+        "solve(targets) == 1",
     ),
-    "writes beside the scratch folder": Hostile(
+    "writes next to the scratch folder": Hostile(
         _program("""
-            def solve(place):
+            def solve(targets):
                 return open('/mine', 'w').write('x')
         """),
-        "solve(place) == 1",
+        "solve(targets) == 1",
     ),
     "makes a device": Hostile(
         _program("""
             import os, stat
-            def solve(place):
+            def solve(targets):
                 return os.mknod('disk', 0o600 | stat.S_IFBLK, os.makedev(8, 0))
         """),
-        "solve(place) is None",
+        "solve(targets) is None",
     ),
     "reads the environment": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 return os.environ.get('PLUMBLINE_SECRET')
         """),
-        "solve(place) == 'secret'",
+        "solve(targets) == 'secret'",
     ),
     # -- the network, other processes, privileges
     "connects to a server": Hostile(
         _program("""
             import socket
-            def solve(place):
-                socket.create_connection(('127.0.0.1', place[1]), 1)
+            def solve(targets):
+                socket.create_connection(('127.0.0.1', targets[1]), 1)
                 return True
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
     "sends a datagram": Hostile(
         _program("""
             import socket
-            def solve(place):
+            def solve(targets):
                 return socket.socket(2, 2).sendto(b'x', ('10.0.0.1', 53))
         """),
-        "solve(place) == 1",
+        "solve(targets) == 1",
     ),
     "resolves a name": Hostile(
         _program("""
             import socket
-            def solve(place):
+            def solve(targets):
                 return socket.gethostbyname('example.org')
         """),
-        "bool(solve(place))",
+        "bool(solve(targets))",
     ),
-    "binds an abstract socket of outside": Hostile(
+    "connects to an abstract socket outside": Hostile(
         _program("""
             import socket
-            def solve(place):
-                socket.socket(1, 1).connect(b'\\0' + place[3].encode())
+            def solve(targets):
+                socket.socket(1, 1).connect(b'\\0' + targets[3].encode())
                 return True
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
     "kills a process outside": Hostile(
         _program("""
             import os
-            def solve(place):
-                os.kill(place[2], 9)
+            def solve(targets):
+                os.kill(targets[2], 9)
                 return True
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
     "kills its parent": Hostile("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n" + _FALSE),
     "kills everything": Hostile("import os\nos.kill(-1, 9)\n" + _FALSE),
@@ -286,50 +286,50 @@ PROGRAMS: dict[str, Hostile] = {
     "becomes root": Hostile(
         _program("""
             import os
-            def solve(place):
+            def solve(targets):
                 os.setresuid(0, 0, 0)
                 return True
         """),
-        "solve(place) is True",
+        "solve(targets) is True",
     ),
     "raises its limits": Hostile(
         _program("""
             import resource
-            def solve(place):
+            def solve(targets):
                 resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))
                 return True
         """),
-        "solve(place)",
+        "solve(targets)",
     ),
-    "changes its root": Hostile("import os\ndef solve(place):\n    os.chroot('/')\n    return True\n", "solve(place)"),
-    "mounts by ctypes": Hostile(
+    "changes its root": Hostile("import os\ndef solve(targets):\n    os.chroot('/')\n    return True\n", "solve(targets)"),
+    "mounts through ctypes": Hostile(
         _program("""
             import ctypes
-            def solve(place):
+            def solve(targets):
                 return ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None)
         """),
-        "solve(place) == 0",
+        "solve(targets) == 0",
     ),
-    "writes to memory by ctypes": Hostile("import ctypes\nctypes.string_at(0)\n" + _FALSE),
-    "traces a process by ctypes": Hostile(
+    "writes to memory through ctypes": Hostile("import ctypes\nctypes.string_at(0)\n" + _FALSE),
+    "traces a process through ctypes": Hostile(
         _program("""
             import ctypes
-            def solve(place):
-                return ctypes.CDLL(None).ptrace(16, place[2], 0, 0)
+            def solve(targets):
+                return ctypes.CDLL(None).ptrace(16, targets[2], 0, 0)
         """),
-        "solve(place) == 0",
+        "solve(targets) == 0",
     ),
     "runs a shell": Hostile(
         _program("""
             import os
-            def solve(place):
-                return os.system(f'cat {place[0]} > copy') or open('copy').read()
+            def solve(targets):
+                return os.system(f'cat {targets[0]} > copy') or open('copy').read()
         """),
-        "solve(place) == 'secret'",
+        "solve(targets) == 'secret'",
     ),
     # -- staying behind
     "leaves a process": Hostile("import os, time\nif os.fork() == 0:\n    time.sleep(10_000)\n" + _FALSE),
-    "leaves a process in a session of its own": Hostile(
+    "leaves a process in its own session": Hostile(
         _program("""
             import os, time
             if os.fork() == 0:
@@ -353,11 +353,11 @@ PROGRAMS: dict[str, Hostile] = {
     ),
     # -- forging a verdict
     "os._exit(0)": Hostile("import os\nos._exit(0)\n"),
-    "os._exit(0) when called": Hostile("import os\ndef solve(place):\n    os._exit(0)\n"),
+    "os._exit(0) when called": Hostile("import os\ndef solve(targets):\n    os._exit(0)\n"),
     "SystemExit with 0": Hostile("raise SystemExit(0)\n"),
-    "SystemExit with 0 when called": Hostile("def solve(place):\n    raise SystemExit(0)\n"),
-    "KeyboardInterrupt": Hostile("def solve(place):\n    raise KeyboardInterrupt\n"),
-    "GeneratorExit": Hostile("def solve(place):\n    raise GeneratorExit\n"),
+    "SystemExit with 0 when called": Hostile("def solve(targets):\n    raise SystemExit(0)\n"),
+    "KeyboardInterrupt": Hostile("def solve(targets):\n    raise KeyboardInterrupt\n"),
+    "GeneratorExit": Hostile("def solve(targets):\n    raise GeneratorExit\n"),
     "exits at exit": Hostile("import atexit, os\natexit.register(os._exit, 0)\n" + _FALSE),
     "prints the verdict": Hostile('print(\'{"outcome": "passed", "detail": ""}\')\n' + _FALSE),
     "writes the verdict to every descriptor": Hostile(
@@ -383,7 +383,7 @@ PROGRAMS: dict[str, Hostile] = {
                     pass
         """)
         + _FALSE,
-        "solve(place) == 'the right answer, which was not guessed'",
+        "solve(targets) == 'the right answer, which was not guessed'",
     ),
     "returns what equals everything": Hostile(
         _program("""
@@ -393,7 +393,7 @@ PROGRAMS: dict[str, Hostile] = {
                 def __bool__(self):
                     return True
                 __hash__ = None
-            def solve(place):
+            def solve(targets):
                 return Yes()
         """),
     ),
@@ -403,7 +403,7 @@ PROGRAMS: dict[str, Hostile] = {
                 def __eq__(self, other):
                     return True
                 __hash__ = str.__hash__
-            def solve(place):
+            def solve(targets):
                 return Yes('no')
         """),
     ),
@@ -413,10 +413,10 @@ PROGRAMS: dict[str, Hostile] = {
                 def __eq__(self, other):
                     return True
                 __hash__ = None
-            def solve(place):
+            def solve(targets):
                 return Yes()
         """),
-        "solve(place) == ['the right answer']",
+        "solve(targets) == ['the right answer']",
     ),
     "replaces builtins": Hostile(
         _program("""
@@ -426,7 +426,7 @@ PROGRAMS: dict[str, Hostile] = {
             builtins.AssertionError = ValueError
         """)
         + _FALSE,
-        "len([solve(place)]) == 2",
+        "len([solve(targets)]) == 2",
     ),
     "defines builtins' names": Hostile(
         _program("""
@@ -436,20 +436,20 @@ PROGRAMS: dict[str, Hostile] = {
                 return 2
         """)
         + _FALSE,
-        "len([solve(place)]) == 2",
+        "len([solve(targets)]) == 2",
     ),
-    "replaces the tests": Hostile("def check(candidate):\n    return True\ndef place(*a):\n    return True\n" + _FALSE),
+    "replaces the tests": Hostile("def check(candidate):\n    return True\ndef targets(*a):\n    return True\n" + _FALSE),
     "looks for the tests in its frames": Hostile(
         _program("""
             import gc, sys
-            def solve(place):
+            def solve(targets):
                 frame, seen = sys._getframe(), gc.get_objects()
                 while frame:
                     seen += [*frame.f_locals.values()]
                     frame = frame.f_back
                 return ' '.join(['which', 'was', 'not', 'shown']) in str([item for item in seen if isinstance(item, (str, dict, list))])
         """),
-        "solve(place) and 'which was not shown'",
+        "solve(targets) and 'which was not shown'",
     ),
     "patches the process that calls it": Hostile(
         _program("""
@@ -461,7 +461,7 @@ PROGRAMS: dict[str, Hostile] = {
         """)
         + _FALSE,
     ),
-    "sends a handle that is none": Hostile(
+    "sends an invalid handle": Hostile(
         _program("""
             import sys
             main = sys.modules['__main__']
@@ -469,7 +469,7 @@ PROGRAMS: dict[str, Hostile] = {
         """)
         + _FALSE,
     ),
-    "has a module of its own loaded": Hostile(
+    "has its own module loaded": Hostile(
         _program("""
             import sys
             sys.modules['__main__'].encode = lambda *a: {'t': 'module', 'v': 'solution.evil'}
@@ -477,7 +477,7 @@ PROGRAMS: dict[str, Hostile] = {
         + _FALSE,
     ),
     "defines nothing": Hostile("solve = None\n"),
-    "is no Python": Hostile("Sure! Here is the program:\n"),
+    "is not Python": Hostile("Sure! Here is the program:\n"),
     "is empty": Hostile(""),
-    "has a null byte": Hostile("def solve(place):\n    return '\x00'\n"),
+    "has a null byte": Hostile("def solve(targets):\n    return '\x00'\n"),
 }

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible chat endpoint on loopback that answers by the text alone and fails as often as it is told to.
+"""An OpenAI-compatible chat endpoint on loopback that answers by the text alone and fails as often as configured.
 
-In a thread (`running`), or as a process: `python tests/judging_server.py --latency 0.2`, which prints its port. `GET /stats`
-says what it delivered whole.
+It runs in a thread (`running`), or as a process: `python tests/judging_server.py --latency 0.2` prints its port. `GET /stats` returns how
+many complete answers it has delivered.
 """
 
 import argparse
@@ -13,22 +13,24 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 FAULTS = ("429", "500", "timeout", "drop", "truncated", "html", "slow", "empty", "refusal")
-ANSWERED = ("", "empty", "refusal")  # the faults that are nevertheless whole answers, and are billed
+ANSWERED = ("", "empty", "refusal")  # the faults that are nevertheless complete answers, and are billed
 
 
 @dataclass
 class Server:
-    """What the endpoint does, and what it has done."""
+    """The endpoint's settings, and counts of what it has done."""
 
     fault_rate: float = 0.0
     faults: tuple[str, ...] = FAULTS
     latency: float = 0.0
+    gather: int = 0  # how many calls have to be under way at once before the first is answered
+    on_call: Callable[[], None] = lambda: None  # called when a call arrives, before it is answered
     hang_seconds: float = 1.5
     seed: int = 0
     retry_after: float = 0.05
@@ -42,7 +44,7 @@ class Server:
     echo: str = ""  # put into error messages
     extra: dict[str, Any] = field(default_factory=dict)  # put over the fields of an answer
     choice: dict[str, Any] = field(default_factory=dict)  # put over the fields of its choice
-    delivered: Counter[str] = field(default_factory=Counter)  # whole answers, by the digest of the request's body
+    delivered: Counter[str] = field(default_factory=Counter)  # complete answers, by the digest of the request's body
     faulty: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Server:
     under_way: int = 0
     most_under_way: int = 0
     arrivals: list[float] = field(default_factory=list)
+    gathered: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     keep: bool = True  # the bodies and headers of requests
 
@@ -69,7 +72,10 @@ class Server:
                     continue
                 self.under_way += 1
                 self.most_under_way = max(self.most_under_way, self.under_way)
+                if self.under_way >= self.gather:
+                    self.gathered.set()
                 try:
+                    await self.gathered.wait()
                     if not await self.answer(head.decode(), body, writer):
                         break
                 finally:
@@ -80,8 +86,9 @@ class Server:
             writer.close()
 
     async def answer(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Answers one call; whether the connection is still good."""
+        """Answers one call; returns whether the connection is still good."""
         number, self.calls = self.calls, self.calls + 1
+        self.on_call()
         self.arrivals.append(time.monotonic())
         rng = random.Random(f"{self.seed}:{number}")
         fault = rng.choice(self.faults) if rng.random() < self.fault_rate else ""
@@ -91,49 +98,55 @@ class Server:
             self.headers.append(head)
         await asyncio.sleep(self.latency)
         self.faulty[fault] += 1
-        refused = [name for name in self.refuses if name in request]
-        if any(text in request["messages"][0]["content"] for text in self.refuses_text):
-            await self.send(writer, json.dumps({"error": self.error[1]}).encode(), self.error[0])
-            return True
-        if self.status != 200 or refused:
-            message = f"Unsupported parameter: {refused[0]}" if refused else f"no {self.echo}"
-            await self.send(writer, json.dumps({"error": {"message": message}}).encode(), 400 if refused else self.status)
-            return True
-        if fault == "429":
-            await self.send(writer, b'{"error": {"message": "slow down"}}', 429, f"retry-after: {self.retry_after}\r\n")
-            return True
-        if fault == "500":
-            await self.send(writer, b"oops", 500)
-            return True
-        if fault == "html":
-            await self.send(writer, b"<html>gateway</html>", 200, "content-type: text/html\r\n")
+        if refusal := self.refusal(request, fault):
+            await self.send(writer, *refusal)
             return True
         if fault in ("drop", "timeout"):
             await asyncio.sleep(self.hang_seconds if fault == "timeout" else 0)
             return False
-        whole = self.reply(request, fault)
-        if fault == "truncated":
-            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(whole)}\r\n\r\n".encode() + whole[: len(whole) // 2])
-            await writer.drain()
+        complete = self.reply(request, fault)
+        if fault in ("truncated", "slow"):
+            await self.send_part(writer, complete, fault)
             return False
-        if fault == "slow":
-            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(whole)}\r\n\r\n".encode())
-            for at in range(0, len(whole), max(1, len(whole) // 20)):
-                writer.write(whole[at : at + 1])
-                await writer.drain()
-                await asyncio.sleep(self.hang_seconds / 20)
-            return False
-        # Counted before it is sent: a client that is killed now has perhaps received it and perhaps not.
+        # Counted before it is sent: a client that is killed now may or may not have received it.
         self.delivered[hashlib.sha256(body).hexdigest()] += 1
-        if usage := json.loads(whole)["usage"]:
+        if usage := json.loads(complete)["usage"]:
             self.input_tokens += usage["prompt_tokens"] or 0
             self.output_tokens += usage["completion_tokens"] or 0
-        await self.send(writer, whole)
+        await self.send(writer, complete)
         return True
 
+    def refusal(self, request: dict[str, Any], fault: str) -> tuple[bytes, int, str] | None:
+        """The body, status and headers of an answer without a reply; None if the call gets a reply or none at all."""
+        refused = [name for name in self.refuses if name in request]
+        if any(text in request["messages"][0]["content"] for text in self.refuses_text):
+            return json.dumps({"error": self.error[1]}).encode(), self.error[0], ""
+        if self.status != 200 or refused:
+            message = f"Unsupported parameter: {refused[0]}" if refused else f"no {self.echo}"
+            return json.dumps({"error": {"message": message}}).encode(), 400 if refused else self.status, ""
+        if fault == "429":
+            return b'{"error": {"message": "slow down"}}', 429, f"retry-after: {self.retry_after}\r\n"
+        if fault == "500":
+            return b"oops", 500, ""
+        if fault == "html":
+            return b"<html>gateway</html>", 200, "content-type: text/html\r\n"
+        return None
+
+    async def send_part(self, writer: asyncio.StreamWriter, complete: bytes, fault: str) -> None:
+        """Sends half of an answer at once (`truncated`), or the beginning of it byte by byte (`slow`)."""
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(complete)}\r\n\r\n".encode())
+        if fault == "truncated":
+            writer.write(complete[: len(complete) // 2])
+            await writer.drain()
+            return
+        for position in range(20):
+            writer.write(complete[position : position + 1])
+            await writer.drain()
+            await asyncio.sleep(self.hang_seconds / 20)
+
     def reply(self, request: dict[str, Any], fault: str) -> bytes:
-        asked = next(m["content"] for m in request["messages"] if m["role"] == "user")
-        text = self.text if self.text is not None else verdict(asked)
+        question = next(message["content"] for message in request["messages"] if message["role"] == "user")
+        text = self.text if self.text is not None else verdict(question)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self.structured and "response_format" in request:
             key, value = text.splitlines()[-1].split(": ")
@@ -147,7 +160,7 @@ class Server:
             token = text.split()[-1]
             tops = [{"token": token, "logprob": -0.1}, {"token": "B" if token == "A" else "A", "logprob": -2.5}]
             choice["logprobs"] = {"content": [{"token": "Verdict:", "top_logprobs": []}, {"token": token, "top_logprobs": tops}]}
-        usage = {"prompt_tokens": len(asked.split()), "completion_tokens": len(text.split())}
+        usage = {"prompt_tokens": len(question.split()), "completion_tokens": len(text.split())}
         answer = {"id": "1", "object": "chat.completion", "choices": [choice | self.choice], "usage": usage}
         return json.dumps(answer | self.extra).encode()
 
@@ -158,13 +171,13 @@ class Server:
 
 
 def worth(text: str) -> int:
-    """What an answer is worth to this judge: nothing but its digest."""
+    """This judge's rating of an answer, from 1 to 10, which depends on its digest alone."""
     return hashlib.sha256(text.strip().encode()).digest()[0] % 10 + 1
 
 
-def verdict(asked: str) -> str:
-    """A rating, or a comparison that does not depend on the order."""
-    answers = re.findall(r"<response\w*>\n(.*?)\n</response\w*>", asked, re.DOTALL)
+def verdict(question: str) -> str:
+    """A rating, or a comparison that does not depend on the order shown."""
+    answers = re.findall(r"<response\w*>\n(.*?)\n</response\w*>", question, re.DOTALL)
     if len(answers) == 1:
         return f"Some reasons.\nRating: {worth(answers[0])}"
     first, second = (worth(answer) for answer in answers)
@@ -173,7 +186,7 @@ def verdict(asked: str) -> str:
 
 @contextmanager
 def running(**settings: Any) -> Iterator[Server]:
-    """The endpoint in a thread of its own."""
+    """Runs the endpoint in a thread."""
     server, started, loop = Server(**settings), threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:

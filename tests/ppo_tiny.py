@@ -1,17 +1,19 @@
-"""What the tests of PPO share: a vocabulary of words, a policy of a few thousand parameters, a config that runs in a second."""
+"""A tiny PPO run for tests: a vocabulary of words, a policy of a few thousand parameters, a config that runs in a second."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stages.methods.ppo.config import PpoConfig
-from stages.methods.ppo.models import ValueModel
-from stages.methods.ppo.trainer import PpoTrainer
-from stages.models.chat import END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE
-from stages.pipeline.records import Message
+from plumbline.methods.online.ppo.networks import ValueModel
+from plumbline.methods.online.ppo.settings import PpoConfig
+from plumbline.methods.online.ppo.trainer import PpoTrainer
+from plumbline.models.chat import END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
+from plumbline.pipeline.composing import CONF
+from plumbline.rows import Message
 
 WORDS = ("a", "b", "c", "d", "q", "r")
 PROMPTS: list[list[Message]] = [
@@ -56,69 +58,41 @@ def tiny_policy(seed: int = 2, **changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama_config(len(word_tokenizer()), **changes)).eval()
 
 
+def unhurried_policy() -> LlamaForCausalLM:
+    """A tiny policy whose end-of-turn logit is always 0: it ends about one time in twenty, wherever it is."""
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.embed_tokens.weight[end_of_turn_id(word_tokenizer())] = 0
+    return policy
+
+
 def tiny_value_model(seed: int = 1, **changes: Any) -> ValueModel:
     backbone = tiny_policy(seed, **changes).model
     return ValueModel(backbone, torch.nn.Linear(16, 1))
 
 
 def count_a(prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
-    """A reward: one point for each `a`."""
+    """A reward of one point for each `a`."""
     return [float(completion.split().count("a")) for completion in completions]
 
 
+SMALL: dict[str, Any] = {
+    "init": "sft", "reward": "rm", "episodes": 32, "rollout_batch_size": 8, "batch_size": 4, "micro_batch_size": 4, "update_epochs": 2,
+    "max_new_tokens": 6, "sampling_batch_size": 8, "beta": 0.1, "learning_rate": 1e-3, "value_learning_rate": 1e-3, "warmup_fraction": 0.0,
+    "samples_every": 2, "checkpoint_every": 2,
+}  # fmt: skip
+
+
 def tiny_config(**changes: Any) -> PpoConfig:
-    settings: dict[str, Any] = {
-        "init": "sft",
-        "signal": "reward/rm",
-        "episodes": 32,
-        "rollout_batch_size": 8,
-        "minibatch_size": 4,
-        "micro_batch_size": 4,
-        "epochs": 2,
-        "families": [],
-        "max_new_tokens": 6,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "sampling_batch_size": 8,
-        "missing_eos_penalty": 1.0,
-        "normalise_scores": False,
-        "clip_score": None,
-        "init_kl_coef": 0.1,
-        "target_kl": None,
-        "kl_gain": 0.1,
-        "min_reward_accuracy": 0.6,
-        "cost_limit": None,
-        "lambda_learning_rate": 0.1,
-        "max_lambda": 10.0,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "whiten_advantages": True,
-        "clip_range": 0.2,
-        "value_clip_range": 0.2,
-        "entropy_coefficient": 0.0,
-        "max_approx_kl": None,
-        "learning_rate": 1e-3,
-        "value_learning_rate": 1e-3,
-        "schedule": "linear",
-        "warmup_fraction": 0.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "lora_rank": 0,
-        "lora_alpha": 16,
-        "lora_output": "merged",
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "guard": True,
-        "warn_entropy_fraction": 0.25,
-        "warn_kl": 20.0,
-        "samples_every": 2,
-        "checkpoint_every": 2,
-    }
-    return PpoConfig(**(settings | changes))
+    """The method's conf file, shrunk to four steps of eight completions."""
+    values = OmegaConf.load(CONF / "method/ppo.yaml")
+    del values["defaults"]
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, SMALL | changes))
+    return config
 
 
 def trainer_of(config: PpoConfig, **changes: Any) -> PpoTrainer:
+    """A trainer of a fresh policy; `changes` replace its parts."""
     parts: dict[str, Any] = {
         "policy": tiny_policy(),
         "reference": tiny_policy(),

@@ -1,6 +1,7 @@
 """Runs the work of `prepare` on files that a test writes, without the stage around it."""
 
 import json
+import os
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -9,22 +10,28 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from stages.datasets.config import FilesData, Policy, Role, Source
-from stages.datasets.finishing import finish
-from stages.datasets.gathering import Pool, files_role, gather
-from stages.datasets.rendering import Fitting
-from stages.datasets.selection import check_limits, index_evaluation, select
-from stages.models.tokenizers import make_ready, train_tokenizer
-from stages.pipeline.composing import CONF
-from stages.pipeline.records import read_jsonl
+from plumbline.data.plans import role_from_files
+from plumbline.data.rendering import Fitting
+from plumbline.data.schema import ROLES, FilesData, Policy, Role, Source
+from plumbline.data.selecting import check_limits
+from plumbline.data.spool import Pool
+from plumbline.data.writing import write_role
+from plumbline.models.tokenizers import make_ready, train_tokenizer
+from plumbline.pipeline.composing import CONF, require_sound
+from plumbline.pipeline.records import read_jsonl
+from plumbline.rows import Row
+from stages.prepare import gather_all
 
-ROLES = ("prompts", "pretrain", "sft", "preferences", "unpaired")
+SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+"""The folder of public data, which not every machine has."""
+
+NO_SHARED_DATA = f"no public data at {SHARED} (set PLUMBLINE_SHARED)"
 
 
 class Prepared(NamedTuple):
-    """The rows of every role and split, and what is known of those that were dropped."""
+    """The rows of every role and split, and the pools with what was dropped."""
 
-    rows: dict[str, dict[str, list[dict[str, Any]]]]
+    rows: dict[str, dict[str, list[Row]]]
     pools: dict[str, Pool]
 
     def dropped(self, role: str) -> Counter[str]:
@@ -34,11 +41,16 @@ class Prepared(NamedTuple):
             counts[reason] += count
         return counts
 
-    def places(self, role: str) -> set[tuple[str, int, str]]:
-        """(file, row, reason) of the examples of what was dropped or noted."""
+    def examples(self, role: str) -> set[tuple[str, int, str]]:
+        """(file, row, reason) of the first rows of each source that were dropped or noted."""
         return {(drop.file, drop.row, drop.reason) for drops in self.pools[role].tally.examples.values() for drop in drops}
 
-    def kept(self, role: str) -> list[dict[str, Any]]:
+    def first_drops(self, role: str) -> dict[str, tuple[str, int, str]]:
+        """Source -> (file, row, reason) of the first row of each source that was dropped or noted."""
+        examples = self.pools[role].tally.examples
+        return {name: (drops[0].file, drops[0].row, drops[0].reason) for (name, _), drops in reversed(examples.items())}
+
+    def kept(self, role: str) -> list[Row]:
         """The rows of a role, all splits together."""
         return [row for rows in self.rows[role].values() for row in rows]
 
@@ -51,7 +63,7 @@ def small_tokenizer(template: str | None = None) -> PreTrainedTokenizerBase:
 
 
 def source(*files: str, **settings: Any) -> Source:
-    """A source under a licence."""
+    """A source with a licence."""
     return Source(files=list(files), licence="MIT", **settings)
 
 
@@ -69,8 +81,13 @@ def data_conf(name: str) -> FilesData:
     return data
 
 
+def sources_of(data: FilesData) -> dict[str, list[Source]]:
+    """The sources of every role of a data conf."""
+    return {role: getattr(data, role).sources for role in ROLES}
+
+
 def write_rows(path: Path, rows: list[Any]) -> None:
-    """A JSON Lines file."""
+    """Writes a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -84,9 +101,8 @@ def prepare(
     template: str | None = None,
     validation: float = 0.0,
     test: float = 0.0,
-    processes: int = 1,
 ) -> Prepared:
-    """Prepares the given sources, files of which lie in `folder`/in; outputs go to `folder`/out."""
+    """Prepares these sources, whose files are in `folder`/in; outputs go to `folder`/out."""
     policy = policy or Policy()
     data = FilesData(
         **{role: Role(sources) for role, sources in roles.items()},
@@ -94,21 +110,13 @@ def prepare(
         test_fraction=test,
         policy=policy,
     )
+    require_sound(data)
     spool = folder / "spool"
     spool.mkdir(exist_ok=True)
-    overlaps, pools = None, {}
-    items = {role: files_role(role, data, folder / "in") for role in ROLES}
-    for role in ROLES:
-        gathering, rows = items[role]
-        pools[role] = gather(gathering._replace(overlaps=overlaps), rows, spool / role, processes)
-        check_limits(role, pools[role].tally, policy)
-        if role == "prompts" and policy.decontaminate != "off":
-            overlaps = index_evaluation(pools[role], policy)
-        select(pools[role], policy)
-    tokenizer = small_tokenizer(template)
+    pools = gather_all({role: role_from_files(role, data, folder / "in") for role in ROLES}, policy, spool, processes=1)
     fitting = Fitting(context_tokens, policy.too_long, policy.answer_tokens)
-    for role in ROLES:
-        finish(pools[role], tokenizer, fitting, folder / "out" / role, processes)
-        check_limits(role, pools[role].tally, policy)
+    for role, pool in pools.items():
+        write_role(pool, small_tokenizer(template), fitting, folder / "out" / role, processes=1)
+        check_limits(role, pool.tally, policy)
     written = {role: {file.stem: read_jsonl(file) for file in sorted((folder / "out" / role).glob("*.jsonl"))} for role in ROLES}
     return Prepared(written, pools)

@@ -1,14 +1,14 @@
-"""Claims about answers: which prompts, how often, in which order, and what is refused."""
+"""Claims about answers: which prompts are answered, how often and in which order, and what is refused."""
 
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from plumbline.evaluation.section import EvaluateSection
+from plumbline.models.tokenizers import train_tokenizer
+from plumbline.pipeline.records import read_jsonl, write_jsonl
 from stages.answer import AnswerStage, answer_row, run
-from stages.evaluation.section import EvaluateSection, check_section
-from stages.models.tokenizers import train_tokenizer
-from stages.pipeline.records import read_jsonl, write_jsonl
 
 TEXTS = ["What is 3 plus 4?", "It is 7.", "사과는 무슨 색인가요?", "빨간색이에요."] * 4
 
@@ -57,68 +57,59 @@ def answers(project: Path, evaluate: EvaluateSection) -> list[dict]:
 
 
 @pytest.fixture
-def asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "answer@sft")
     make_policy(project / "artifacts/policy/sft", seed=1)
     ask(project, ["What is 3 plus 4?", "사과는 무슨 색인가요?", "What?"])
     return project
 
 
-def test_every_prompt_is_answered_as_often_as_asked_with_its_answers_adjacent(asked: Path) -> None:
-    rows = answers(asked, section(samples=3))
+def test_every_prompt_has_the_configured_number_of_answers_side_by_side(world: Path) -> None:
+    rows = answers(world, section(samples=3))
     assert [(row["id"], row["index"]) for row in rows] == [(f"q{n}", index) for n in range(3) for index in range(3)]
     assert {row["policy"] for row in rows} == {"sft"}
 
 
-def test_an_answer_is_the_text_of_its_tokens(asked: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(asked / "artifacts/policy/sft")
-    for row in answers(asked, section()):
+def test_an_answer_is_the_text_of_its_tokens(world: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world / "artifacts/policy/sft")
+    for row in answers(world, section()):
         assert row["completion"] == [{"role": "assistant", "content": tokenizer.decode(row["ids"], skip_special_tokens=True)}]
         assert row["tokens"] == len(row["ids"]) <= 8
         assert row["finished"] == (row["ids"][-1] == tokenizer.eos_token_id)
 
 
-def test_the_same_seed_gives_the_same_bytes(asked: Path) -> None:
-    file = asked / "artifacts/answer/sft/completions.jsonl"
-    answers(asked, section())
+def test_the_same_seed_gives_the_same_bytes(world: Path) -> None:
+    file = world / "artifacts/answer/sft/completions.jsonl"
+    answers(world, section())
     first = file.read_bytes()
-    answers(asked, section())
+    answers(world, section())
     assert file.read_bytes() == first
 
 
-def test_data_without_families_gives_null(asked: Path) -> None:
-    assert {(row["family"], row["language"]) for row in answers(asked, section())} == {(None, None)}
+def test_data_without_families_gives_null(world: Path) -> None:
+    assert {(row["family"], row["language"]) for row in answers(world, section())} == {(None, None)}
 
 
-def test_data_with_families_passes_them_on() -> None:
+def test_families_of_the_data_are_passed_on() -> None:
     row = {"id": "q", "index": 0, "prompt": [], "completion": [], "finished": True, "tokens": 1, "ids": [1], "intent": "x"}
     kept = answer_row({**row, "family": "fact", "language": "ko"}, "dpo")
     assert (kept["family"], kept["language"], kept["policy"]) == ("fact", "ko", "dpo")
     assert "intent" not in kept
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_not_cut(asked: Path) -> None:
-    ask(asked, ["What is 3 plus 4? " * 40])
+def test_a_prompt_that_leaves_no_room_is_refused_not_cut(world: Path) -> None:
+    ask(world, ["What is 3 plus 4? " * 40])
     with pytest.raises(ValueError, match="1 of 1 prompts"):
-        answers(asked, section())
+        answers(world, section())
 
 
-def test_no_prompts_is_an_error(asked: Path) -> None:
-    ask(asked, [])
+def test_a_file_without_prompts_is_refused(world: Path) -> None:
+    ask(world, [])
     with pytest.raises(ValueError, match="found none"):
-        answers(asked, section())
+        answers(world, section())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"split": "train"}, "expected one of test, validation, found 'train'"),
-        ({"against": "base"}, r"evaluate.against: expected one of evaluate.policies \(sft, dpo\), found 'base'"),
-        ({"policies": ["sft", "sft"]}, "each policy once"),
-        ({"samples": 0}, "evaluate.samples: expected at least 1, found 0"),
-        ({"temperature": 0.0}, "evaluate.temperature: expected more than 0"),
-    ],
-)
-def test_a_section_that_cannot_work_is_refused_before_any_work(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_section(section(**change))
+def test_a_section_that_cannot_work_is_refused_before_any_work(world: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.samples: expected at least 1, found 0"):
+        answers(world, section(samples=0))
+    assert not (world / "artifacts/answer").exists()

@@ -1,4 +1,4 @@
-"""The one chat template: what is fed to the model, where loss is, and the tokenizers that are made for it."""
+"""The one chat template: what the model reads, where loss is, and the tokenizers that are made for it."""
 
 import copy
 import hashlib
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stages.models.chat import (
+from plumbline.models.chat import (
     ASSISTANT,
     DEFAULT_TEMPLATE,
     END,
@@ -28,7 +28,7 @@ from stages.models.chat import (
     render,
     token_pieces,
 )
-from stages.models.tokenizers import SMALLEST_VOCABULARY, load_tokenizer, make_ready, train_tokenizer
+from plumbline.models.tokenizers import SMALLEST_VOCABULARY, load_tokenizer, make_ready, train_tokenizer
 
 TEXTS = ["What is 12 plus 34? It is 46.", "안녕하세요, 무엇을 도와드릴까요?", "def f(x):\n    return x + 1"] * 20
 SYSTEM_TURN = {"role": "system", "content": "Be brief."}
@@ -52,7 +52,7 @@ message_text = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).f
 
 @settings(max_examples=200, deadline=None)
 @given(st.booleans(), st.lists(message_text, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0))
-def test_prompt_and_completion_are_together_the_rendered_whole(tokenizer: Any, system: bool, texts: list[str]) -> None:
+def test_prompt_and_completion_together_are_the_rendered_conversation(tokenizer: Any, system: bool, texts: list[str]) -> None:
     turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
     conversation = ([SYSTEM_TURN] if system else []) + turns
     prompt, completion = conversation[:-1], conversation[-1:]
@@ -100,8 +100,8 @@ def test_the_generation_mask_of_trl_covers_the_completion_and_its_end(tokenizer:
 
 
 @pytest.mark.parametrize("template", [TINY_TEMPLATE, DEFAULT_TEMPLATE])
-def test_every_stage_is_fed_the_same_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
-    """SFT, reward model and DPO as TRL takes them; sampling, PPO and evaluation use `prompt_ids`, rewards `encode_turns`."""
+def test_every_stage_reads_the_same_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """SFT, the reward model and DPO, as TRL reads them; sampling, PPO and evaluation use `prompt_ids`, rewards use `encode_turns`."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -126,19 +126,21 @@ def test_every_stage_is_fed_the_same_tokens(tokenizer: PreTrainedTokenizerFast, 
     reward = RewardTrainer(LlamaForSequenceClassification(config), RewardConfig(**options), processing_class=tokenizer,
                            train_dataset=Dataset.from_list(encode_preferences(tokenizer, [pair])))  # fmt: skip
     row = reward.train_dataset[0]
-    assert row["chosen_ids"] == turn.prompt + turn.completion  # as stages/models/rewards.py asks for a reward
+    assert row["chosen_ids"] == turn.prompt + turn.completion  # as plumbline/rewards/model.py asks for a reward
     assert row["rejected_ids"] == turn.prompt + worse.completion
     dpo = DPOTrainer(model, ref_model=copy.deepcopy(model), args=DPOConfig(**options), processing_class=tokenizer,
                      train_dataset=Dataset.from_list([pair]))  # fmt: skip
     row = dpo.train_dataset[0]
     after = tokenizer("\n", add_special_tokens=False)["input_ids"] if template is DEFAULT_TEMPLATE else []
     assert row["prompt_ids"] == turn.prompt
-    assert row["chosen_ids"] == turn.completion + after  # DPO takes text only: the newline after the end of turn is on both sides
+    assert (
+        row["chosen_ids"] == turn.completion + after
+    )  # DPO takes only text, so the newline after the end of turn is on both sides
     assert row["rejected_ids"] == worse.completion + after
 
 
 def test_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"at least {SMALLEST_VOCABULARY}"):
+    with pytest.raises(ValueError, match=f"vocabulary_size: expected at least {SMALLEST_VOCABULARY}"):
         train_tokenizer(TEXTS, SMALLEST_VOCABULARY - 1)
 
 
@@ -148,7 +150,7 @@ def test_an_unknown_role_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def bare(texts: list[str] = TEXTS) -> PreTrainedTokenizerFast:
-    """A tokenizer as GPT-2's: no template, no padding token."""
+    """A tokenizer like GPT-2's: without a template or a padding token."""
     tokenizer = train_tokenizer(texts, 400)
     tokenizer.chat_template = None
     tokenizer.pad_token = None
@@ -171,12 +173,13 @@ def test_a_completion_that_begins_with_a_newline_follows_the_finished_prompt() -
     assert tokenizer.decode(turn.completion) == f"\nyes{END}"
 
 
-def test_padding_that_is_the_end_of_turn_is_replaced_and_told() -> None:
+def test_padding_that_is_the_end_of_turn_is_replaced_and_noted() -> None:
     tokenizer = train_tokenizer(TEXTS, 400)
     tokenizer.pad_token = END
     ready = make_ready(tokenizer)
     assert ready.tokenizer.pad_token == PAD
-    assert ready.notes == [f"padding token: '{PAD}' (the model has '{END}', its end-of-turn)"]
+    (note,) = ready.notes
+    assert note.startswith(f"padding token: '{PAD}'")
 
 
 def test_a_model_without_any_candidate_gets_a_new_padding_token() -> None:
@@ -196,12 +199,12 @@ def _words() -> Any:
 
 
 def test_the_end_of_turn_as_padding_is_refused() -> None:
-    with pytest.raises(ValueError, match="pad_token other than the end-of-turn"):
+    with pytest.raises(ValueError, match="pad_token: expected a token that is not the end-of-turn token"):
         make_ready(train_tokenizer(TEXTS, 400), pad_token=END)
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected an end-of-sequence token"):
+    with pytest.raises(ValueError, match="eos_token: expected an end-of-sequence token"):
         make_ready(PreTrainedTokenizerFast(tokenizer_object=_words()))
 
 
@@ -221,12 +224,12 @@ def test_a_template_that_renders_the_prompt_alone_differently_is_refused() -> No
         completion_ids(tokenizer, PROMPT, COMPLETION)
 
 
-def test_a_folder_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a Hugging Face tokenizer at .* Set `path`"):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a Hugging Face tokenizer at .* Set path"):
         load_tokenizer(str(tmp_path))
 
 
-def test_end_of_turn_is_the_templates_not_the_eos() -> None:
+def test_the_end_of_turn_is_the_templates_and_not_the_eos_token() -> None:
     tokenizer = train_tokenizer(TEXTS, 400)
     template = (
         "{% for m in messages %}<|user|>{{ m['content'] }}<|system|>{% endfor %}{% if add_generation_prompt %}<|user|>{% endif %}"

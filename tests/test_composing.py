@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from stages.pipeline.composing import load_params
+from plumbline.pipeline.composing import load_params, problems, require_sound
 from tests.conftest import ROOT
 
 
@@ -17,7 +18,12 @@ def stage(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def check(project: Path, recipe: str) -> str:
+def check(project: Path, *replacements: tuple[str, str]) -> str:
+    """What `check` says of the default recipe after these replacements, each of which must apply."""
+    recipe = (ROOT / "conf/recipe/default.yaml").read_text()
+    for old, new in replacements:
+        assert old in recipe, old
+        recipe = recipe.replace(old, new, 1)
     (project / "params.yaml").write_text(recipe)
     done = stage("stages.check", cwd=project)
     assert done.returncode == 1, done.stdout
@@ -25,15 +31,19 @@ def check(project: Path, recipe: str) -> str:
     return done.stderr
 
 
-@pytest.fixture
-def recipe(project: Path) -> str:
-    return (project / "params.yaml").read_text()
+def expect(error: str, *messages: str) -> None:
+    """Each message is on a line of its own and nothing else is complained of."""
+    lines = [line for line in error.splitlines() if line.startswith("- ")]
+    missing = [message for message in messages if not any(message in line for line in lines)]
+    assert not missing, error
+    assert len(lines) == len(messages), error
 
 
 def test_the_default_recipe_is_sound(project: Path) -> None:
     done = stage("stages.check", cwd=project)
     assert done.returncode == 0, done.stderr
-    assert (project / "artifacts/sample/none").is_dir()
+    assert (project / "artifacts/none").is_dir()
+    assert (project / "artifacts/reward/none").is_dir()
 
 
 def test_an_entry_composes_with_its_methods_values_and_the_command_line_wins(project: Path) -> None:
@@ -45,83 +55,86 @@ def test_an_entry_composes_with_its_methods_values_and_the_command_line_wins(pro
     assert not (project / "artifacts").exists()
 
 
-def test_a_mistyped_key_is_named_with_the_one_meant(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("beta: 0.1", "btea: 0.1"))
-    assert "params.yaml: align.dpo" in error
-    assert "'btea'" in error
-    assert "'beta'" in error
-
-
-def test_a_wrong_type_names_the_key(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("beta: 0.1", "beta: strong"))
-    assert "align.dpo" in error
-    assert "strong" in error
-
-
-def test_values_that_do_not_fit_together_stop_the_build_too(project: Path, recipe: str) -> None:
-    error = check(
-        project, recipe.replace("    reward: rm\n    cost: none", "    reward: rm\n    strategy: statistical\n    cost: none")
-    )
-    assert error.count("params.yaml: reject.rs") == 1
-    assert "beta above 0, found None" in error
+def test_all_mistakes_in_a_recipe_are_named_at_once_each_with_its_key(project: Path) -> None:
     error = check(
         project,
-        recipe.replace("    second: none", "    kind: modle\n    second: none", 1),
+        ("beta: 0.1", "btea: 0.1"),
+        ("beta: 0.15", "beta: strong"),
+        ("signal: reject/rs", "signal: reject/rz"),
+        ("    reward: rm\n\nalign:", "    reward: rm\n    strategy: statistical\n\nalign:"),
+        ("    epochs: 1", "    kind: modle\n    epochs: 1"),
+        ("    pairs: all_pairs", "    way: agreement\n    pairs: all_pairs"),
+        ("  reward: rm\n  split: test", "  reward: rmm\n  split: tset"),
+        ("  - ppo\n", "  - pppo\n"),
     )
-    assert "params.yaml: reward.rm.kind: expected one of model, cost" in error
-    error = check(project, recipe.replace("    pairs: all_pairs", "    way: agreement\n    pairs: all_pairs", 1))
-    assert "params.yaml: label.ranked: way: agreement asks no judge" in error
-
-
-def test_a_node_that_does_not_exist_is_named_with_those_that_do(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("signal: reject/rs", "signal: reject/rz"))
-    assert "align.rs.signal" in error
-    assert "Did you mean 'reject/rs'?" in error
-
-
-def test_what_only_evaluation_reads_is_checked_before_training(project: Path, recipe: str) -> None:
-    before, _, after = recipe.partition("\nevaluate:")
-    for right, wrong, said in (
-        ("reward: rm", "reward: rmm", "evaluate.reward: there is no 'rmm'. Did you mean 'rm'?"),
-        ("split: test", "split: tset", "evaluate.split: expected one of test, validation, found 'tset'"),
-        ("temperature: 1.0", "temperature: 0", "evaluate.temperature: expected more than 0"),
-        ("against: sft", "against: none", "there is no policy 'none'"),
-    ):
-        assert said in check(project, f"{before}\nevaluate:{after.replace(right, wrong)}")
-
-
-def test_a_section_that_nothing_reads_or_that_is_no_mapping_is_named(project: Path, recipe: str) -> None:
-    assert "there is no section 'evalaute'. Did you mean 'evaluate'?" in check(
-        project, recipe.replace("\nevaluate:", "\nevalaute:")
+    expect(
+        error,
+        "params.yaml: align.dpo: unknown key 'btea'. Did you mean 'beta'?",
+        "params.yaml: rl.ppo: ",
+        "params.yaml: align.rs.signal: there is no 'reject/rz'. Did you mean 'reject/rs'?",
+        "params.yaml: reject.rs.beta: ",
+        "params.yaml: reward_model.rm.kind: expected one of preference, cost, found 'modle'",
+        "params.yaml: label.ranked.min_margin: ",
+        "params.yaml: label.ranked.judge: ",
+        "params.yaml: evaluate.reward: there is no 'rmm'. Did you mean 'rm'?",
+        "params.yaml: evaluate.split: expected one of test, validation, found 'tset'",
+        "params.yaml: evaluate: there is no policy 'pppo'",
     )
-    assert "params.yaml: revise: expected a mapping" in check(project, recipe.replace("\nrevise: {}", "\nrevise: [a]", 1))
-    assert "params.yaml" in check(project, recipe + "\nseed: 18\n  x: [")
 
 
-def test_what_knows_the_closed_world_alone_is_refused_on_other_data(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("data: closed_world", "data: gsm8k"))
-    assert "params.yaml: label.round1: judge: simulated knows nothing but `data: closed_world`, found data: gsm8k" in error
+def test_a_key_that_dvc_needs_is_asked_for_and_one_output_made_twice_is_refused(project: Path) -> None:
+    error = check(project, ("    policy: sft\n", ""), ("  ppo:  ", "  dpo:  "))
+    assert "params.yaml: sample.round1.policy: missing; DVC needs it" in error
+    assert "artifacts/policy/dpo made by align@dpo and rl@dpo" in error
+
+
+def test_a_method_under_the_wrong_stage_is_sent_to_the_right_one(project: Path) -> None:
+    error = check(
+        project,
+        (
+            "    method: dpo\n    init: sft\n    signal: label/round1\n    beta: 0.1",
+            "    method: grpo\n    init: sft\n    signal: label/round1",
+        ),
+    )
+    expect(error, "params.yaml: align.dpo.method: expected a method that learns from rows, found grpo: move the entry to `rl`")
+
+
+def test_rows_of_the_wrong_kind_and_values_out_of_range_are_refused_before_training(project: Path) -> None:
+    error = check(project, ("signal: label/round1", "signal: data/sft"), ("signal: label/ranked", "signal: data/unpaired"))
+    expect(
+        error,
+        "params.yaml: align.dpo.signal: expected preferences, found data/sft, which holds demonstrations",
+        "params.yaml: reward_model.rm.signal: expected preferences, found data/unpaired, which holds unpaired",
+    )
+    error = check(project, ("beta: 0.1\n", "beta: -1\n    learning_rate: 0\n"), ("n: 8", "n: 0"))
+    expect(error, "sample.round1.n: ", "align.dpo.learning_rate: ", "align.dpo.beta: ")
+
+
+def test_a_section_that_nothing_reads_or_that_is_not_a_mapping_is_named(project: Path) -> None:
+    error = check(project, ("\nalign:", "\nalgin:"), ("\nreject:", "\nreject: [a]\nlabels:"))
+    assert "found 'algin'. Did you mean 'align'?" in error
+    assert "params.yaml: reject: expected a mapping" in error
+    assert "expected a section 'evaluate'" in check(project, ("\nevaluate:", "\nevaluation:"))
+    assert "params.yaml" in check(project, ("seed: 17", "seed: 17\n  x: ["))
+
+
+def test_what_knows_the_closed_world_alone_is_refused_on_other_data(project: Path) -> None:
+    error = check(project, ("data: closed_world", "data: gsm8k"))
+    assert "params.yaml: label.round1: judge: simulated: expected data: closed_world" in error
     assert "params.yaml: evaluate: judge: simulated" in error
 
 
-def test_a_cycle_is_shown_as_the_nodes_on_it(project: Path, recipe: str) -> None:
-    cyclic = recipe.replace("policy: sft\n    extends", "policy: rs\n    extends")
-    error = check(project, cyclic)
+def test_a_cycle_is_shown_as_the_nodes_on_it(project: Path) -> None:
+    error = check(project, ("policy: sft\n", "policy: rs\n"))
     assert "a cycle" in error
     assert "align@rs" in error
     assert "sample@round1" in error
 
 
-def test_a_conf_file_that_does_not_exist_is_named_with_those_that_do(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("judge: simulated              #", "judge: simulatd #"))
+def test_a_conf_file_that_does_not_exist_is_named_with_those_that_do(project: Path) -> None:
+    error = check(project, ("judge: simulated              #", "judge: simulatd #"))
     assert "simulatd" in error
     assert "simulated" in error.replace("simulatd", "")
-
-
-def test_a_key_that_dvc_needs_is_asked_for(project: Path, recipe: str) -> None:
-    error = check(project, recipe.replace("    extends: none\n", ""))
-    assert "sample.round1.extends" in error
-    assert "none" in error
 
 
 def test_an_interpolation_is_refused_because_dvc_cannot_see_it(tmp_path: Path) -> None:
@@ -146,16 +159,43 @@ def test_a_stage_by_hand_without_its_inputs_says_which_stage_makes_them(project:
 
 
 def test_leftovers_of_removed_entries_do_not_reach_the_report(project: Path) -> None:
-    gone = ("metrics/gone.json", "metrics/align/gone.json", "artifacts/curves/align/gone.csv", "artifacts/calibration/gone.csv")
-    kept = ("metrics/align/dpo.json", "artifacts/calibration/rm.csv")
+    folders = ("metrics", "artifacts/curves", "artifacts/figures")
+    gone = (
+        "metrics/gone.json",
+        "artifacts/figures/align/gone.json",
+        "artifacts/curves/rl/gone.csv",
+        "artifacts/figures/reward_model/gone.calibration.csv",
+    )
+    kept = ("metrics/dpo.json", "artifacts/figures/align/dpo.json", "artifacts/figures/reward_model/rm.calibration.csv")
     for name in (*gone, *kept):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("{}")
     assert stage("stages.check", cwd=project).returncode == 0
-    left = {
-        path.relative_to(project).as_posix()
-        for folder in ("metrics", "artifacts/curves", "artifacts/calibration")
-        for path in (project / folder).rglob("*.*")
-    }
+    left = {path.relative_to(project).as_posix() for folder in folders for path in (project / folder).rglob("*.*")}
     assert left == {*kept}
-    assert (project / "artifacts/calibration/none").is_dir()  # the folder is there where nothing makes a reward
+
+
+def test_problems_are_collected_from_every_schema_within_a_config() -> None:
+    @dataclass
+    class Rule:
+        weight: float
+
+        def problems(self) -> list[str]:
+            return [] if self.weight > 0 else [f"weight: expected above 0, found {self.weight}"]
+
+    @dataclass
+    class Section:
+        first: Rule
+        rules: dict[str, Rule]
+
+        def problems(self) -> list[str]:
+            return ["first: expected another"]
+
+    config = Section(Rule(0), {"good": Rule(1), "bad": Rule(-1)})
+    assert problems(config) == [
+        "first.weight: expected above 0, found 0",
+        "rules.bad.weight: expected above 0, found -1",
+        "first: expected another",
+    ]
+    with pytest.raises(ValueError, match=r"(?s)first\.weight.*rules\.bad\.weight"):
+        require_sound(config)

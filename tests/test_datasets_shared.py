@@ -3,28 +3,27 @@
 import csv
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from stages.datasets.report import source_rows
-from tests.preparing import ROLES, Prepared, data_conf, prepare
+from plumbline.data.overview import source_rows
+from plumbline.rows import text_of
+from tests.preparing import NO_SHARED_DATA, SHARED, Prepared, data_conf, prepare, sources_of
 
-SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no public data at {SHARED} (set PLUMBLINE_SHARED)")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SHARED.is_dir(), reason=NO_SHARED_DATA)]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """All samples, nothing cut off by a context."""
+    """All samples, with no row too long."""
     folder = tmp_path_factory.mktemp("samples")
     (folder / "in").symlink_to(SHARED)
     data = data_conf("public_samples")
-    return prepare(folder, {role: getattr(data, role).sources for role in ROLES}, data.policy, validation=0.05, test=0.05)
+    return prepare(folder, sources_of(data), data.policy, validation=0.05, test=0.05)
 
 
-# Source: rows in, and what is dropped why. The tie is LLMBar's and PandaLM's 0; TL;DR's judge gave no verdict on many rows.
+# Source: rows in, and rows dropped by reason. PandaLM's ties are 0; TL;DR's judge gave no verdict on many rows.
 COUNTS: dict[str, tuple[int, dict[str, int]]] = {
     "gsm8k_test": (400, {}),
     "mt_bench": (80, {}),
@@ -61,18 +60,17 @@ COUNTS: dict[str, tuple[int, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_a_public_sample_loads_with_the_counts_of_its_quirks(name: str, prepared: Prepared) -> None:
-    row = next(row for row in source_rows(prepared.pools) if row["source"] == name)
-    rows, dropped = COUNTS[name]
-    why = dict(part.rsplit(" ", 1) for part in row["why"].split(", ") if part)
-    assert row["rows_in"] == rows
-    assert {reason: int(count) for reason, count in why.items()} == dropped
-    assert row["kept"] == rows - sum(dropped.values())
+def test_every_public_sample_loads_with_the_counts_of_its_quirks(prepared: Prepared) -> None:
+    counts = {}
+    for row in source_rows(prepared.pools):
+        dropped = dict(part.rsplit(" ", 1) for part in row["reasons"].split(", ") if part)
+        counts[row["source"]] = (row["rows_in"], {reason: int(count) for reason, count in dropped.items()})
+        assert row["kept"] == row["rows_in"] - sum(counts[row["source"]][1].values())
+    assert counts == COUNTS
 
 
-# What holds none of what `prepare` makes: a judge's verdicts without the texts, answers without the questions, a judge's prompts.
-NO_DATA = {
+# Files without anything that `prepare` makes: verdicts without the texts, answers without the questions, a judge's prompts.
+NOT_DATA = {
     "SOURCES.md",
     "judge/pandalm_gpt35_judgments_600.json",
     "judge/mt_bench_reference_gpt-4.jsonl",
@@ -81,14 +79,12 @@ NO_DATA = {
 
 
 def test_every_file_of_data_is_named_by_the_conf() -> None:
-    data = data_conf("public_samples")
-    named = {name for role in ROLES for source in getattr(data, role).sources for name in source.files}
-    held = {path.relative_to(SHARED).as_posix() for path in SHARED.rglob("*") if path.is_file()}
-    assert held - NO_DATA == named
+    named = {name for sources in sources_of(data_conf("public_samples")).values() for source in sources for name in source.files}
+    present = {path.relative_to(SHARED).as_posix() for path in SHARED.rglob("*") if path.is_file()}
+    assert present - NOT_DATA == named
 
 
-def test_the_quirks_counted_are_those_in_the_files() -> None:
-    """Counted again with nothing but the standard library."""
+def test_the_standard_library_counts_the_same_quirks_in_the_files() -> None:
     for name, tranche in (
         ("hh_helpful", "helpful-base"),
         ("hh_harmless", "harmless-base"),
@@ -96,9 +92,9 @@ def test_the_quirks_counted_are_those_in_the_files() -> None:
     ):
         with gzip.open(SHARED / f"hh-rlhf/{tranche}.shared.jsonl.gz", "rt", encoding="utf-8") as file:
             pairs = [json.loads(line) for line in file]
-        asked = [[pair[side][: pair[side].rindex("\n\nAssistant:")] for side in ("chosen", "rejected")] for pair in pairs]
+        prompts = [[pair[side][: pair[side].rindex("\n\nAssistant:")] for side in ("chosen", "rejected")] for pair in pairs]
         assert COUNTS[name][1].get("identical", 0) == sum(pair["chosen"] == pair["rejected"] for pair in pairs)
-        assert COUNTS[name][1].get("prompts_differ", 0) == sum(chosen != rejected for chosen, rejected in asked)
+        assert COUNTS[name][1].get("prompts_differ", 0) == sum(chosen != rejected for chosen, rejected in prompts)
     with (SHARED / "judge/tldr_llm_judged_300.csv").open(encoding="utf-8") as file:
         assert COUNTS["tldr_judged"][1]["no_preference"] == sum(not row["preferred"] for row in csv.DictReader(file))
     pandalm = json.loads((SHARED / "judge/pandalm_testset_600.json").read_text())
@@ -107,33 +103,30 @@ def test_the_quirks_counted_are_those_in_the_files() -> None:
     )
 
 
-def test_every_source_of_the_conf_is_in_the_table(prepared: Prepared) -> None:
-    assert {row["source"] for row in source_rows(prepared.pools)} == set(COUNTS)
-
-
 def test_the_judged_summary_that_is_chosen_is_the_one_preferred(prepared: Prepared) -> None:
     kept = [row for row in prepared.kept("preferences") if row["source"] == "tldr_judged"]
     with (SHARED / "judge/tldr_llm_judged_300.csv").open(encoding="utf-8") as file:
         preferred = {row["postprocessed_response"]: row["preferred"] for row in csv.DictReader(file)}
-    verdicts = {preferred[row["chosen"][0]["content"]] for row in kept if row["chosen"][0]["content"] in preferred}
+    verdicts = {preferred[text_of(row["chosen"])] for row in kept if text_of(row["chosen"]) in preferred}
     assert verdicts == {"ours"}
 
 
 def test_no_gsm8k_answer_keeps_commas_or_calculator_marks(prepared: Prepared) -> None:
     kept = [row for row in prepared.kept("sft") if row["source"] == "gsm8k"]
-    assert all(row["completion"][0]["content"].endswith(f"#### {row['answer']}") for row in kept)
-    assert not any("," in row["answer"] or "<<" in row["completion"][0]["content"] for row in kept)
+    assert all(text_of(row["completion"]).endswith(f"#### {row['answer']}") for row in kept)
+    assert not any("," in row["answer"] or "<<" in text_of(row["completion"]) for row in kept)
     with (SHARED / "math/gsm8k_train_3000.jsonl").open(encoding="utf-8") as file:
-        given = [json.loads(line)["answer"].rpartition("####")[2].strip() for line in file]
-    assert sum("," in answer for answer in given) == 33
-    assert {row["row"]: row["answer"] for row in kept} == {row: value.replace(",", "") for row, value in enumerate(given, 1)}
+        answers = [json.loads(line)["answer"].rpartition("####")[2].strip() for line in file]
+    assert sum("," in answer for answer in answers) == 33
+    assert {row["row"]: row["answer"] for row in kept} == {row: answer.replace(",", "") for row, answer in enumerate(answers, 1)}
 
 
 def test_the_trial_on_public_data_keeps_most_rows_in_a_small_context(tmp_path: Path) -> None:
     (tmp_path / "in").symlink_to(SHARED)
     data = data_conf("alpaca_hh")
-    sources = {role: getattr(data, role).sources for role in ROLES}
-    prepared = prepare(tmp_path, sources, data.policy, context_tokens=1024, validation=0.05, test=0.05)  # bytes, nearly
+    sources = sources_of(data)
+    for source in (source for role in sources.values() for source in role):
+        source.limit = 400
+    prepared = prepare(tmp_path, sources, data.policy, context_tokens=1024, validation=0.05, test=0.05)  # nearly a token a byte
     for role in ("sft", "preferences"):
-        rows = sum(prepared.pools[role].tally.rows_in.values())
-        assert len(prepared.kept(role)) > rows / 2
+        assert len(prepared.kept(role)) > sum(prepared.pools[role].tally.rows_in.values()) / 2

@@ -1,32 +1,24 @@
-"""The openai backend against an endpoint on loopback that fails in every way it can."""
+"""The openai backend against an endpoint on loopback that fails in many ways."""
 
-import json
-import os
-import signal
+import asyncio
 import socket
 import sqlite3
-import subprocess
-import sys
-import threading
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judging_server import running, worth
 
-from stages.judging.backends.endpoint import BudgetError, EndpointChat, EndpointError, last_choice_logprobs
-from stages.judging.chat import Reply
-from stages.judging.config import OpenaiJudge, PanelJudge, Prices, SamplingConfig
-from stages.judging.judge import AskingJudge, Item
-from stages.judging.loading import load_judge
-from stages.judging.store import VerdictStore
+from plumbline.judging.asking import Reply
+from plumbline.judging.backends.client import EndpointClient, EndpointError, last_choice_logprobs
+from plumbline.judging.backends.endpoint import BudgetError, EndpointChat
+from plumbline.judging.building import load_judge
+from plumbline.judging.judges import OpenaiJudge, PanelJudge, Prices, SamplingConfig
+from plumbline.judging.panel import AskingJudge, Item
+from plumbline.judging.store import VerdictStore
 
 PROMPT = [{"role": "user", "content": "Say something."}]
-ROOT = Path(__file__).parents[1]
-SERVER = Path(__file__).with_name("judging_server.py")
-KEY = "planted/0123456789+abcdef"  # of no known shape
+KEY = "planted/0123456789+abcdef"  # does not look like a key
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +39,12 @@ def judge_at(url: str, **settings: Any) -> AskingJudge:
     return judge
 
 
+def chat_of(judge: AskingJudge) -> EndpointChat:
+    chat = judge._members[0].chat
+    assert isinstance(chat, EndpointChat)
+    return chat
+
+
 def rate(judge: AskingJudge, texts: list[str]) -> list[float | None]:
     scores = [rating.score for rating in judge.rate([PROMPT] * len(texts), texts)]
     judge.finish()
@@ -54,13 +52,13 @@ def rate(judge: AskingJudge, texts: list[str]) -> list[float | None]:
 
 
 def received(project: Path) -> dict[str, int]:
-    """How often each distinct call was answered, by the store's own ledger."""
+    """How often each distinct call was answered, as the store counts."""
     with sqlite3.connect(project / ".verdicts/verdicts.sqlite") as connection:
         return dict(connection.execute("SELECT key, COUNT(*) FROM tries WHERE outcome = 'received' GROUP BY key"))
 
 
 def tries(project: Path) -> dict[str, int]:
-    """How tries ended, by the store's own ledger."""
+    """How tries ended, as the store counts."""
     return dict(VerdictStore(project / ".verdicts").totals().outcomes)
 
 
@@ -73,11 +71,11 @@ def test_all_labels_complete_and_nothing_received_is_bought_again_at_30_percent_
         assert set(server.faulty) > {"429", "500", "timeout", "drop", "truncated", "html", "slow", "empty", "refusal"}
         assert set(received(project).values()) == {1}
         bought, failed = len(received(project)), tries(project)
-        print(f"{server.calls} calls, {dict(server.faulty)}; {bought} answers kept, tries {failed}, ledger {judge.ledger}")
-        # On a machine at its limits an answer may be sent after the client has stopped waiting for it.
+        # On a busy machine, an answer may be sent after the client has stopped waiting for it.
         too_late = failed["timeout"] - server.faulty["timeout"] - server.faulty["slow"]
-        assert judge.ledger.bought == bought == sum(server.delivered.values()) - too_late
-        assert judge.ledger.failed == sum(failed.values()) - bought == server.calls - bought
+        assert judge.ledger.bought == bought
+        assert 0 <= sum(server.delivered.values()) - bought <= too_late
+        assert judge.ledger.failed == sum(failed.values()) - bought >= server.calls - bought  # no call without a try of its own
         if not too_late:
             assert (judge.ledger.input_tokens, judge.ledger.output_tokens) == (server.input_tokens, server.output_tokens)
             assert judge.ledger.cost == pytest.approx((server.input_tokens * 100 + server.output_tokens * 1000) / 1e6)
@@ -94,10 +92,10 @@ def test_retry_after_is_waited_for() -> None:
             rate(judge_at(server.url, retries=1, backoff_seconds=0.0), ["x"])
         assert server.calls == 2
         first, second = server.arrivals
-        assert second - first >= 1.5
+        assert second - first > 1.49
 
 
-def test_a_wait_of_hours_is_said_instead_of_slept() -> None:
+def test_a_wait_of_hours_is_an_error() -> None:
     with running(fault_rate=1.0, faults=("429",), retry_after=7200) as server:
         with pytest.raises(EndpointError, match=r"left alone for 2\.0 hours"):
             rate(judge_at(server.url), ["x"])
@@ -105,8 +103,8 @@ def test_a_wait_of_hours_is_said_instead_of_slept() -> None:
 
 
 def test_calls_under_way_are_bounded_by_concurrency() -> None:
-    with running(latency=0.02) as server:
-        rate(judge_at(server.url, concurrency=5), [f"a{number}" for number in range(60)])
+    with running(gather=5) as server:  # none is answered before five have come
+        rate(judge_at(server.url, concurrency=5, timeout_seconds=60.0), [f"a{number}" for number in range(60)])
         assert server.most_under_way == 5
 
 
@@ -116,22 +114,18 @@ def test_calls_begin_a_moment_apart_and_never_slower_than_twice_the_rate(monkeyp
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    async def begin(chat: EndpointChat, count: int) -> list[float]:
-        waits.clear()
-        chat._next_start = 0.0
+    async def begin(client: EndpointClient, count: int) -> None:
         for _ in range(count):
-            await chat._space()
-        return list(waits)
+            await client._space()
 
-    chat = judge_at("http://127.0.0.1:9/v1", concurrency=8)._members[0].chat
-    assert isinstance(chat, EndpointChat)
-    monkeypatch.setattr("stages.judging.backends.endpoint.time.monotonic", lambda: 100.0)
-    monkeypatch.setattr("stages.judging.backends.endpoint.asyncio.sleep", sleep)
+    monkeypatch.setattr("plumbline.judging.backends.client.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("plumbline.judging.backends.client.asyncio.sleep", sleep)
     for call_seconds, apart in ((0.0, 0.0), (0.008, 0.0005), (0.2, 0.003), (30.0, 0.003)):
-        chat._call_seconds = call_seconds
-        found = chat._runner.run(begin(chat, 4))
-        assert found == pytest.approx([n * apart for n in (1, 2, 3)] if apart else [])
-    chat.finish()
+        client = EndpointClient(OpenaiJudge(model="m", base_url="http://127.0.0.1:9/v1", needs_key=False, concurrency=8))
+        client._call_seconds = call_seconds
+        waits.clear()
+        asyncio.run(begin(client, 4))
+        assert waits == pytest.approx([n * apart for n in (1, 2, 3)] if apart else [])
 
 
 def test_the_progress_bar_knows_what_is_still_to_come() -> None:
@@ -139,8 +133,7 @@ def test_the_progress_bar_knows_what_is_still_to_come() -> None:
         judge = judge_at(server.url)
         judge.announce(0.25)
         judge.rate([PROMPT] * 5, list("abcde"))
-        chat = judge._members[0].chat
-        assert isinstance(chat, EndpointChat)
+        chat = chat_of(judge)
         assert chat._bar is not None
         assert (chat._called, chat._bar.total) == (5, 20)
         judge.announce(1.0)
@@ -162,7 +155,7 @@ def test_max_cost_stops_before_it_is_exceeded_and_what_was_bought_is_kept(projec
         with pytest.raises(BudgetError, match=r"stopped before judge.max_cost 1\.0"):
             rate(judge, texts)
         billed = (server.input_tokens * 100 + server.output_tokens * 1000) / 1e6
-        assert 0.5 < billed <= 1.0
+        assert 0.5 < billed <= 1.0  # one call costs less than 0.5 at its worst
         bought = len(received(project))
         assert 0 < bought < 100
         scores = rate(judge_at(server.url, max_cost=50.0), texts)
@@ -182,10 +175,12 @@ def test_worst_case_of_a_lost_answer_counts_against_max_cost(project: Path) -> N
 
 @pytest.mark.parametrize(("fault", "billed"), [("timeout", 2), ("truncated", 2), ("429", 0), ("500", 0)])
 def test_answers_that_may_be_billed_without_arriving_stay_reserved(project: Path, fault: str, billed: int) -> None:
-    with running(fault_rate=1.0, faults=(fault,), hang_seconds=1.0) as server:
-        with pytest.raises(EndpointError, match="failed 2 times"):
-            rate(judge_at(server.url, retries=1, timeout_seconds=0.3, prices=Prices(output=1e5)), ["x"])
-        assert server.calls == 2
+    timeout_seconds = 0.3 if fault == "timeout" else 60.0
+    with (
+        running(fault_rate=1.0, faults=(fault,), hang_seconds=5.0) as server,
+        pytest.raises(EndpointError, match="failed 2 times"),
+    ):
+        rate(judge_at(server.url, retries=1, timeout_seconds=timeout_seconds, prices=Prices(output=1e5)), ["x"])
     totals = VerdictStore(project / ".verdicts").totals()
     assert totals.cost == 0.0
     assert totals.at_risk == pytest.approx(billed * 10 * 1e5 / 1e6)  # max_tokens is 10
@@ -205,9 +200,9 @@ def test_dry_run_asks_nobody_and_prints_the_cost(project: Path) -> None:
 def test_what_an_endpoint_refuses_is_done_without(refused: str, kept: str) -> None:
     with running(refuses=(refused,)) as server:
         judge = judge_at(server.url, structured=True, probabilities=True, concurrency=1)
-        comparison = judge.compare([PROMPT] * 3, ["a", "b", "c"], ["d", "e", "f"])
+        comparisons = judge.compare([PROMPT] * 3, ["a", "b", "c"], ["d", "e", "f"])
         judge.finish()
-        assert all(c.outcome != "unparsed" for c in comparison)
+        assert all(comparison.outcome != "unparsed" for comparison in comparisons)
         assert sum(refused in body for body in server.bodies) == 1
         assert kept in server.bodies[-1]
 
@@ -230,7 +225,7 @@ def test_what_an_endpoint_ignores_is_noticed_once_and_text_is_read(capsys: pytes
         ({}, {"logprobs": {"content": ["A"]}}, 0.0),
     ],
 )
-def test_a_whole_answer_with_odd_trimmings_is_kept_and_without_usage_priced_at_its_worst(
+def test_an_answer_with_odd_extras_is_kept_and_one_without_usage_is_priced_at_its_worst(
     extra: dict[str, Any], choice: dict[str, Any], cost: float | None
 ) -> None:
     with running(extra=extra, choice=choice) as server:
@@ -252,7 +247,7 @@ def test_a_whole_answer_with_odd_trimmings_is_kept_and_without_usage_priced_at_i
         (400, {"message": "This model's maximum context length is 4096 tokens. However, max_tokens is too large: 9000"}),
     ],
 )
-def test_a_question_that_an_endpoint_will_not_take_has_no_verdict_and_the_others_have_theirs(
+def test_a_question_that_an_endpoint_refuses_has_no_verdict_and_the_others_have_theirs(
     project: Path, status: int, error: dict[str, Any]
 ) -> None:
     with running(refuses_text=("bad words",), error=(status, error)) as server:
@@ -260,7 +255,7 @@ def test_a_question_that_an_endpoint_will_not_take_has_no_verdict_and_the_others
         assert (scores[0], scores[1], scores[2]) == (float(worth("good")), None, float(worth("fine")))
         assert all("max_completion_tokens" not in body for body in server.bodies)
         rate(judge_at(server.url, attempts=1), ["bad words"])
-        assert server.calls == 3  # and nobody is asked about it again
+        assert server.calls == 3  # the endpoint is not asked about it again
     assert VerdictStore(project / ".verdicts").totals().at_risk == 0
 
 
@@ -312,21 +307,12 @@ def test_an_address_with_a_secret_is_refused_before_it_is_logged_and_not_repeate
 
 
 def test_what_another_process_bought_while_a_call_waited_is_not_bought_again(project: Path) -> None:
-    with running(fault_rate=1.0, faults=("429",), retry_after=0.3) as server:
+    with running(fault_rate=1.0, faults=("429",)) as server:
         judge = judge_at(server.url, retries=3)
-        member = judge._members[0]
-        chat, (request,) = member.chat, judge._requests(member, "rating", Item(PROMPT, ("x",)))
-        assert isinstance(chat, EndpointChat)
-
-        def buy_elsewhere() -> None:
-            while not server.calls:
-                time.sleep(0.01)
-            VerdictStore(project / ".verdicts").keep(chat._key_of(request), Reply("Rating: 9"))
-
-        other = threading.Thread(target=buy_elsewhere)
-        other.start()
+        (request,) = judge._requests(judge._members[0], "rating", Item(PROMPT, ("x",)))
+        key = chat_of(judge)._key_of(request)
+        server.on_call = lambda: VerdictStore(project / ".verdicts").keep(key, Reply("Rating: 9"))  # and then the call fails
         assert rate(judge, ["x"]) == [9.0]
-        other.join()
         assert (server.calls, judge.ledger.bought, judge.ledger.cached) == (1, 0, 1)
 
 
@@ -338,6 +324,7 @@ def test_labels_follow_the_probabilities_and_win_rates_the_verdicts() -> None:
         judge.finish()
     assert comparison.win == 0.0
     assert comparison.score == comparison.probability == pytest.approx(1 - 0.91683, abs=1e-4)
+    assert (comparison.swapped().win, comparison.swapped().score) == (1.0, pytest.approx(0.91683, abs=1e-4))
 
 
 def test_structured_output_is_asked_for_by_schema_and_read() -> None:
@@ -377,111 +364,6 @@ def test_no_key_appears_in_errors_logs_or_the_store(
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
 
 
-def test_a_missing_key_is_said_before_anything_is_asked() -> None:
+def test_a_missing_key_is_an_error_before_anything_is_asked() -> None:
     with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
         judge_at("http://127.0.0.1:9/v1", needs_key=True)
-
-
-def test_processes_that_start_at_once_share_one_store(project: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from stages.judging.store import VerdictStore; from stages.judging.chat import Reply\n"
-        "store = VerdictStore(Path(sys.argv[1]))\n"
-        "for n in range(200):\n"
-        "    number = store.begin(f'{sys.argv[2]} {n}', 'all', 1.0, None)\n"
-        "    store.receive(number, f'{sys.argv[2]} {n}', Reply('r', cost=0.25))\n"
-    )
-    folder = str(project / ".verdicts")
-    processes = [subprocess.Popen([sys.executable, "-c", code, folder, str(n)], cwd=ROOT) for n in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
-    totals = VerdictStore(project / ".verdicts").totals()
-    assert totals.outcomes == {"received": 800}
-    assert totals.cost == pytest.approx(200.0)
-
-
-CLIENT = """
-import json, sys
-from pathlib import Path
-from stages.judging.config import OpenaiJudge, SamplingConfig
-from stages.judging.loading import load_judge
-url, out, count, concurrency = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-judge = load_judge(OpenaiJudge(model="m", base_url=url, needs_key=False, concurrency=concurrency, timeout_seconds=5.0, retries=20,
-    backoff_seconds=0.01, longest_wait_seconds=0.05, sampling=SamplingConfig(max_tokens=10)), seed=1)
-texts = [f"answer {n}" for n in range(count)]
-import time
-started, used = time.perf_counter(), time.process_time()
-ratings = judge.rate([[{"role": "user", "content": "Say something."}]] * count, texts)
-seconds, used = time.perf_counter() - started, time.process_time() - used
-judge.finish()
-Path(out).write_text(json.dumps([[r.score, [list(map(str, v)) for v in r.verdicts]] for r in ratings]))
-import resource
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": seconds, "rate": count / seconds, "cpu_ms": 1000 * used / count, "rss_mib": peak}))
-"""
-
-
-def start_server(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen([sys.executable, str(SERVER), *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    return process, f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-
-
-def client(url: str, project: Path, out: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, url, str(out), str(count), str(concurrency)],
-        cwd=ROOT, env=os.environ | {"DVC_ROOT": str(project)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def bought_at(url: str) -> int:
-    with urllib.request.urlopen(url.replace("/v1", "/stats"), timeout=10) as answer:
-        return int(sum(json.load(answer)["delivered"].values()))
-
-
-@pytest.mark.slow
-def test_kill_9_at_ten_moments_changes_no_label_and_buys_no_received_answer_again(tmp_path: Path) -> None:
-    count, concurrency = 400, 8
-    server, url = start_server("--latency", "0.03", "--fault-rate", "0.1")
-    try:
-        assert client(url, tmp_path / "calm", tmp_path / "calm.json", count, concurrency).wait(120) == 0
-        before, kills = bought_at(url), 0
-        for kill in range(10):
-            run = client(url, tmp_path / "rough", tmp_path / "rough.json", count, concurrency)
-            store = tmp_path / "rough/.verdicts/verdicts.sqlite"
-            aim, deadline = (kill + 0.5) * count / 11, time.monotonic() + 60
-            while run.poll() is None and time.monotonic() < deadline and replies(store) < aim:
-                time.sleep(0.005)
-            if run.poll() is None:
-                run.send_signal(signal.SIGKILL)
-                kills += 1
-            run.wait(60)
-        assert kills == 10
-        assert client(url, tmp_path / "rough", tmp_path / "rough.json", count, concurrency).wait(120) == 0
-        assert (tmp_path / "rough.json").read_bytes() == (tmp_path / "calm.json").read_bytes()
-        print(f"{kills} kills, {bought_at(url) - before} answers bought for {count} distinct calls")
-        assert count <= bought_at(url) - before <= count + 10 * concurrency
-    finally:
-        server.kill()
-
-
-def replies(store: Path) -> int:
-    if not store.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
-            return int(connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
-
-
-@pytest.mark.slow
-def test_a_call_costs_less_processor_time_than_the_160_a_second_of_a_200_ms_endpoint_leave_it(tmp_path: Path) -> None:
-    """At concurrency 32 there are 6.25 ms for each. Processor time, not the clock: tests share their machine."""
-    server, url = start_server("--latency", "0.2")
-    try:
-        run = client(url, tmp_path, tmp_path / "out.json", 1600, 32)
-        output, _ = run.communicate(timeout=120)
-        figures = json.loads(output)
-        assert figures["cpu_ms"] < 0.85 * 1000 / 160, figures
-    finally:
-        server.kill()

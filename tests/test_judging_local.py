@@ -1,62 +1,55 @@
-"""The transformers backend with a small random model: whatever it says, it is kept, and gibberish trips the gate."""
+"""The transformers backend with models whose replies are known in advance."""
 
 import re
 from pathlib import Path
 
 import pytest
+from judging_model import CONTEXT_TOKENS, LIKED, save_speaker
 
-from stages.judging.chat import Reply
-from stages.judging.config import SamplingConfig, TransformersJudge
-from stages.judging.gate import GateError, Quality, require
-from stages.judging.judge import AskingJudge
-from stages.judging.loading import load_judge
-from stages.judging.store import VerdictStore
+from plumbline.judging.asking import Reply
+from plumbline.judging.building import load_judge
+from plumbline.judging.gate import GateError, Quality, require
+from plumbline.judging.judges import SamplingConfig, TransformersJudge
+from plumbline.judging.panel import AskingJudge
+from plumbline.judging.store import VerdictStore
 
 PROMPT = [{"role": "user", "content": "How much is 2 plus 2?"}]
+TEXTS = [f"{'long ' * n}answer {n}{f' {LIKED}' * (n % 2)}" for n in range(7)]
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from stages.models.tokenizers import train_tokenizer
-
+    """A model that rates 3, or 8 if it reads the word LIKED."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    tokenizer = train_tokenizer(["Rate a response. Verdict: A Rating: 7 conversation criteria"] * 4, 300)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=4096, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_speaker(tmp_path / "model", "Rating: 3", "Rating: 8")
 
 
-def judge_at(model: Path, max_tokens: int = 6, temperature: float = 0.0) -> AskingJudge:
-    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature)
-    config = TransformersJudge(model=str(model), batch=3, attempts=1, sampling=sampling)
-    judge = load_judge(config, seed=1)
+def judge_at(model: Path, temperature: float = 0.0) -> AskingJudge:
+    sampling = SamplingConfig(max_tokens=6, temperature=temperature)
+    judge = load_judge(TransformersJudge(model=str(model), batch=3, attempts=1, sampling=sampling), seed=1)
     assert isinstance(judge, AskingJudge)
     return judge
 
 
-def test_replies_do_not_depend_on_batches_and_are_not_generated_twice(model: Path) -> None:
-    texts = [f"{'long ' * n}answer {n}" for n in range(7)]
+def test_each_question_gets_its_own_reply_whatever_the_batch_and_none_is_generated_twice(model: Path) -> None:
     first = judge_at(model)
-    replies = [rating.verdicts[0].reply for rating in first.rate([PROMPT] * 7, texts)]
+    ratings = first.rate([PROMPT] * 7, TEXTS)
+    assert [rating.score for rating in ratings] == [3, 8, 3, 8, 3, 8, 3]
+    assert {(rating.verdicts[0].reply, rating.verdicts[0].output_tokens) for rating in ratings} == {
+        ("Rating: 3", 1),
+        ("Rating: 8", 1),
+    }
     assert (first.ledger.bought, first.ledger.cached) == (7, 0)
     again = judge_at(model)
-    assert [rating.verdicts[0].reply for rating in again.rate([PROMPT] * 7, texts)] == replies
+    assert again.rate([PROMPT] * 7, TEXTS) == ratings
     assert (again.ledger.bought, again.ledger.cached) == (0, 7)
-    assert all(replies)
 
 
-def test_a_crash_changes_no_sampled_reply(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"{'long ' * n}answer {n}" for n in range(7)]
-    replies = [rating.verdicts[0].reply for rating in judge_at(model, temperature=1.0).rate([PROMPT] * 7, texts)]
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
+def test_a_crash_changes_no_sampled_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_speaker(tmp_path / "model")  # all tokens are equally likely, so that the seeds alone decide
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "calm"))
+    replies = [rating.verdicts[0].reply for rating in judge_at(model, temperature=1.0).rate([PROMPT] * 7, TEXTS)]
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "crashed"))
     crashed, kept = judge_at(model, temperature=1.0), []
 
     class Killed(Exception):
@@ -72,29 +65,29 @@ def test_a_crash_changes_no_sampled_reply(model: Path, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(VerdictStore, "keep", keep_four)
-        crashed.rate([PROMPT] * 7, texts)
+        crashed.rate([PROMPT] * 7, TEXTS)
     again = judge_at(model, temperature=1.0)
-    assert [rating.verdicts[0].reply for rating in again.rate([PROMPT] * 7, texts)] == replies
+    assert [rating.verdicts[0].reply for rating in again.rate([PROMPT] * 7, TEXTS)] == replies
     assert (again.ledger.bought, again.ledger.cached) == (3, 4)
 
 
-def test_an_untrained_judge_trips_the_gate(model: Path) -> None:
+def test_a_model_that_gives_no_verdict_trips_the_gate(model: Path) -> None:
+    judge = judge_at(save_speaker(model, "I would rather not say."))
     quality = Quality()
-    for rating in judge_at(model).rate([PROMPT] * 5, list("abcde")):
+    for rating in judge.rate([PROMPT] * 5, list("abcde")):
         for verdict in rating.verdicts:
             quality.unparsed.add(verdict.value is None, verdict.reply)
-    with pytest.raises(GateError, match=r"unparsed_fraction is 1\.000 \(5 of 5\)"):
-        require(quality, judge_at(model).config.gate, "untrained")
+    with pytest.raises(GateError, match=r"unparsed_fraction is 1\.000 \(5 of 5\).*\n +I would rather not say\."):
+        require(quality, judge.config.gate, "silent")
 
 
 def test_a_question_longer_than_the_context_has_no_verdict_and_the_others_have_theirs(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judge = judge_at(model, max_tokens=8)
-    short, long = judge.rate([PROMPT] * 2, ["x", "x " * 5000])
+    short, long = judge_at(model).rate([PROMPT] * 2, ["x", "x " * (CONTEXT_TOKENS + 1)])
     assert (long.verdicts[0].reply, long.score) == ("", None)
-    assert short.verdicts[0].output_tokens > 0
-    assert re.search(r"exceed the context of .* \(4096\)", capsys.readouterr().err)
+    assert short.score == 3
+    assert re.search(rf"exceed the context of .* \({CONTEXT_TOKENS}\)", capsys.readouterr().err)
 
 
 def test_under_dvc_a_folder_is_pinned_by_its_content(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,5 +102,5 @@ def test_under_dvc_a_folder_is_pinned_by_its_content(model: Path, monkeypatch: p
 
 
 def test_a_hub_id_needs_a_pinned_revision() -> None:
-    with pytest.raises(ValueError, match="pinned"):
+    with pytest.raises(ValueError, match=r"judge\.model: .* pinned .* found 'some/model'"):
         load_judge(TransformersJudge(model="some/model"), seed=1)

@@ -1,4 +1,4 @@
-"""Judges and people on record, through our aggregation and parsers: figures recomputed from the raw rows."""
+"""Recorded judges and people, read by our parsers and aggregated by our code: figures recomputed from the raw rows."""
 
 import csv
 import gzip
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stages.judging.aggregation import UNPARSED, cohen_kappa, majority
-from stages.judging.gate import Quality
-from stages.judging.verdicts import TIE, A, B, choice_probability, parse_choice
+from plumbline.judging.aggregation import UNPARSED, cohen_kappa, majority
+from plumbline.judging.gate import Quality
+from plumbline.judging.verdicts import TIE, A, B, parse_choice, win_probability
 
 SHARED = Path(os.environ.get("PLUMBLINE_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "judge"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no recorded verdicts at {SHARED}")
@@ -55,10 +55,10 @@ def test_alpacaeval_preferences_follow_from_the_raw_completions_token_probabilit
             unparsed.append(raw["text"])
             continue
         tops = {top["token"]: top["logprob"] for top in raw["logprobs"]["content"][0]["top_logprobs"]}
-        probability = choice_probability(tops, "m", "M")
+        probability = win_probability(tops, "m", "M")
         assert probability is not None
         sampled_likelier += (probability > 0.5) == (outcome == A)
-        # AlpacaEval shows the outputs in random order and puts its preference back: P(output_2) is P(M) or P(m).
+        # AlpacaEval shows the outputs in random order and turns its preference back: P(output_2) is P(M) or P(m).
         off.append(min(abs(row["preference"] - 1 - p) for p in (probability, 1 - probability)))
     assert unparsed == []
     assert len(off) == 200
@@ -84,7 +84,7 @@ def tldr() -> list[dict[str, str]]:
 
 
 def test_no_verdict_is_read_out_of_the_prose_of_tldr_explanations() -> None:
-    # "Summary A is better as …" is an opinion, not the final line that was asked for: all 300 are shown as unparsed.
+    # "Summary A is better as …" is an opinion, not the final line that was asked for: all 300 are unparsed.
     explanations = [row["explanation"] for row in tldr()]
     assert sum("Summary A" in text or "Summary B" in text for text in explanations) > 100
     assert [text for text in explanations if parse_choice(text) is not None] == []

@@ -1,4 +1,4 @@
-"""A planted key, searched for in everything that a labelling run under DVC and MLflow leaves behind."""
+"""A planted key must not appear in anything that a labelling run under DVC and MLflow leaves behind."""
 
 import os
 import shutil
@@ -11,22 +11,32 @@ import pytest
 import yaml
 from judging_server import running
 
-from stages.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 KEY, ORGANISATION = "planted/0123456789+abcdef", "org-planted-9876543210"
-COPIED = ("conf", "stages", "dvc.yaml", ".dvcignore", ".dvc/config", "data", "requirements.lock", "requirements-torch.txt")
+COPIED = (
+    "conf",
+    "plumbline",
+    "stages",
+    "dvc.yaml",
+    ".dvcignore",
+    ".dvc/config",
+    "data",
+    "requirements.lock",
+    "requirements-torch.txt",
+)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A project of its own under git and DVC, with a sample to label by judge: openai."""
+    """A copy of the project under git and DVC, with a sample to label by judge: openai."""
     project = tmp_path / "project"
     for name in COPIED:
-        place = project / name
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target = project / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, place)
+        copy(ROOT / name, target)
     params = yaml.safe_load((ROOT / "conf/recipe/default.yaml").read_text())
     params["label"]["round1"]["judge"] = "openai"
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -54,7 +64,7 @@ def test_a_planted_key_is_sent_and_found_nowhere_else(checkout: Path) -> None:
         assert ORGANISATION in server.headers[0]
     assert refused.returncode != 0
     assert "HTTP 401" in refused.stderr + refused.stdout
-    assert "Error executing job" not in refused.stderr  # an expected error, in a sentence
+    assert "Error executing job" not in refused.stderr  # an expected error is a sentence, not a traceback
     with running() as server:
         done = repro(checkout, server.url)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -65,4 +75,4 @@ def test_a_planted_key_is_sent_and_found_nowhere_else(checkout: Path) -> None:
         holding = [file for file in checkout.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
         assert holding == []
     names = {file.name for file in checkout.rglob("*")}
-    assert {"mlflow.db", "dvc.lock", "verdicts.sqlite", "verdicts.jsonl", "round1.json"} <= names  # there was something to search
+    assert {"mlflow.db", "dvc.lock", "verdicts.sqlite", "round1.jsonl", "round1.json"} <= names  # there was something to search

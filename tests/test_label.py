@@ -1,7 +1,6 @@
-"""Claims about labels: what is written, what is dropped, and that a judge outside its limits writes none."""
+"""Claims about labels: what is written, what is left out, and that a judge outside its limits labels nothing."""
 
 import dataclasses
-import json
 import random
 import re
 from collections import Counter
@@ -10,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from stages.judging import human
-from stages.judging.config import GateLimits, GoldJudge, HumanJudge, JudgeConfig, NoJudge, SimulatedJudge
-from stages.judging.gate import GateError
-from stages.judging.judge import Comparison
-from stages.judging.judge import GoldJudge as GoldVerifier
+from plumbline.judging.gate import GateError
+from plumbline.judging.gold import VerifierJudge
+from plumbline.judging.judge import Comparison
+from plumbline.judging.judges import GateLimits, GoldJudge, HumanJudge, JudgeConfig, NoJudge, SimulatedJudge
+from plumbline.judging.sheets import export, item_code
+from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.rows import Preference, Row, assistant, text_of
+from plumbline.world.annotate import AnnotatorConfig
+from plumbline.world.answers import Style, write_answer
+from plumbline.world.families.catalog import FAMILIES, understand
+from plumbline.world.verify import verify
 from stages.label import LabelEntry, LabelStage, run
-from stages.pipeline.records import read_json, read_jsonl, write_jsonl
-from stages.world.annotator import AnnotatorConfig
-from stages.world.answers import Style, write_answer
-from stages.world.tasks import FAMILIES, understand
-from stages.world.verifier import verify
 
 PROMPTS, EACH = 40, 4
 STYLES = (
@@ -29,6 +29,7 @@ STYLES = (
     Style("right", "kind", True),
     Style("right", "plain", False),
 )
+PRINCIPLES = {name: {"judge": {"en": text, "ko": text}} for name, text in (("kind", "Be polite."), ("short", "Be brief."))}
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for index in range(EACH):
             text = write_answer(task, STYLES[index], rng)
             rows.append({"id": f"p{number}", "index": index, "prompt": prompt, "policy": "sft" if index < 2 else "base",
-                         "completion": [{"role": "assistant", "content": text}], "finished": True, "tokens": 5})  # fmt: skip
+                         "completion": assistant(text), "finished": True, "tokens": 5})  # fmt: skip
     write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
     (project / "data/annotations").mkdir(parents=True)
     return project
@@ -59,19 +60,23 @@ def label(judge: JudgeConfig | None = None, **changes: Any) -> dict[str, Any]:
     judge = judge or SimulatedJudge(annotator=annotator())
     settings = LabelEntry(
         sample="round1", judge=judge.backend, way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0, opponents=0,
-        prompts=0, strong=None, weak=None, constitution=None, known="none", validation_fraction=0.25,
+        prompts=0, strong=None, weak=None, known="none", validation_fraction=0.25,
     )  # fmt: skip
     run(LabelStage(seed=17, threads=1, label=dataclasses.replace(settings, **changes), judge=judge), "round1")
-    metrics: dict[str, Any] = read_json("metrics/label/round1.json")
+    metrics: dict[str, Any] = read_json("artifacts/figures/label/round1.json")
     return metrics
 
 
-def labels(split: str = "train") -> list[dict[str, Any]]:
+def labels(split: str = "train") -> list[Row]:
     return read_jsonl(f"artifacts/label/round1/{split}.jsonl")
 
 
-def gold(row: dict[str, Any], column: str) -> float:
-    return verify(row["prompt"], row[column][0]["content"]).gold
+def texts(row: Row, *columns: str) -> tuple[str, ...]:
+    return tuple(text_of(row[column]) for column in columns)
+
+
+def gold(row: Row, column: str) -> float:
+    return verify(row["prompt"], text_of(row[column])).gold
 
 
 def test_a_perfect_judge_prefers_what_the_verifier_prefers(sampled: Path) -> None:
@@ -84,12 +89,11 @@ def test_a_perfect_judge_prefers_what_the_verifier_prefers(sampled: Path) -> Non
 
 def test_every_preference_says_where_it_comes_from_and_every_reply_is_kept(sampled: Path) -> None:
     label()
-    verdicts = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    verdicts = read_jsonl("artifacts/verdicts/round1.jsonl")
     assert len(verdicts) == PROMPTS * EACH
     replies = {(row["id"], row["indexes"][0]): row["reply"] for row in verdicts}
     for row in labels():
         assert (row["judge"], row["way"]) == ("simulated", "rating")
-        assert row["template"] == verdicts[0]["template"]
         assert row["margin"] == row["score_chosen"] - row["score_rejected"] >= 1.0
         assert row["verdicts_chosen"] == [f"simulated: {replies[row['id'], row['index_chosen']].splitlines()[-1]}"]
         assert row["cost"] == 0.0
@@ -125,17 +129,16 @@ def test_every_way_of_judging_gives_mostly_right_preferences(sampled: Path, way:
 def test_a_completions_pairwise_score_is_its_mean_win(sampled: Path) -> None:
     label(GoldJudge(), way="pairwise", pairs="all_pairs", min_margin=0.01)
     sample = {(row["id"], row["index"]): row for row in read_jsonl("artifacts/sample/round1/completions.jsonl")}
-    worth = {key: verify(row["prompt"], row["completion"][0]["content"]).gold for key, row in sample.items()}
+    worth = {key: gold(row, "completion") for key, row in sample.items()}
     for row in labels():
-        own = worth[row["id"], row["index_chosen"]]
+        chosen = worth[row["id"], row["index_chosen"]]
         others = [worth[row["id"], index] for index in range(EACH) if index != row["index_chosen"]]
-        assert row["score_chosen"] == sum((own > other) + (own == other) / 2 for other in others) / len(others)
+        assert row["score_chosen"] == sum((chosen > other) + (chosen == other) / 2 for other in others) / len(others)
 
 
 def test_a_compared_pair_carries_the_verdicts_of_both_orders(sampled: Path) -> None:
-    principles = {name: {"judge": {"en": text, "ko": text}} for name, text in (("kind", "Be polite."), ("short", "Be brief."))}
-    label(way="pairwise", pairs="compared", min_margin=0.5, principles=principles)
-    verdicts = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    label(SimulatedJudge(annotator=annotator(), principles=PRINCIPLES), way="pairwise", pairs="compared", min_margin=0.5)
+    verdicts = read_jsonl("artifacts/verdicts/round1.jsonl")
     replies = {(row["id"], *row["indexes"], row["order"]): row["reply"].splitlines()[-1] for row in verdicts}
     for row in labels():
         first, second = sorted((row["index_chosen"], row["index_rejected"]))
@@ -143,21 +146,20 @@ def test_a_compared_pair_carries_the_verdicts_of_both_orders(sampled: Path) -> N
         assert row["verdicts_chosen"] == row["verdicts_rejected"] == asked
         winner = "A" if row["index_chosen"] == first else "B"
         assert asked[0].endswith(f"Verdict: {winner}")
-        assert row["principle"] in principles
-    assert {row["principle"] for row in labels()} == set(principles)
+    assert {row["principle"] for row in labels()} == set(PRINCIPLES)
 
 
 def test_token_probabilities_are_the_scores_where_a_judge_gives_them(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sure(GoldVerifier):
-        """Gold's verdicts with the probability 0.8 of the winner, 0.5 of a tie."""
+    class Sure(VerifierJudge):
+        """The verifier's verdicts, with a probability of 0.8 for the winner and 0.5 for a tie."""
 
         def compare(self, *arguments: Any, **more: Any) -> list[Comparison]:
             return [c._replace(probability={"a": 0.8, "b": 0.2}.get(c.outcome, 0.5)) for c in super().compare(*arguments, **more)]
 
-    monkeypatch.setattr("stages.judging.loading.load_judge", lambda *_, **__: Sure())
+    monkeypatch.setattr("plumbline.judging.building.load_judge", lambda *_, **__: Sure())
     label(GoldJudge(), way="pairwise", pairs="compared", min_margin=0.5)
     assert {row["margin"] for row in labels()} == {0.6}  # 0.8 - 0.2
-    assert max(row["score_chosen"] for row in labels()) == pytest.approx(0.8)  # the mean over opponents, not that of wins
+    assert max(row["score_chosen"] for row in labels()) == pytest.approx(0.8)  # the mean of probabilities, not of wins
     assert all(gold(row, "chosen") > gold(row, "rejected") for row in labels())
     with pytest.raises(ValueError, match="expected preferences, found none"):
         label(GoldJudge(), way="pairwise", pairs="compared", min_margin=0.7)
@@ -178,17 +180,16 @@ def test_a_stronger_policys_answers_are_chosen_without_a_judge(sampled: Path) ->
 
 
 def test_principles_are_checked_one_by_one_and_the_share_kept_is_the_score(sampled: Path) -> None:
-    principles = {name: {"judge": {"en": text, "ko": text}} for name, text in (("kind", "Be polite."), ("short", "Be brief."))}
-    label(way="principle", principles=principles, min_margin=0.5)
-    assert len(read_jsonl("artifacts/label/round1/verdicts.jsonl")) == 2 * PROMPTS * EACH
+    label(SimulatedJudge(annotator=annotator(), principles=PRINCIPLES), way="principle", min_margin=0.5)
+    assert len(read_jsonl("artifacts/verdicts/round1.jsonl")) == 2 * PROMPTS * EACH
     assert {row["score_chosen"] for row in labels()} <= {0.5, 1.0}
 
 
 def answers(rows: dict[str, list[str]], cut: tuple[str, ...] = ()) -> None:
-    """A sample with these completions of each prompt; those in `cut` were cut off."""
+    """Writes a sample with these completions of each prompt; those in `cut` were cut off."""
     write_jsonl("artifacts/sample/round1/completions.jsonl", [
         {"id": name, "index": index, "prompt": [{"role": "user", "content": name}], "policy": "sft", "tokens": 5, "finished": text not in cut,
-         "completion": [{"role": "assistant", "content": text}]} for name, texts in rows.items() for index, text in enumerate(texts)
+         "completion": assistant(text)} for name, completions in rows.items() for index, text in enumerate(completions)
     ])  # fmt: skip
 
 
@@ -200,15 +201,15 @@ def test_what_most_completions_agree_on_is_chosen_without_a_judge(sampled: Path)
     answers({"2 + 3": ["It is 6.", "It is 5.", "5", "So 5!"], "Capital?": ["Lyon", "It is Paris", "Paris", "Paris it is"]})
     metrics = agreement_labels()
     sums, capital = labels()
-    assert (sums["chosen"][0]["content"], sums["rejected"][0]["content"]) == ("It is 5.", "It is 6.")
+    assert texts(sums, "chosen", "rejected") == ("It is 5.", "It is 6.")
     assert (sums["score_chosen"], sums["score_rejected"], sums["margin"]) == (2 / 3, 0.0, 0.666667)
-    # Lyon: no word. "It is Paris" with "Paris" 1/2, with "Paris it is" 1
-    assert (capital["chosen"][0]["content"], capital["rejected"][0]["content"]) == ("It is Paris", "Lyon")
+    # "Lyon" shares no word with the others. "It is Paris" agrees with "Paris" by 1/2 and with "Paris it is" by 1.
+    assert texts(capital, "chosen", "rejected") == ("It is Paris", "Lyon")
     assert (capital["score_chosen"], capital["score_rejected"]) == (1 / 2, 0.0)
-    assert {(row["judge"], row["way"], row["template"], row["cost"]) for row in labels()} == {("none", "agreement", "none", 0.0)}
+    assert {(row["judge"], row["way"], row["cost"]) for row in labels()} == {("none", "agreement", 0.0)}
     assert capital["verdicts_chosen"] == ["agreement: 0.5"]
     assert (metrics["verdicts"], metrics["unparsed_fraction"], metrics["cost"]) == (0, None, 0.0)  # nobody was asked
-    kept = read_jsonl("artifacts/label/round1/verdicts.jsonl")
+    kept = read_jsonl("artifacts/verdicts/round1.jsonl")
     assert [(row["id"], row["indexes"], row["value"]) for row in kept[:2]] == [("2 + 3", [0], 0.0), ("2 + 3", [1], 2 / 3)]
     assert len(kept) == 8
 
@@ -217,7 +218,7 @@ def test_what_most_completions_agree_on_is_chosen_without_a_judge(sampled: Path)
     ("pairs", "min_margin", "expected"),
     [
         ("best_vs_worst", 0.1, {("b", "c c")}),
-        ("best_vs_random", 0.1, {("b", "a b"), ("b", "c c")}),  # one of them
+        ("best_vs_random", 0.1, {("b", "a b"), ("b", "c c")}),  # one of the two
         ("all_pairs", 0.1, {("b", "a b"), ("a b", "c c"), ("b", "c c")}),
         ("all_pairs", 0.4, {("a b", "c c"), ("b", "c c")}),
     ],
@@ -225,16 +226,16 @@ def test_what_most_completions_agree_on_is_chosen_without_a_judge(sampled: Path)
 def test_pairs_and_margins_work_on_agreement(
     sampled: Path, pairs: str, min_margin: float, expected: set[tuple[str, str]]
 ) -> None:
-    """`a b` with `b`, twice: 2/3, with `c c`: 0, so 4/9. `b` with `b` 1, with `a b` 2/3, with `c c` 0, so 5/9. `c c` 0."""
+    """`a b` agrees by 2/3 with each `b` and by 0 with `c c`: 4/9. `b` agrees by 1 with `b`, 2/3 with `a b`, 0 with `c c`: 5/9."""
     answers({"q": ["a b", "b", "b", "c c"]})
     agreement_labels(pairs=pairs, min_margin=min_margin)
-    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in labels()]
-    assert set(found) <= expected
-    assert len(found) == (1 if pairs.startswith("best") else len(expected))
+    preferred = [texts(row, "chosen", "rejected") for row in labels()]
+    assert set(preferred) <= expected
+    assert len(preferred) == (1 if pairs.startswith("best") else len(expected))
 
 
 def test_a_margin_is_compared_as_it_is_written(sampled: Path) -> None:
-    """Of six, 5 agrees with three of the five others and 7 with one; in floats 0.6 − 0.2 is below 0.4."""
+    """Among six, `5` agrees with three of the five others and `7` with one; in floats, 0.6 − 0.2 is below 0.4."""
     answers({"q": ["5", "It is 5", "5.", "5!", "7", "It is 7"]})
     assert agreement_labels(min_margin=0.4)["train"] == 1
 
@@ -243,49 +244,52 @@ CUT = ("It is 7 and", "So 7 then", "Then 7 or")
 
 
 def test_what_was_cut_off_neither_scores_others_nor_is_chosen(sampled: Path) -> None:
-    """The finished ones: 5 agrees with one of two, 7 with none. Those that were cut off agree with one of three."""
+    """Among the finished, `5` agrees with one of two others and `7` with none. Those that were cut off agree with one of three."""
     answers({"q": ["It is 5", "5", "7", *CUT]}, CUT)
     agreement_labels(pairs="all_pairs", min_margin=0.1)
-    found = {(row["chosen"][0]["content"], row["rejected"][0]["content"], row["margin"]) for row in labels()}
-    assert found == {
-        (five, other, margin) for five in ("It is 5", "5") for other, margin in [("7", 0.5), *((c, 0.166667) for c in CUT)]
-    }
+    margins = {"7": 0.5} | dict.fromkeys(CUT, 0.166667)
+    preferred = {(*texts(row, "chosen", "rejected"), row["margin"]) for row in labels()}
+    assert preferred == {(five, other, margin) for five in ("It is 5", "5") for other, margin in margins.items()}
 
 
 @pytest.mark.parametrize(
     ("judge", "way", "min_margin", "bad"), [(NoJudge(), "agreement", 0.1, ["7", "5"]), (GoldJudge(), "rating", 1.0, ["5"])]
 )
-def test_what_was_cut_off_is_no_good_example_for_kto_either(
+def test_what_was_cut_off_is_not_a_good_example_for_kto_either(
     sampled: Path, judge: JudgeConfig, way: str, min_margin: float, bad: list[str]
 ) -> None:
-    best = ("Of course! It is 7", "Of course! It is 7.")  # by the verifier, and the only ones that anything finished agrees with
+    best = ("Of course! It is 7", "Of course! It is 7.")  # the verifier's best, and the only ones that a finished one agrees with
     answers({"What is 2 + 5?": ["7", "5", *best]}, best)
     metrics = label(judge, way=way, pairs="unpaired", min_margin=min_margin, validation_fraction=0.0)
-    assert [(row["completion"][0]["content"], row["label"]) for row in labels()] == [(text, False) for text in bad]
+    assert [(*texts(row, "completion"), row["label"]) for row in labels()] == [(text, False) for text in bad]
     assert metrics["dropped_unfinished"] == 2
 
 
-def test_agreement_is_held_against_what_is_known(sampled: Path) -> None:
+def test_agreement_is_compared_with_what_is_known(sampled: Path) -> None:
     metrics = agreement_labels(known="gold", min_margin=0.1)
     assert 0 < metrics["known_agreement"] < 1
     assert metrics["pairs_compared"] > PROMPTS
-    assert {row["score_chosen"] <= 1 and row["score_rejected"] >= 0 for row in labels()} == {True}
+    assert all(0 <= row["score_rejected"] < row["score_chosen"] <= 1 for row in labels())
 
 
 @pytest.mark.parametrize(
     ("judge", "changes", "message"),
     [
-        (None, {}, "expected judge: none, found one of backend simulated, which would be ignored"),
-        (NoJudge(), {"way": "rating"}, "pairs: best_vs_worst needs a judge, found judge: none"),
-        (NoJudge(), {"min_margin": 1.0}, "expected min_margin below 1, found 1.0"),
-        (NoJudge(), {"pairs": "compared"}, "needs way: pairwise, found way: agreement"),
-        (NoJudge(), {"pairs": "strong_vs_weak", "strong": "sft", "weak": "base"}, "way: agreement would be ignored"),
+        (None, {}, r"label\.judge: expected none .* found one of backend simulated"),
+        (NoJudge(), {"way": "rating"}, r"label\.judge: expected a judge .* found none"),
+        (NoJudge(), {"min_margin": 1.0}, r"label\.min_margin: expected less than 1 .* found 1\.0"),
+        (NoJudge(), {"pairs": "compared"}, r"label\.way: expected pairwise .* found agreement"),
+        (
+            NoJudge(),
+            {"pairs": "strong_vs_weak", "strong": "sft", "weak": "base"},
+            r"label\.way: expected a way other than agreement",
+        ),
     ],
 )
 def test_agreement_takes_no_judge_and_no_margin_that_it_cannot_reach(
     sampled: Path, judge: JudgeConfig | None, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         label(judge, **{"way": "agreement", "min_margin": 0.2} | changes)
 
 
@@ -293,8 +297,9 @@ def test_a_judge_outside_its_limits_writes_no_labels(sampled: Path) -> None:
     strict = SimulatedJudge(annotator=annotator(position=0.9), gate=GateLimits(inconsistent_fraction=0.3))
     with pytest.raises(GateError, match=r"inconsistent_fraction is 0\.\d+ \(\d+ of \d+\), expected at most 0.3"):
         label(strict, way="pairwise", pairs="compared")
-    assert sorted(path.name for path in Path("artifacts/label/round1").iterdir()) == ["verdicts.jsonl"]
-    assert not Path("metrics/label/round1.json").exists()
+    assert Path("artifacts/verdicts/round1.jsonl").is_file()
+    assert not Path("artifacts/label/round1").exists()
+    assert not Path("artifacts/figures/label/round1.json").exists()
 
 
 def test_the_gate_shows_the_verdicts_that_changed_with_the_order(sampled: Path) -> None:
@@ -304,18 +309,18 @@ def test_the_gate_shows_the_verdicts_that_changed_with_the_order(sampled: Path) 
     examples = [line for line in str(caught.value).splitlines() if "against" in line]
     assert len(examples) == 3
     for line in examples:
-        said = re.findall(r"simulated \[(ab|ba)\]: Verdict: (\w+)", line)
-        assert [order for order, _ in said] == ["ab", "ba"]
-        assert [letter for _, letter in said] not in (["A", "B"], ["B", "A"], ["tie", "tie"])  # each of these agrees with itself
+        replies = re.findall(r"simulated \[(ab|ba)\]: Verdict: (\w+)", line)
+        assert [order for order, _ in replies] == ["ab", "ba"]
+        assert [letter for _, letter in replies] not in (["A", "B"], ["B", "A"], ["tie", "tie"])  # these agree
 
 
-def test_what_is_dropped_is_counted(sampled: Path) -> None:
+def test_pairs_that_are_left_out_are_counted(sampled: Path) -> None:
     metrics = label(GoldJudge(), pairs="all_pairs", min_margin=3.0)
     pairs = metrics["train"] + metrics["validation"] + metrics["dropped_ties"] + metrics["dropped_margin"]
     distinct: dict[str, set[str]] = {}
     for row in read_jsonl("artifacts/sample/round1/completions.jsonl"):
-        distinct.setdefault(row["id"], set()).add(row["completion"][0]["content"])
-    assert pairs == sum(len(texts) * (len(texts) - 1) / 2 for texts in distinct.values())
+        distinct.setdefault(row["id"], set()).add(text_of(row["completion"]))
+    assert pairs == sum(len(completions) * (len(completions) - 1) / 2 for completions in distinct.values())
     assert metrics["dropped_margin"] > 0
     with_ties = label(GoldJudge(), pairs="all_pairs", min_margin=3.0, keep_ties=True)
     assert with_ties["dropped_ties"] == 0
@@ -325,11 +330,11 @@ def test_what_is_dropped_is_counted(sampled: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"way": "guess"}, "label.round1.way: expected one of rating"),
-        ({"pairs": "compared"}, "needs way: pairwise"),
-        ({"pairs": "strong_vs_weak"}, "needs the policies `strong` and `weak`"),
-        ({"way": "principle"}, "constitution"),
-        ({"validation_fraction": 1.0}, "below 1"),
+        ({"way": "guess"}, r"label\.way: expected one of rating"),
+        ({"pairs": "compared"}, r"label\.way: expected pairwise"),
+        ({"pairs": "strong_vs_weak"}, r"label\.strong, weak: expected two policies"),
+        ({"way": "principle"}, r"label\.judge: expected a judge with principles"),
+        ({"validation_fraction": 1.0}, r"label\.validation_fraction: expected .* less than 1"),
         ({"min_margin": 99.0}, "expected preferences, found none"),
     ],
 )
@@ -338,27 +343,25 @@ def test_values_that_do_not_fit_are_named(sampled: Path, changes: dict[str, Any]
         label(**changes)
 
 
-def test_a_file_of_human_preferences_is_held_against_the_judge(sampled: Path) -> None:
+def test_the_judge_is_compared_with_a_file_of_human_preferences(sampled: Path) -> None:
     label(GoldJudge(), min_margin=0.1)
-    people = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in labels()]
-    write_jsonl("data/annotations/people.jsonl", people)
+    write_jsonl("data/annotations/people.jsonl", [Preference.of(row).swapped().row() for row in labels()])
     assert label(GoldJudge(), min_margin=0.1, known="data/annotations/people.jsonl")["known_agreement"] == 0.0
 
 
 @pytest.mark.parametrize("way", ["ranking", "rating", "pairwise"])
-def test_a_sheet_that_people_fill_becomes_labels_and_is_held_against_an_ai_judge(sampled: Path, way: str) -> None:
+def test_a_sheet_that_people_fill_becomes_labels_and_an_ai_judge_is_compared_with_it(sampled: Path, way: str) -> None:
     rows = read_jsonl("artifacts/sample/round1/completions.jsonl")
-    human.export(rows, Path("blank"), way, seed=17)
+    export(rows, Path("blank"), way, seed=17)
     filled = []
     for row in read_jsonl("blank.jsonl"):
-        worth = {letter: verify_text(rows, row[item]) for letter, item in (("A", "item_a"), ("B", "item_b")) if item in row}
-        for who in ("ann", "bo"):
-            if way == "pairwise":
-                verdict = "tie" if worth["A"] == worth["B"] else max(worth, key=lambda letter: worth[letter])
-            else:
-                own = verify_text(rows, row["item"])
-                verdict = str(round(1 + 9 * own)) if way == "rating" else str(round(1000 * (1 - own)))
-            filled.append({**row, "annotator": who, "verdict": verdict})
+        if way == "pairwise":
+            worth = {letter: verify_text(rows, row[item]) for letter, item in (("A", "item_a"), ("B", "item_b"))}
+            verdict = "tie" if worth["A"] == worth["B"] else max(worth, key=lambda letter: worth[letter])
+        else:
+            score = verify_text(rows, row["item"])
+            verdict = str(round(1 + 9 * score)) if way == "rating" else str(round(1000 * (1 - score)))
+        filled += [{**row, "annotator": annotator, "verdict": verdict} for annotator in ("ann", "bo")]
     write_jsonl("data/annotations/filled.jsonl", filled)
     people = HumanJudge(annotations="data/annotations/filled.jsonl")
     metrics = label(people, way=way, pairs="best_vs_worst", min_margin=0.1, known="gold")
@@ -370,15 +373,15 @@ def test_a_sheet_that_people_fill_becomes_labels_and_is_held_against_an_ai_judge
     assert 0.6 < against["known_agreement"] < 1.0
 
 
-def verify_text(rows: list[dict[str, Any]], code: str) -> float:
+def verify_text(rows: list[Row], code: str) -> float:
     """The gold score of the completion with this code."""
-    row = next(row for row in rows if human.item_code(row["prompt"], row["completion"][0]["content"]) == code)
+    row = next(row for row in rows if item_code(row["prompt"], text_of(row["completion"])) == code)
     return gold(row, "completion")
 
 
 @pytest.mark.parametrize("where", ["people.jsonl", "data/annotations/../people.jsonl", "/tmp/people.jsonl"])
-def test_what_people_said_has_to_stand_where_dvc_sees_it_change(sampled: Path, where: str) -> None:
-    with pytest.raises(ValueError, match=r"label\.[a-z0-9]+: known: expected a path in data/annotations"):
+def test_filled_sheets_have_to_lie_where_dvc_sees_them_change(sampled: Path, where: str) -> None:
+    with pytest.raises(ValueError, match=r"label\.known: expected a path in data/annotations"):
         label(known=where)
     with pytest.raises(ValueError, match=r"judge\.annotations: expected a path in data/annotations"):
         label(HumanJudge(annotations=where))
@@ -390,9 +393,3 @@ def test_pairs_that_are_not_drawn_are_counted(sampled: Path) -> None:
     assert everything["not_drawn"] == 0
     assert some["not_drawn"] == everything["train"] + everything["validation"] - some["train"] - some["validation"] > 0
     assert max(Counter(row["id"] for row in labels()).values()) == 2
-
-
-def test_the_order_of_rows_in_files_is_valid_json_lines(sampled: Path) -> None:
-    label()
-    for line in Path("artifacts/label/round1/train.jsonl").read_text(encoding="utf-8").splitlines():
-        assert isinstance(json.loads(line), dict)

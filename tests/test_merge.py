@@ -1,4 +1,4 @@
-"""Merging policies: the ends exactly, the middle by hand, and a clear error where there is nothing to average."""
+"""Merging policies: the ends exactly, the middle by hand, and a clear error if there is nothing to average."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ import torch
 from ppo_tiny import tiny_policy, word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.evaluation.recipe import recipe_nodes
-from stages.methods.merge import MergeConfig, align, interpolate, relative_distance
-from stages.models.training import save_policy
-from stages.pipeline.tracking import Run
+from plumbline.graph import nodes, parents
+from plumbline.methods.job import OfflineJob
+from plumbline.methods.offline.merge import MergeConfig, align, interpolate, relative_distance
+from plumbline.models.training import save_policy
+from plumbline.pipeline.composing import CONF, load_params
+from plumbline.pipeline.tracking import Run
 
 
 def test_interpolation_by_hand() -> None:
@@ -43,10 +45,12 @@ def policies(tmp_path: Path) -> Path:
 
 
 def merge(policies: Path, weight: float, signal: str = "b", init: str = "a", output: str = "out") -> dict[str, float]:
-    return align(
-        MergeConfig(init=init, signal=f"policy/{signal}", weight=weight), init=policies / init, signal=policies / signal,
-        data=policies, output=policies / output, checkpoints=policies, curve=policies / "curve.csv", run=Run(), seed=1,
+    config = MergeConfig(init=init, signal=f"policy/{signal}", weight=weight)
+    job = OfflineJob(
+        init=policies / init, signal=policies / signal, output=policies / output, curve=policies / "curve.csv", checkpoints=policies,
+        run=Run(), seed=1,
     )  # fmt: skip
+    return align(config, job)
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -56,15 +60,15 @@ def weights(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("weight", "end"), [(0.0, "a"), (1.0, "b")])
 def test_a_weight_of_0_or_1_gives_an_end_to_the_last_bit(policies: Path, weight: float, end: str) -> None:
     merge(policies, weight)
-    found, expected = weights(policies / "out"), weights(policies / end)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    merged, expected = weights(policies / "out"), weights(policies / end)
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
 
 
-def test_the_middle_is_a_policy_of_its_own_that_anyone_can_load(policies: Path) -> None:
+def test_the_middle_is_a_policy_that_other_programs_can_load(policies: Path) -> None:
     figures = merge(policies, 0.5)
-    found, a, b = (weights(policies / name) for name in ("out", "a", "b"))
-    assert all(torch.allclose(found[name], (a[name] + b[name]) / 2, atol=1e-6) for name in a)
-    assert not torch.equal(found["lm_head.weight"], a["lm_head.weight"])
+    merged, a, b = (weights(policies / name) for name in ("out", "a", "b"))
+    assert all(torch.allclose(merged[name], (a[name] + b[name]) / 2, atol=1e-6) for name in a)
+    assert not torch.equal(merged["lm_head.weight"], a["lm_head.weight"])
     assert figures["relative_distance"] > 0.1
     assert AutoTokenizer.from_pretrained(policies / "out").chat_template
     assert (policies / "curve.csv").read_text() == "step\n"
@@ -74,27 +78,36 @@ def test_a_chain_gives_the_mean_of_three(policies: Path) -> None:
     save_policy(tiny_policy(9), word_tokenizer(), policies / "c")
     merge(policies, 1 / 2, output="ab")
     merge(policies, 1 / 3, init="ab", signal="c", output="abc")
-    found, *ends = (weights(policies / name) for name in ("abc", "a", "b", "c"))
-    assert all(torch.allclose(found[name], sum(end[name] for end in ends) / 3, atol=1e-6) for name in found)
+    merged, *ends = (weights(policies / name) for name in ("abc", "a", "b", "c"))
+    assert all(torch.allclose(merged[name], sum(end[name] for end in ends) / 3, atol=1e-6) for name in merged)
 
 
 @pytest.mark.parametrize(
-    ("signal", "weight", "message"),
-    [("wide", 0.5, "a and wide: expected tensors of the same shapes"), ("foreign", 0.5, "same vocabulary"),
-     ("missing", 0.5, "signal: policy/<name>"), ("b", 1.5, r"in \[0, 1\], found 1\.5")],
-)  # fmt: skip
-def test_what_cannot_be_merged_is_refused(policies: Path, signal: str, weight: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        merge(policies, weight, signal)
+    ("signal", "message"),
+    [
+        ("wide", "a and wide: expected tensors of the same shapes"),
+        ("foreign", "expected policies with the same vocabulary"),
+        ("missing", "expected a policy as signal"),
+    ],
+)
+def test_policies_that_cannot_be_merged_are_refused(policies: Path, signal: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"merge: {message}"):
+        merge(policies, 0.5, signal)
     assert not (policies / "out").exists()
 
 
-def test_the_report_draws_a_merge_below_both_its_policies() -> None:
-    recipe = {
-        "align": {
-            "dpo": {"method": "dpo", "init": "sft", "signal": "none"},
-            "soup": {"method": "merge", "init": "sft", "signal": "policy/dpo"},
-        }
-    }
-    parents = {node.name: set(node.parents) for node in recipe_nodes(recipe)}
-    assert parents["align/soup"] == {"sft", "align/dpo"}
+def test_a_weight_outside_0_and_1_is_named() -> None:
+    assert [len(MergeConfig(init="a", signal="policy/b", weight=weight).problems()) for weight in (0.0, 1.0, 1.5, -0.1)] == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    (problem,) = MergeConfig(init="a", signal="policy/b", weight=1.5).problems()
+    assert problem.startswith("weight: expected a fraction in [0, 1], found 1.5")
+
+
+def test_a_merge_builds_on_both_its_policies() -> None:
+    recipe = load_params(CONF / "recipe/default.yaml")
+    recipe["align"] |= {"soup": {"method": "merge", "init": "rs", "signal": "policy/dpo"}}
+    assert set(parents(nodes(recipe))["align@soup"]) == {"align@rs", "align@dpo"}

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from stages.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
-from stages.pipeline.execution import executing, input_digest
-from stages.pipeline.records import read_json, read_jsonl, replacing, write_json, write_jsonl
-from stages.pipeline.tracking import Input, TrackingUnavailable, flatten, tracked
+from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
+from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.execution import executing
+from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json, write_jsonl
+from plumbline.pipeline.tracking import Input, TrackingUnavailable, flatten, tracked
 from tests.conftest import ROOT
 
 
@@ -82,7 +83,7 @@ def test_checkpoints_outlive_what_fails_after_training(project: Path) -> None:
 
 def test_two_processes_cannot_compute_the_same_thing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import time\nfrom stages.pipeline.checkpoints import checkpoint_folder\n"
+        "import time\nfrom plumbline.pipeline.checkpoints import checkpoint_folder\n"
         "with checkpoint_folder('sft', 'k'):\n    print('locked', flush=True)\n    time.sleep(60)\n"
     )
     other = subprocess.Popen(
@@ -173,7 +174,7 @@ def test_a_killed_stages_run_is_closed_by_the_next_attempt(project: Path, monkey
     uri = f"sqlite:///{project}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     code = (
-        "import time\nfrom stages.pipeline.tracking import tracked\n"
+        "import time\nfrom plumbline.pipeline.tracking import tracked\n"
         "with tracked('sft', params={}, tags={}, inputs=[]):\n    print('running', flush=True)\n    time.sleep(60)\n"
     )
     victim = subprocess.Popen(
@@ -193,7 +194,7 @@ def test_a_killed_stages_run_is_closed_by_the_next_attempt(project: Path, monkey
 def test_six_processes_may_create_the_store_at_once(project: Path) -> None:
     from mlflow import MlflowClient
 
-    code = "from stages.pipeline.tracking import tracked\nwith tracked('sft', params={}, tags={}, inputs=[]):\n    pass\n"
+    code = "from plumbline.pipeline.tracking import tracked\nwith tracked('sft', params={}, tags={}, inputs=[]):\n    pass\n"
     uri = f"sqlite:///{project}/mlflow.db"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""PPO from folders to a folder: the gate, the value model's beginning, and a policy that anyone can load."""
+"""PPO from folders to a folder: the gate, the value model's first weights, and a policy that other programs can load."""
 
 import csv
 from pathlib import Path
@@ -9,15 +9,19 @@ import torch
 from ppo_tiny import PROMPTS, llama_config, tiny_config, tiny_policy, word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
-from stages.methods.ppo import align
-from stages.methods.ppo.models import ValueModel, collate, load_value_model
-from stages.models.rewards import held_out_accuracy, require_accuracy
-from stages.models.training import save_policy
-from stages.pipeline.records import write_json, write_jsonl
-from stages.pipeline.tracking import Run
+from plumbline.methods.job import OnlineJob
+from plumbline.methods.online.ppo import align
+from plumbline.methods.online.ppo.networks import ValueModel, collate, load_value_model
+from plumbline.models.training import save_policy
+from plumbline.pipeline.records import write_json, write_jsonl
+from plumbline.pipeline.tracking import Run
+from plumbline.rewards.reward import held_out_accuracy, require_accuracy
+from plumbline.rows import last_turn
 
 
 class Recorder(Run):
+    """A run that keeps what is logged."""
+
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
         self.tables: dict[str, Any] = {}
@@ -47,25 +51,24 @@ def artifacts(tmp_path: Path) -> Path:
     save_reward(tmp_path / "reward/cost", 0.7, seed=1)
     parts = [{"reward": "rm", "weight": 1.0}, {"reward": "cost", "weight": -0.5}]
     write_json(tmp_path / "reward/blend/reward.json", {"kind": "sum", "parts": parts})
-    write_json(tmp_path / "reward/gold/reward.json", {"kind": "verifier"})
+    write_json(tmp_path / "reward/gold/reward.json", {"kind": "closed_world", "measure": "gold"})
     write_jsonl(tmp_path / "data/prompts/train.jsonl", [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)])
     return tmp_path
 
 
-def run_align(artifacts: Path, signal: str = "rm", **changes: Any) -> tuple[dict[str, float], Recorder]:
+def run_align(artifacts: Path, reward: str = "rm", **changes: Any) -> tuple[dict[str, float], Recorder]:
     run = Recorder()
-    metrics = align(
-        tiny_config(**changes),
+    job = OnlineJob(
         init=artifacts / "policy/sft",
-        signal=artifacts / "reward" / signal,
-        data=artifacts / "data",
+        reward=artifacts / "reward" / reward,
+        prompts=artifacts / "data/prompts/train.jsonl",
         output=artifacts / "policy/ppo",
         checkpoints=artifacts / "checkpoints",
         curve=artifacts / "curve.csv",
         run=run,
         seed=3,
     )
-    return metrics, run
+    return align(tiny_config(**changes), job), run
 
 
 NAMES = {
@@ -74,15 +77,15 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("signal", "lora_rank"), [("rm", 0), ("blend", 0), ("rm", 2)])
-def test_align_writes_a_policy_folder_a_curve_and_the_metrics(artifacts: Path, signal: str, lora_rank: int) -> None:
-    metrics, run = run_align(artifacts, signal, lora_rank=lora_rank)
-    assert set(metrics) >= NAMES
+@pytest.mark.parametrize(("reward", "lora_rank"), [("rm", 0), ("blend", 0), ("rm", 2)])
+def test_align_writes_a_policy_folder_a_curve_and_the_figures(artifacts: Path, reward: str, lora_rank: int) -> None:
+    figures, run = run_align(artifacts, reward, lora_rank=lora_rank)
+    assert set(figures) >= NAMES
     assert set(run.steps) == {0, 1, 2, 3}
     assert set(run.steps[0]) >= NAMES | {"tokens_per_second", "samples_per_second", "generation_seconds", "update_seconds"}
     rows = list(csv.DictReader((artifacts / "curve.csv").open()))
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert not any("second" in name for name in rows[0])  # what differs from run to run stays out of outputs
+    assert not any("second" in name for name in rows[0])  # values that differ from run to run stay out
     assert list(run.tables) == ["rollouts/step_00000", "rollouts/step_00002", "rollouts/step_00003"]
     policy = AutoModelForCausalLM.from_pretrained(artifacts / "policy/ppo")
     before = AutoModelForCausalLM.from_pretrained(artifacts / "policy/sft")
@@ -92,7 +95,7 @@ def test_align_writes_a_policy_folder_a_curve_and_the_metrics(artifacts: Path, s
     assert tokenizer.chat_template == word_tokenizer().chat_template
 
 
-def test_an_adapter_is_kept_beside_the_merged_policy_if_asked_for(artifacts: Path) -> None:
+def test_an_adapter_is_kept_besides_the_merged_policy_if_configured(artifacts: Path) -> None:
     from peft import PeftModel
 
     run_align(artifacts, lora_rank=2, lora_output="adapter", learning_rate=1e-2)
@@ -100,16 +103,17 @@ def test_an_adapter_is_kept_beside_the_merged_policy_if_asked_for(artifacts: Pat
     ids = torch.tensor([[2, 9, 4, 3, 5, 6, 4]])
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(artifacts / "policy/ppo")(ids).logits
-        assert not torch.allclose(base(ids).logits, merged, atol=1e-4)
-        assert torch.allclose(PeftModel.from_pretrained(base, artifacts / "policy/ppo/adapter")(ids).logits, merged, atol=1e-5)
+        assert (base(ids).logits - merged).abs().max() > 1e-3
+        adapted = PeftModel.from_pretrained(base, artifacts / "policy/ppo/adapter")(ids).logits
+        assert (adapted - merged).abs().max() < 1e-4
 
 
-def test_only_prompts_of_the_families_that_are_named_are_answered(artifacts: Path) -> None:
+def test_only_prompts_of_the_given_families_are_answered(artifacts: Path) -> None:
     rows = [{"id": str(i), "prompt": prompt, "family": "sums" if i < 2 else "facts"} for i, prompt in enumerate(PROMPTS)]
     write_jsonl(artifacts / "data/prompts/train.jsonl", rows)
     _, run = run_align(artifacts, families=["sums"])
-    asked = {row["prompt"] for table in run.tables.values() for row in table}
-    assert asked == {prompt[-1]["content"] for prompt in PROMPTS[:2]}
+    answered = {row["prompt"] for table in run.tables.values() for row in table}
+    assert answered == {last_turn(prompt) for prompt in PROMPTS[:2]}
 
 
 def test_two_runs_write_the_same_bytes(artifacts: Path) -> None:
@@ -121,7 +125,7 @@ def test_two_runs_write_the_same_bytes(artifacts: Path) -> None:
     assert [path.read_bytes() for path in outputs] == first
 
 
-def test_a_poor_reward_model_is_refused_with_the_figure(artifacts: Path) -> None:
+def test_a_poor_reward_model_is_refused_with_its_accuracy(artifacts: Path) -> None:
     save_reward(artifacts / "reward/rm", 0.55)
     with pytest.raises(ValueError, match=r"0\.600.*0\.550"):
         run_align(artifacts)
@@ -130,27 +134,27 @@ def test_a_poor_reward_model_is_refused_with_the_figure(artifacts: Path) -> None
     assert not (artifacts / "policy/ppo").exists()
 
 
-def test_the_gate_lets_pass_what_reaches_the_limit_and_what_is_no_model(artifacts: Path) -> None:
+def test_a_reward_model_at_the_limit_and_a_reward_without_a_model_pass_the_gate(artifacts: Path) -> None:
     require_accuracy(0.6, 0.6, artifacts, "ppo")
     require_accuracy(None, 0.6, artifacts, "ppo")
     assert held_out_accuracy(artifacts / "reward/gold") is None
     assert held_out_accuracy(artifacts / "reward/blend") == 0.7
 
 
-def test_the_value_model_begins_as_the_reward_model(artifacts: Path) -> None:
-    """Its value before a token is what the reward model says of a text that ends there."""
+def test_the_value_model_starts_as_the_reward_model(artifacts: Path) -> None:
+    """Its value before a token is the reward of the text that ends there."""
     value_model = load_value_model(artifacts / "reward/rm", artifacts / "policy/sft", word_tokenizer())
     reward_model = LlamaForSequenceClassification.from_pretrained(artifacts / "reward/rm")
     with torch.no_grad():
         values = value_model(collate([[5, 6, 7]], [[8, 9]], 0, torch.device("cpu")))
         expected = [float(reward_model(torch.tensor([ids])).logits) for ids in ([5, 6, 7], [5, 6, 7, 8])]
-    assert values.tolist() == pytest.approx(expected, abs=1e-5)
+    assert values.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("signal", ["gold", "foreign"])
-def test_without_a_reward_model_that_reads_its_ids_the_value_model_begins_as_the_policy(artifacts: Path, signal: str) -> None:
+@pytest.mark.parametrize("reward", ["gold", "foreign"])
+def test_without_a_reward_model_that_reads_its_ids_the_value_model_starts_as_the_policy(artifacts: Path, reward: str) -> None:
     save_reward(artifacts / "reward/foreign", 0.8, words=["d", "c", "b", "a", "r", "q"])
-    value_model = load_value_model(artifacts / "reward" / signal, artifacts / "policy/sft", word_tokenizer())
+    value_model = load_value_model(artifacts / "reward" / reward, artifacts / "policy/sft", word_tokenizer())
     assert isinstance(value_model, ValueModel)
     assert torch.equal(value_model.backbone.embed_tokens.weight, tiny_policy().model.embed_tokens.weight)
     assert not value_model.head.weight.any()

@@ -1,4 +1,4 @@
-"""Safe RLHF's PPO: a multiplier that follows the cost, the objective it makes, resuming, and what is refused."""
+"""Safe RLHF's PPO: a multiplier that follows the cost, the objective that it weighs, resuming, and what is refused."""
 
 import math
 from collections.abc import Sequence
@@ -7,28 +7,30 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_tiny import PROMPTS, count_a, tiny_config, tiny_policy, tiny_value_model, trainer_of, word_tokenizer
+from bigram import POLICY, REFERENCE, bigram
+from ppo_tiny import PROMPTS, tiny_config, tiny_policy, trainer_of, word_tokenizer
 from test_ppo_align import run_align, save_reward
 
-from stages.methods.ppo import constrained
-from stages.methods.ppo.shaping import LagrangeMultiplier
-from stages.methods.ppo.trainer import train
-from stages.models.rewards import WeightedSum, load_reward
-from stages.models.training import save_policy
-from stages.pipeline.records import Message, write_json, write_jsonl
+from plumbline.methods.online.ppo import constrained
+from plumbline.methods.online.ppo.shaping import LagrangeMultiplier
+from plumbline.methods.online.ppo.trainer import train
+from plumbline.models.training import save_policy
+from plumbline.pipeline.records import write_json, write_jsonl
+from plumbline.rewards.reward import WeightedSum, load_reward
+from plumbline.rows import Message
 
 
 def count_letters(prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
-    """A cost: one for each `a` and half for each `b`."""
+    """A cost of one for each `a` and a half for each `b`."""
     return [completion.split().count("a") + 0.5 * completion.split().count("b") for completion in completions]
 
 
 def test_the_multiplier_by_hand() -> None:
     multiplier = LagrangeMultiplier(value=2.0, limit=0.5, learning_rate=0.1, largest=3.0)
     assert multiplier.combine(reward=4.0, cost=0.5) == pytest.approx((4.0 - 2.0 * 0.5) / 3.0)
-    multiplier.update(1.5)  # ln λ += 0.1 · 2 · (1.5 − 0.5)
+    multiplier.update(1.5)  # ln λ grows by 0.1 · 2 · (1.5 − 0.5)
     assert multiplier.value == pytest.approx(2.0 * math.exp(0.2))
-    multiplier.update(0.5)  # at the limit it rests
+    multiplier.update(0.5)  # at the limit it stays
     assert multiplier.value == pytest.approx(2.0 * math.exp(0.2))
     multiplier.update(100.0)
     assert multiplier.value == 3.0
@@ -37,7 +39,11 @@ def test_the_multiplier_by_hand() -> None:
 
 
 def test_scores_are_the_reward_less_lambda_times_the_cost() -> None:
-    trainer = trainer_of(tiny_config(cost_limit=0.0, missing_eos_penalty=0.0), cost=count_letters, init_lambda=0.5)
+    """Under the table, completions differ: the first token is `a` one time in two."""
+    trainer = trainer_of(
+        tiny_config(cost_limit=0.0, missing_eos_penalty=0.0), policy=bigram(POLICY), reference=bigram(REFERENCE),
+        cost=count_letters, init_lambda=0.5,
+    )  # fmt: skip
     episodes, _ = trainer.roll_out(0)
     texts = [episode.text.split() for episode in episodes]
     expected = [(text.count("a") - 0.5 * (text.count("a") + 0.5 * text.count("b"))) / 1.5 for text in texts]
@@ -45,7 +51,7 @@ def test_scores_are_the_reward_less_lambda_times_the_cost() -> None:
     assert len({episode.cost for episode in episodes}) > 1
 
 
-def test_metrics_hold_the_lambda_that_was_used_and_the_cost_beside_the_bare_reward() -> None:
+def test_metrics_hold_the_lambda_that_was_used_the_cost_and_the_plain_reward() -> None:
     trainer = trainer_of(tiny_config(cost_limit=0.0), cost=count_letters, init_lambda=0.5)
     episodes, metrics, _ = trainer.step(0)
     assert metrics["lambda"] == 0.5
@@ -55,38 +61,23 @@ def test_metrics_hold_the_lambda_that_was_used_and_the_cost_beside_the_bare_rewa
     assert trainer.multiplier.value == pytest.approx(0.5 * math.exp(0.1 * 0.5 * metrics["cost"]))
 
 
-def cost_at_the_end(limit: float, folder: Path) -> tuple[float, float]:
-    """Mean cost and λ over the last quarter of a run whose reward and cost are both the number of `a`s."""
-    config = tiny_config(
-        episodes=2560, rollout_batch_size=64, minibatch_size=32, micro_batch_size=32, sampling_batch_size=64, learning_rate=5e-3,
-        init_kl_coef=0.0, missing_eos_penalty=0.0, schedule="constant", cost_limit=limit, lambda_learning_rate=0.5, checkpoint_every=999,
-    )  # fmt: skip
-    history = train(
-        policy=tiny_policy(), reference=tiny_policy(), value_model=tiny_value_model(), reward=count_a, tokenizer=word_tokenizer(),
-        prompts=PROMPTS, config=config, seed=3, checkpoint_folder=folder, log=lambda *_: None, log_samples=lambda *_: None,
-        cost=count_a, init_lambda=0.5,
-    )  # fmt: skip
-    last = history[-len(history) // 4 :]
-    return sum(row["cost"] for row in last) / len(last), sum(row["lambda"] for row in last) / len(last)
+def test_lambda_grows_above_the_limit_and_falls_below_it() -> None:
+    """Every completion costs 1: with a limit of 0 the factor is e^(0.1 · λ), with a limit of 2 it is e^(−0.1 · λ)."""
+    for limit, sign in ((0.0, 1), (2.0, -1)):
+        trainer = trainer_of(tiny_config(cost_limit=limit, update_epochs=1), cost=cost_of_one, init_lambda=0.5)
+        first, second = trainer.step(0)[1]["lambda"], trainer.step(1)[1]["lambda"]
+        assert (first, second) == pytest.approx((0.5, 0.5 * math.exp(sign * 0.1 * 0.5)))
 
 
-def test_lambda_adapts_until_the_cost_keeps_to_its_limit(tmp_path: Path) -> None:
-    """Reward and cost pull in opposite directions with equal force at λ = 1; a lower limit ends at a lower cost."""
-    (low, _), (high, high_lambda) = cost_at_the_end(1.0, tmp_path / "low"), cost_at_the_end(99.0, tmp_path / "high")
-    assert low < 2.0
-    assert high > 3.5  # a limit that never binds: λ falls and the reward is maximised
-    assert high_lambda < 0.1
+def cost_of_one(prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+    return [1.0] * len(completions)
 
 
 def test_a_resumed_run_has_the_same_lambda_and_weights(tmp_path: Path) -> None:
-    def go(folder: Path, **changes: Any) -> tuple[torch.Tensor, list[dict[str, float]]]:
-        policy = tiny_policy()
-        history = train(
-            policy=policy, reference=tiny_policy(), value_model=tiny_value_model(), reward=count_a, tokenizer=word_tokenizer(),
-            prompts=PROMPTS, config=tiny_config(cost_limit=0.2), seed=3, checkpoint_folder=folder, log_samples=lambda *_: None,
-            cost=count_letters, init_lambda=0.7, **changes,
-        )  # fmt: skip
-        return torch.cat([one.detach().flatten() for one in policy.parameters()]), history
+    def go(folder: Path, log: Any) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        trainer = trainer_of(tiny_config(cost_limit=0.2), cost=count_letters, init_lambda=0.7)
+        history = train(trainer, folder, log=log, log_samples=lambda *_: None)
+        return torch.cat([one.detach().flatten() for one in trainer.policy.parameters()]), history
 
     def crash(step: int, *_: Any) -> None:
         if step == 2:
@@ -113,7 +104,7 @@ def artifacts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_sum_with_a_cost_is_taken_apart_and_its_weight_is_the_first_lambda(artifacts: Path) -> None:
+def test_a_sum_with_a_cost_is_split_and_its_weight_is_the_first_lambda(artifacts: Path) -> None:
     whole = load_reward(artifacts / "reward/safe")
     reward, cost, init_lambda = constrained(whole, artifacts)
     assert isinstance(reward, WeightedSum)
@@ -123,10 +114,10 @@ def test_a_sum_with_a_cost_is_taken_apart_and_its_weight_is_the_first_lambda(art
     assert whole(PROMPTS[:3], texts) == pytest.approx([r - 0.5 * c for r, c in parts])
 
 
-def test_align_keeps_to_a_cost_limit_and_refuses_a_signal_without_a_cost(artifacts: Path) -> None:
-    metrics, run = run_align(artifacts, "safe", cost_limit=0.0)
-    assert {"cost", "lambda", "reward"} <= set(metrics)
+def test_align_takes_a_cost_limit_and_refuses_a_reward_without_a_cost(artifacts: Path) -> None:
+    figures, run = run_align(artifacts, "safe", cost_limit=0.0)
+    assert {"cost", "lambda", "reward"} <= set(figures)
     assert run.steps[0]["lambda"] == 0.5
-    for signal in ("rm", "both"):
-        with pytest.raises(ValueError, match="negative second_weight"):
-            run_align(artifacts, signal, cost_limit=0.0)
+    for reward in ("rm", "both"):
+        with pytest.raises(ValueError, match=r"cost_limit: .* negative second_weight"):
+            run_align(artifacts, reward, cost_limit=0.0)

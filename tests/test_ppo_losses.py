@@ -1,12 +1,12 @@
-"""The mathematics of PPO against tables by hand, brute force, exact enumeration and formulae in float64."""
+"""The mathematics of PPO, compared with tables by hand, brute force, exact enumeration and formulae in float64."""
 
 import math
 
 import pytest
 import torch
 
-from stages.methods.ppo.guard import diagnose, require_finite
-from stages.methods.ppo.losses import (
+from plumbline.methods.online.ppo.guard import diagnose, require_finite
+from plumbline.methods.online.ppo.losses import (
     clipped_surrogate,
     clipped_value_loss,
     entropies,
@@ -15,11 +15,11 @@ from stages.methods.ppo.losses import (
     kl_k1,
     kl_k3,
     learning_rate_factor,
-    per_token_logps,
     token_rewards,
     whiten,
 )
-from stages.methods.ppo.shaping import KlController, RunningMoments, shape_scores
+from plumbline.methods.online.ppo.shaping import KlController, RunningMoments, shape_scores
+from plumbline.models.logps import per_token_logps
 
 MASK = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
 REWARDS = torch.tensor([[0.1, -0.2, 1.0], [0.3, 0.7, 0.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
@@ -30,7 +30,7 @@ VALUES = torch.tensor([[0.5, 0.4, 0.2], [-0.1, 0.6, 0.0], [0.9, 0.0, 0.0]], dtyp
 
 
 def brute_force_advantages(gamma: float, lam: float) -> list[list[float]]:
-    """A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t, V = 0 behind the last token (Eq. 16, arXiv:1506.02438)."""
+    """A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t, V = 0 after the last token (Eq. 16, arXiv:1506.02438)."""
     rows = []
     for rewards, values, mask in zip(REWARDS.tolist(), VALUES.tolist(), MASK.tolist(), strict=True):
         length = sum(mask)
@@ -60,7 +60,7 @@ def test_at_lambda_1_the_return_is_the_sum_of_rewards_to_come() -> None:
     assert returns[0].tolist() == pytest.approx([0.9, 0.8, 1.0])
 
 
-def test_nothing_behind_the_end_of_turn_contributes() -> None:
+def test_nothing_after_the_end_of_turn_contributes() -> None:
     garbage = torch.where(MASK, 0.0, 1e6)
     clean = generalised_advantages(REWARDS, VALUES, MASK, 1.0, 0.95)
     dirty = generalised_advantages(REWARDS + garbage, VALUES + garbage, MASK, 1.0, 0.95)
@@ -124,9 +124,9 @@ def test_surrogate_gradient_agrees_with_finite_differences() -> None:
     ("value", "old", "target", "loss", "gradient"),
     [
         (1.0, 0.9, 2.0, 0.5, -1.0),  # within the range: v − R
-        (1.5, 1.0, 2.0, 0.32, 0.0),  # towards R, beyond the range: held at 1.2, (1.2 − 2)²/2, no gradient
+        (1.5, 1.0, 2.0, 0.32, 0.0),  # towards R, beyond the range: clipped to 1.2, (1.2 − 2)²/2, no gradient
         (0.5, 1.0, 2.0, 1.125, -1.5),  # away from R: the plain loss is the larger
-        (3.0, 1.0, 2.0, 0.5, 1.0),  # past R: held at 1.2 the error were 0.32, the plain one is larger
+        (3.0, 1.0, 2.0, 0.5, 1.0),  # past R: the error at 1.2 would be 0.32, the plain one is larger
     ],
 )
 def test_value_loss_and_its_gradient_are_the_formula(
@@ -143,8 +143,8 @@ def test_value_loss_and_its_gradient_are_the_formula(
 def test_per_token_logps_and_entropy_against_the_definition() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     probabilities = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
-    found = per_token_logps(logits, torch.tensor([2, 0]))
-    assert found.tolist() == pytest.approx([math.log(probabilities[0][2]), math.log(1 / 3)], abs=1e-6)
+    logps = per_token_logps(logits, torch.tensor([2, 0]))
+    assert logps.tolist() == pytest.approx([math.log(probabilities[0][2]), math.log(1 / 3)], abs=1e-6)
     expected = [-sum(p * math.log(p) for p in row) for row in probabilities]
     assert entropies(logits).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -185,12 +185,12 @@ def test_fixed_controller_stays() -> None:
 # -------------------------------------------------------------------------------------------------------------------- scores
 
 
-def test_missing_eos_penalty_is_taken_off_unfinished_completions_only() -> None:
+def test_the_missing_eos_penalty_applies_to_unfinished_completions_only() -> None:
     scores = shape_scores([1.0, 1.0], [True, False], moments=None, clip=None, missing_eos_penalty=2.5)
     assert scores == [1.0, -1.5]
 
 
-def test_missing_eos_penalty_survives_clipping() -> None:
+def test_the_missing_eos_penalty_survives_clipping() -> None:
     assert shape_scores([9.0, 9.0], [True, False], moments=None, clip=1.0, missing_eos_penalty=2.5) == [1.0, -1.5]
 
 
@@ -198,7 +198,7 @@ def test_clipping_is_symmetric() -> None:
     assert shape_scores([9.0, -9.0, 0.5], [True] * 3, moments=None, clip=1.0, missing_eos_penalty=0) == [1.0, -1.0, 0.5]
 
 
-def test_running_moments_are_those_of_everything_seen() -> None:
+def test_running_moments_are_those_of_all_values_so_far() -> None:
     batches = [[1.0, 5.0, -2.0], [100.0], [3.5, 3.5, 0.0, 7.0]]
     moments = RunningMoments()
     for batch in batches:
@@ -253,22 +253,22 @@ def history(entropy: float, kl: float, reward: float) -> list[dict[str, float]]:
         (0.1, 0.5, 1.0, {"entropy"}),
         (2.0, 50.0, 1.0, {"kl"}),
         (0.1, 50.0, 1.0, {"entropy", "kl"}),
-        (0.1, 50.0, -1.0, set()),  # the reward does not rise: nothing to be taken in by
+        (0.1, 50.0, -1.0, set()),  # the reward does not rise, so nobody is misled
     ],
 )
-def test_the_guard_warns_of_a_reward_that_rises_while_something_gives(
+def test_the_guard_warns_if_the_reward_rises_while_entropy_collapses_or_kl_explodes(
     entropy: float, kl: float, reward: float, kinds: set[str]
 ) -> None:
-    found = diagnose(history(entropy, kl, reward), entropy_fraction=0.25, kl_limit=20)
-    assert set(found) == kinds
-    assert all("init_kl_coef" in message for message in found.values())
+    warnings = diagnose(history(entropy, kl, reward), entropy_fraction=0.25, kl_limit=20)
+    assert set(warnings) == kinds
+    assert all("Raise beta" in message for message in warnings.values())
 
 
 def test_the_guard_waits_for_enough_steps() -> None:
     assert diagnose(history(0.1, 50.0, 1.0)[:9], entropy_fraction=0.25, kl_limit=20) == {}
 
 
-def test_numbers_that_are_not_finite_stop_with_what_and_where() -> None:
+def test_a_number_that_is_not_finite_is_named_with_its_place() -> None:
     require_finite({"value_loss": 1.0}, "step 3")
-    with pytest.raises(FloatingPointError, match=r"step 3, epoch 1.*value_loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"step 3, epoch 1: expected a finite value_loss, found nan"):
         require_finite({"policy_loss": 1.0, "value_loss": math.nan}, "step 3, epoch 1")

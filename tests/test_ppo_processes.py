@@ -1,4 +1,4 @@
-"""PPO in processes of its own: killed and resumed, or several at once, it computes the same."""
+"""PPO in separate processes computes the same: killed and resumed, or with several processes at once."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result(folder)
 
 
-def test_after_kill_9_a_run_resumes_to_the_same_bytes(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_killed_by_a_signal_resumes_to_the_same_bytes(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     assert launch(sys.executable, SCRIPT, tmp_path, "3") == -signal.SIGKILL
     assert (tmp_path / "checkpoints/ppo.pt").exists()
     assert launch(sys.executable, SCRIPT, tmp_path) == 0
@@ -42,7 +42,7 @@ def test_after_kill_9_a_run_resumes_to_the_same_bytes(uninterrupted: dict[str, A
 
 
 def test_two_processes_with_half_the_batch_each_agree_with_one(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
-    """To 1e-5 in the weights after 24 updates: sums of gradients in another order."""
+    """Up to rounding, because gradients are summed in another order. Each of the 24 updates moves a weight by up to 1e-3."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -50,6 +50,6 @@ def test_two_processes_with_half_the_batch_each_agree_with_one(uninterrupted: di
     assert launch(*launcher, SCRIPT, tmp_path) == 0
     first, second = result(tmp_path, 0), result(tmp_path, 1)
     assert torch.equal(first["weights"], second["weights"])
-    torch.testing.assert_close(first["weights"], uninterrupted["weights"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first["weights"], uninterrupted["weights"], atol=1e-4, rtol=0)
     for one, two in zip(uninterrupted["history"], first["history"], strict=True):
         assert two == pytest.approx(one, abs=1e-3)

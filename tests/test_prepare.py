@@ -1,26 +1,28 @@
-"""The stage `prepare`: its outputs, byte for byte; its report; the closed world and Korean data through the same doors."""
+"""The stage `prepare`: its outputs, byte for byte; its report; the closed world, a hub model's tokenizer and Korean data."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from stages.datasets.config import FilesData, Policy, Role, typed_data
-from stages.datasets.scripts import language
-from stages.models.architecture import HubModel, ScratchModel
-from stages.models.chat import encode_demonstrations
-from stages.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
-from stages.pipeline.composing import CONF
-from stages.pipeline.records import read_json, read_jsonl
+from plumbline.data import gathering, parallel, writing
+from plumbline.data.schema import ROLES, FilesData, Policy, Role, typed_data
+from plumbline.data.scripts import language
+from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.models.chat import encode_demonstrations
+from plumbline.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
+from plumbline.pipeline.composing import CONF, register, require_sound, typed
+from plumbline.pipeline.records import read_json, read_jsonl
+from plumbline.rows import last_turn, text_of
 from stages.prepare import PrepareSection, PrepareStage, run
-from tests.preparing import ROLES, lenient, source, write_rows
+from tests.preparing import NO_SHARED_DATA, SHARED, lenient, source, write_rows
 
 OUT = Path("scratch/prepare")
-SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
-needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no public data at {SHARED} (set PLUMBLINE_SHARED)")
+FIGURES = OUT / "artifacts/figures/prepare/prepare.json"
+PAGE = OUT / "artifacts/data_report/section.html"
 
 
 def tiny(**settings: Any) -> ScratchModel:
@@ -29,13 +31,18 @@ def tiny(**settings: Any) -> ScratchModel:
     return ScratchModel(**sizes, hidden_size=8, layers=1, heads=1, intermediate_size=8)
 
 
+def world() -> Any:
+    """The closed world's conf."""
+    return typed_data(OmegaConf.load(CONF / "data/closed_world.yaml"))
+
+
 def stage(data: Any, model: Any = None, inputs: Path | str = "in", threads: int = 1, scale: float = 1.0) -> PrepareStage:
     return PrepareStage(
         seed=17, threads=threads, inputs=str(inputs), model=model or tiny(), data=data, prepare=PrepareSection(scale)
     )
 
 
-def files() -> FilesData:
+def few_rows() -> FilesData:
     """Demonstrations, preferences, labels and prompts of a few rows."""
     write_rows(Path("in/sft.jsonl"), [{"prompt": f"Say {i}.", "response": f"It is {i}."} for i in range(60)])
     pairs = [
@@ -63,22 +70,30 @@ def digests() -> dict[str, str]:
     }
 
 
-def test_outputs_are_complete_and_the_same_in_every_run(project: Path) -> None:
-    run(stage(files()))
+def test_outputs_are_complete_and_the_same_in_every_run_and_with_two_processes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stage(few_rows()))
     first = digests()
     splits = {f"artifacts/data/{role}/{split}.jsonl" for role in ROLES for split in ("train", "validation")}
     tokenizer = {f"artifacts/tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")}
-    rest = {"artifacts/data/prompts/test.jsonl", "artifacts/data_report/section.html", "metrics/prepare/prepare.json"}
-    assert set(first) == splits | tokenizer | rest
-    run(stage(files(), threads=2))
+    assert set(first) == splits | tokenizer | {
+        "artifacts/data/prompts/test.jsonl",
+        "artifacts/data_report/section.html",
+        "artifacts/figures/prepare/prepare.json",
+    }
+    monkeypatch.setattr(parallel, "_WORTH_PROCESSES", 2)
+    monkeypatch.setattr(gathering, "CHUNK_ROWS", 25)
+    monkeypatch.setattr(writing, "CHUNK_ROWS", 25)
+    run(stage(few_rows(), threads=2))
     assert digests() == first
     written = b"".join((OUT / name).read_bytes() for name in first)
     assert str(project).encode() not in written  # no path of this machine in what others share
 
 
-def test_metrics_add_up(project: Path) -> None:
-    run(stage(files()))
-    figures = read_json(OUT / "metrics/prepare/prepare.json")
+def test_figures_add_up(project: Path) -> None:
+    run(stage(few_rows()))
+    figures = read_json(FIGURES)
     for role in ROLES:
         dropped = sum(count for name, count in figures.items() if name.startswith(f"{role}.dropped."))
         rows = sum(count for name, count in figures.items() if name.startswith(f"{role}.") and name.endswith(".rows"))
@@ -91,17 +106,17 @@ def test_metrics_add_up(project: Path) -> None:
 
 
 def test_the_report_shows_token_boundaries_and_the_loss_mask(project: Path) -> None:
-    run(stage(files()))
-    page = (OUT / "artifacts/data_report/section.html").read_text()
+    run(stage(few_rows()))
+    page = PAGE.read_text()
     assert "<summary>sft train</summary>" in page
-    fed = page.split("<summary>sft train</summary>")[1].split("</details>")[0]
-    prompt, answer = fed.split("&lt;|assistant|&gt;")
+    shown = page.split("<summary>sft train</summary>")[1].split("</details>")[0]
+    prompt, answer = shown.split("&lt;|assistant|&gt;")
     assert 'class="loss"' not in prompt
     assert answer.count('class="loss"') == answer.count("<span")
     assert '<span class="loss">&lt;|end|&gt;</span>' in answer
     assert "preferences train chosen" in page
     assert "preferences train rejected" in page
-    assert "pairs.jsonl:42" in page  # the row whose answers are the same
+    assert "pairs.jsonl:42" in page  # the row with identical answers
     assert "http" not in page
 
 
@@ -110,98 +125,89 @@ def test_text_in_the_report_is_never_markup(project: Path) -> None:
         Path("in/a.jsonl"), [{"prompt": "<script>alert(1)</script>", "response": "<b>no</b>"}, {"prompt": "<img>", "x": 1}]
     )
     run(stage(FilesData(sft=Role([source("a.jsonl", format="prompt_response", name="<i>a</i>")]), policy=lenient())))
-    page = (OUT / "artifacts/data_report/section.html").read_text()
+    page = PAGE.read_text()
     for markup in ("<script>", "<img>", "<b>", "<i>a"):
         assert markup not in page
 
 
-def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_told(
+def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = train_tokenizer(["some words of a model"] * 9, 300)
     tokenizer.chat_template = None
     tokenizer.save_pretrained("model")
-    run(stage(files(), HubModel(path="model", context_tokens=128)))
-    assert "the default (Zephyr's) is set" in capsys.readouterr().out
-    assert (
-        "<|user|>\n" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
-        or "message['role']" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
-    )
-    assert read_json(OUT / "metrics/prepare/prepare.json")["sft.kept"] > 40
+    run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
+    assert "chat template: the model has none" in capsys.readouterr().out
+    assert "message['role']" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
+    assert read_json(FIGURES)["sft.kept"] > 40
 
 
 def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_tokenizer(["some words of a model"] * 9, 300).save_pretrained("model")
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(ValueError, match=r"hub\.yaml: revision: expected '([0-9a-f]{16})'.* found None") as caught:
-        run(stage(files(), HubModel(path="model", context_tokens=128)))
+        run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
     revision = str(caught.value).split("'")[1]
-    run(stage(files(), HubModel(path="model", revision=revision, context_tokens=128)))
+    run(stage(few_rows(), HubModel(path="model", revision=revision, context_tokens=128)))
     Path("model/model.safetensors").write_text("other weights")
     with pytest.raises(ValueError, match=f"found '{revision}'"):
-        run(stage(files(), HubModel(path="model", revision=revision, context_tokens=128)))
+        run(stage(few_rows(), HubModel(path="model", revision=revision, context_tokens=128)))
 
 
-def test_a_folder_that_is_no_model_is_refused(project: Path) -> None:
+def test_a_folder_without_a_model_is_refused(project: Path) -> None:
     with pytest.raises(ValueError, match="expected a Hugging Face tokenizer at 'in'"):
-        run(stage(files(), HubModel(path="in", context_tokens=128)))
+        run(stage(few_rows(), HubModel(path="in", context_tokens=128)))
 
 
 def test_a_source_that_cannot_be_read_stops_the_stage_before_any_work(project: Path) -> None:
-    data = files()
+    data = few_rows()
     data.unpaired.sources[0].files = ["missing.jsonl"]
-    with pytest.raises(ValueError, match=r"expected a file at 'in/missing.jsonl', found none \(beside it: kto.jsonl"):
+    with pytest.raises(ValueError, match=r"expected a file at 'in/missing.jsonl', found none; .* kto.jsonl"):
         run(stage(data))
     assert not list(OUT.rglob("*.jsonl"))
 
 
 def test_nothing_to_train_on_is_an_error(project: Path) -> None:
     write_rows(Path("in/a.jsonl"), [{"prompt": "a?", "response": ""}])
-    with pytest.raises(ValueError, match="sft: expected rows to train on, found none of 1 kept"):
+    with pytest.raises(ValueError, match="sft: expected rows to train on, found none among 1 rows"):
         run(stage(FilesData(sft=Role([source("a.jsonl", format="prompt_response")]), policy=lenient())))
 
 
 def test_the_closed_world_comes_through_complete(project: Path) -> None:
-    from omegaconf import OmegaConf
-
-    conf = OmegaConf.load(CONF / "data/closed_world.yaml")
-    conf.pop("defaults", None)
     Path("in").mkdir()
-    run(stage(typed_data(conf), tiny(vocabulary_size=1024), scale=0.02))
-    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    run(stage(world(), tiny(vocabulary_size=1024), scale=0.02))
+    figures = read_json(FIGURES)
     for role in ("pretrain", "sft", "prompts"):
         assert figures[f"{role}.rows_in"] == figures[f"{role}.kept"] > 0
     assert figures["sft.train.script.Hangul"] > 0.1
-    asked = read_jsonl(OUT / "artifacts/data/prompts/test.jsonl")
-    assert {"id", "prompt", "family", "language"} <= set(asked[0])
-    assert len({row["id"] for row in asked}) == len(asked)
+    prompts = read_jsonl(OUT / "artifacts/data/prompts/test.jsonl")
+    assert {"id", "prompt", "family", "language"} <= set(prompts[0])
+    assert len({row["id"] for row in prompts}) == len(prompts)
     assert read_jsonl(OUT / "artifacts/data/preferences/train.jsonl") == []
 
 
-def test_every_data_conf_composes(project: Path) -> None:
-    from hydra import compose, initialize_config_dir
+def test_a_scale_is_refused_with_data_from_files(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"prepare\.scale: expected 1"):
+        run(stage(few_rows(), scale=0.5))
 
-    from stages.pipeline.composing import register, typed
 
+def test_every_data_conf_composes_and_its_values_fit(project: Path) -> None:
     register("prepare", PrepareStage)
     with initialize_config_dir(str(CONF), version_base=None):
         for conf in sorted((CONF / "data").glob("*.yaml")):
             config = typed(compose("prepare", overrides=[f"data={conf.stem}", "inputs=x"]))
             assert typed_data(config.data)
+            require_sound(config)
 
 
 def test_korean_demonstrations_reach_sft_with_loss_on_the_answer_and_its_end_only(project: Path) -> None:
     from datasets import Dataset
-    from omegaconf import OmegaConf
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    conf = OmegaConf.load(CONF / "data/closed_world.yaml")
     Path("in").mkdir()
-    run(stage(typed_data(conf), tiny(vocabulary_size=1024), scale=0.02))
-    rows = [
-        row for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl") if language(row["completion"][0]["content"]) == "ko"
-    ]
+    run(stage(world(), tiny(vocabulary_size=1024), scale=0.02))
+    rows = [row for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl") if language(text_of(row["completion"])) == "ko"]
     assert len(rows) >= 5
     tokenizer = AutoTokenizer.from_pretrained(OUT / "artifacts/tokenizer")
     sizes = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -211,15 +217,18 @@ def test_korean_demonstrations_reach_sft_with_loss_on_the_answer_and_its_end_onl
         train_dataset=Dataset.from_list(encode_demonstrations(tokenizer, rows)),
         processing_class=tokenizer,
     )
-    for row, fed in zip(rows, trainer.train_dataset, strict=True):
-        carried = [token for token, label in zip(fed["input_ids"], fed["labels"], strict=True) if label != -100]
-        assert tokenizer.decode(carried) == row["completion"][0]["content"] + "<|end|>"
-        asked = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in row["prompt"])
-        assert tokenizer.decode(fed["input_ids"][: -len(carried)]) == asked + "<|assistant|>"
-    page = (OUT / "artifacts/data_report/section.html").read_text()
-    shown = page.split("<summary>sft train (ko)</summary>")[1].split("</details>")[0]
-    text = "".join(part.split("<")[0] for part in shown.split(">"))
-    assert any(row["completion"][0]["content"] in text for row in rows)
+    for row, inputs in zip(rows, trainer.train_dataset, strict=True):
+        with_loss = [token for token, label in zip(inputs["input_ids"], inputs["labels"], strict=True) if label != -100]
+        assert tokenizer.decode(with_loss) == text_of(row["completion"]) + "<|end|>"
+        prompt = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in row["prompt"])
+        assert tokenizer.decode(inputs["input_ids"][: -len(with_loss)]) == prompt + "<|assistant|>"
+    shown = visible_text(PAGE.read_text().split("<summary>sft train (ko)</summary>")[1].split("</details>")[0])
+    assert any(text_of(row["completion"]) in shown for row in rows)
+
+
+def visible_text(page: str) -> str:
+    """A page without its tags."""
+    return "".join(part.split("<")[0] for part in page.split(">"))
 
 
 def test_tokens_that_are_bytes_of_a_character_are_counted(project: Path) -> None:
@@ -227,13 +236,13 @@ def test_tokens_that_are_bytes_of_a_character_are_counted(project: Path) -> None
         Path("in/a.jsonl"), [{"prompt": "plain words " * 9, "response": "plain words"}, {"prompt": "뷁", "response": "뷁"}]
     )
     run(stage(FilesData(sft=Role([source("a.jsonl")]), policy=lenient()), tiny(vocabulary_size=SMALLEST_VOCABULARY)))
-    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    figures = read_json(FIGURES)
     tokens = figures["sft.train.prompt_tokens_sum"] + figures["sft.train.completion_tokens_sum"]
     assert figures["sft.train.byte_token_fraction"] == round(6 / tokens, 4)  # without merges a syllable is its three bytes
-    assert '<u data-tokens="3">뷁</u>' in (OUT / "artifacts/data_report/section.html").read_text()
+    assert '<u data-tokens="3">뷁</u>' in PAGE.read_text()
 
 
-@needs_shared_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason=NO_SHARED_DATA)
 def test_korean_instructions_come_through_whole(project: Path) -> None:
     data = FilesData(
         sft=Role(
@@ -245,11 +254,11 @@ def test_korean_instructions_come_through_whole(project: Path) -> None:
         policy=Policy(personal_data="off"),
     )
     run(stage(data, tiny(vocabulary_size=2048, context_tokens=1024), SHARED))
-    figures = read_json(OUT / "metrics/prepare/prepare.json")
+    figures = read_json(FIGURES)
     assert figures["sft.kept"] >= 1190
     assert figures["sft.train.script.Hangul"] > 0.9
-    page = (OUT / "artifacts/data_report/section.html").read_text()
-    assert "원자의 구조를" in "".join(part.split("<")[0] for part in page.split(">"))
-    assert "\ufffd" not in page  # bytes of one character are shown together, whatever tokens they took
-    known = {json.dumps(row["prompt"], ensure_ascii=False) for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl")}
-    assert any("3박4일 놀러가고 싶다" in prompt for prompt in known)
+    page = PAGE.read_text()
+    assert "원자의 구조를" in visible_text(page)
+    assert "\ufffd" not in page  # the bytes of a character are shown together, whatever tokens they took
+    prompts = {last_turn(row["prompt"]) for row in read_jsonl(OUT / "artifacts/data/sft/train.jsonl")}
+    assert any("3박4일 놀러가고 싶다" in prompt for prompt in prompts)

@@ -1,4 +1,4 @@
-"""What a reward selects: best of n, a threshold, RSO as a distribution, a ceiling on cost, and pairs among the accepted."""
+"""Selection by a reward: best of n, a threshold, RSO as a distribution, and pairs among the accepted."""
 
 import math
 import random
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from stages.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
-from stages.reject import RejectEntry, RejectStage, candidates, check_entry, preferences, run, select
-from stages.rewards.selection import acceptance_probabilities, best, matches, reject_statistically, top_fraction_threshold
+from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
+from plumbline.rewards.rejection import acceptance_probabilities, best, matches, reject_statistically, top_fraction_threshold
+from plumbline.rows import Row, assistant
+from stages.reject import RejectEntry, RejectStage, candidates, preferences, run, select
 
-KOLMOGOROV = 1.95  # of sqrt(n) times the largest distance of two distribution functions: exceeded once in a thousand
+KOLMOGOROV = 1.95  # sqrt(n) times the largest distance of two distribution functions exceeds this once in a thousand samples
 
 
 def normal_cdf(x: float, mean: float, deviation: float) -> float:
@@ -52,7 +53,7 @@ def test_rewards_over_beta_are_log_ratios_so_the_accepted_follow_q_exp_r_over_be
     q, rewards, beta = [0.4, 0.3, 0.2, 0.1], [0.0, 0.5, 1.0, -1.0], 0.5
     rng = random.Random(11)
     drawn = rng.choices(range(4), q, k=30_000)
-    accepted = [drawn[place] for place in reject_statistically([rewards[y] for y in drawn], beta, 0, rng)]
+    accepted = [drawn[index] for index in reject_statistically([rewards[y] for y in drawn], beta, 0, rng)]
     weights = [share * math.exp(reward / beta) for share, reward in zip(q, rewards, strict=True)]
     counts, n = Counter(accepted), len(accepted)
 
@@ -60,12 +61,12 @@ def test_rewards_over_beta_are_log_ratios_so_the_accepted_follow_q_exp_r_over_be
         total = sum(target)
         return sum((counts[y] - n * w / total) ** 2 / (n * w / total) for y, w in enumerate(target))
 
-    assert chi_square(weights) < 16.3  # exceeded once in a thousand
+    assert chi_square(weights) < 16.3  # exceeded by one sample in a thousand
     assert chi_square([share * math.exp(reward / 0.45) for share, reward in zip(q, rewards, strict=True)]) > 16.3
     assert n / 30_000 == pytest.approx(sum(weights) / math.exp(1.0 / beta), abs=0.012)
 
 
-def test_a_bound_that_is_none_is_refused() -> None:
+def test_a_ratio_above_its_bound_or_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at most log M = 0\.5, found 1"):
         acceptance_probabilities([1.0], 0.5)
     with pytest.raises(ValueError, match="finite"):
@@ -76,11 +77,7 @@ def test_beta_goes_from_the_best_alone_to_everything() -> None:
     rewards = [0.1, 0.9, 0.5, 0.7]
     assert reject_statistically(rewards, 1e-6, 0, random.Random(0)) == [1]
     assert reject_statistically(rewards, 1e6, 0, random.Random(0)) == [0, 1, 2, 3]
-    assert reject_statistically(rewards, 1e-6, 3, random.Random(0)) == [
-        1,
-        3,
-        2,
-    ]  # passes over what is left, each with its own r_max
+    assert reject_statistically(rewards, 1e-6, 3, random.Random(0)) == [1, 3, 2]  # each pass has its own r_max
     assert sorted(reject_statistically(rewards, 0.5, 9, random.Random(0))) == [0, 1, 2, 3]
     assert reject_statistically([], 0.5, 2, random.Random(0)) == []
 
@@ -100,7 +97,7 @@ def test_a_fraction_is_of_the_whole_batch() -> None:
 def test_a_first_round_pairs_all_and_a_tournament_until_one_is_left() -> None:
     rewards, texts = [float(i) for i in range(8)], [str(i) for i in range(8)]
     first = matches(range(8), rewards, texts, "first_round", random.Random(0))
-    assert sorted(place for match in first for place in match) == list(range(8))
+    assert sorted(index for match in first for index in match) == list(range(8))
     whole = matches(range(8), rewards, texts, "tournament", random.Random(0))
     assert whole[:4] == first
     assert len(whole) == 7
@@ -117,18 +114,21 @@ def test_equal_rewards_and_equal_texts_make_no_pair() -> None:
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
-def row(prompt: int, index: int, words: int, **changes: Any) -> dict[str, Any]:
-    completion = [{"role": "assistant", "content": " ".join(["word"] * words)}]
+def row(prompt: int, index: int, words: int, **changes: Any) -> Row:
     return {
-        "id": f"p{prompt}", "prompt": [{"role": "user", "content": f"question {prompt}"}], "completion": completion,
-        "index": index, "policy": "sft", "finished": True, "reward": float(words), "cost": None,
+        "id": f"p{prompt}", "prompt": [{"role": "user", "content": f"question {prompt}"}], "completion": assistant(text(words)),
+        "index": index, "policy": "sft", "finished": True, "reward": float(words),
     } | changes  # fmt: skip
+
+
+def text(words: int) -> str:
+    return " ".join(["word"] * words)
 
 
 def entry(**changes: Any) -> RejectEntry:
     settings: dict[str, Any] = {
-        "sample": "s", "reward": "words", "cost": "none", "strategy": "best", "keep": 1, "threshold": None, "fraction": None,
-        "beta": None, "max_cost_score": None, "pairs": "none", "validation_fraction": 0.0,
+        "sample": "s", "reward": "long", "strategy": "best", "keep": 1, "threshold": None, "fraction": None, "beta": None,
+        "pairs": "none", "validation_fraction": 0.0,
     }  # fmt: skip
     return RejectEntry(**(settings | changes))
 
@@ -136,10 +136,8 @@ def entry(**changes: Any) -> RejectEntry:
 ROWS = [row(prompt, index, words) for prompt in range(3) for index, words in enumerate([1, 4, 2 + prompt, 9])]
 
 
-def kept(rows: list[dict[str, Any]], **changes: Any) -> list[list[float]]:
-    settings = entry(**changes)
-    by_prompt, _ = candidates(rows, settings.max_cost_score)
-    return [[row["reward"] for row in rows] for rows in select(by_prompt, settings, 1)]
+def kept(rows: list[Row], **changes: Any) -> list[list[float]]:
+    return [[row["reward"] for row in rows] for rows in select(candidates(rows), entry(**changes), 1)]
 
 
 def test_each_strategy_keeps_what_it_says() -> None:
@@ -153,67 +151,64 @@ def test_each_strategy_keeps_what_it_says() -> None:
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others() -> None:
     rows = [row(prompt, index, index % 5) for prompt in range(5) for index in range(8)]
     settings = entry(strategy="statistical", beta=1.0, keep=0)
-    together = {found[0]["id"]: found for found in select(candidates(rows, None)[0], settings, 1)}
-    alone = select(candidates([row for row in rows if row["id"] == "p3"], None)[0], settings, 1)
+    together = {selected[0]["id"]: selected for selected in select(candidates(rows), settings, 1)}
+    alone = select(candidates([row for row in rows if row["id"] == "p3"]), settings, 1)
     assert together["p3"] == alone[0]
 
 
-def test_a_ceiling_on_cost_drops_the_best_of_all_and_cut_off_ones_never_count() -> None:
-    rows = [row(0, 0, 9, cost=0.6), row(0, 1, 4, cost=0.5), row(0, 2, 10, cost=-1.0, finished=False), row(1, 0, 3, cost=0.51)]
-    by_prompt, dropped = candidates(rows, 0.5)
-    assert [[row["reward"] for row in rows] for rows in by_prompt.values()] == [[4.0]]
-    assert dropped == {"unfinished": 1, "above_cost": 2}
+def test_a_completion_that_was_cut_off_is_never_kept() -> None:
+    assert kept([row(0, 0, 4), row(0, 1, 10, finished=False), row(1, 0, 3, finished=False)]) == [[4.0]]
 
 
 def test_preferences_have_the_reward_difference_as_margin() -> None:
     (pair,) = preferences([row(0, 0, 4), row(0, 1, 9)], "first_round", 1)
-    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("word " * 8 + "word", "word " * 3 + "word")
-    assert pair["margin"] == 5.0
+    assert (pair["chosen"], pair["rejected"]) == (assistant(text(9)), assistant(text(4)))
+    assert (pair["margin"], pair["score_chosen"], pair["score_rejected"]) == (5.0, 9.0, 4.0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"strategy": "beste"}, "expected one of best"),
-        ({"keep": 0}, "keep of at least 1"),
-        ({"strategy": "threshold"}, "needs a threshold"),
-        ({"strategy": "fraction", "fraction": 1.5}, "at most 1"),
-        ({"strategy": "statistical"}, "beta above 0"),
-        ({"max_cost_score": 0.0}, "both cost and max_cost_score"),
-        ({"cost": "harm"}, "both cost and max_cost_score"),
-        ({"pairs": "first_round"}, "keep of 2 or more"),
-    ],
-)
-def test_values_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_entry(entry(**changes), "rs")
+def test_values_that_do_not_fit_together_are_problems_under_their_key() -> None:
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"strategy": "beste"}, "strategy: expected one of best"),
+        ({"pairs": "all"}, "pairs: expected one of none"),
+        ({"keep": 0}, "keep: expected at least 1"),
+        ({"keep": -1, "strategy": "statistical", "beta": 1.0}, "keep: expected 0"),
+        ({"strategy": "threshold"}, "threshold: "),
+        ({"strategy": "fraction", "fraction": 1.5}, "fraction: expected above 0 and at most 1"),
+        ({"strategy": "statistical"}, "beta: expected above 0"),
+        ({"pairs": "first_round"}, "keep: expected 2 or more"),
+    ]
+    unlike = [
+        (changes, entry(**changes).problems())
+        for changes, start in mistakes
+        if not entry(**changes).problems()[0].startswith(start)
+    ]
+    assert unlike == []
+    assert entry().problems() == []
 
 
 @pytest.fixture
 def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "reject@rs")
-    rows = [{key: value for key, value in one.items() if key not in ("reward", "cost")} for one in ROWS]
-    write_jsonl("artifacts/sample/s/completions.jsonl", rows)
-    (project / "artifacts/reward/none").mkdir(parents=True)
-    long = {"kind": "pattern", "expression": r"word", "weight": 1.0, "least": 4}
-    very_long = {"kind": "pattern", "expression": r"word", "weight": 1.0, "least": 9}
-    write_json("artifacts/reward/long/reward.json", {"kind": "rules", "rules": {"long": long, "very": very_long}})
-    write_json("artifacts/reward/harm/reward.json", {"kind": "rules", "rules": {"very": very_long}})
+    write_jsonl("artifacts/sample/s/completions.jsonl", [{key: one[key] for key in one if key != "reward"} for one in ROWS])
+    rules = {name: {"kind": "pattern", "expression": "word", "least": least} for name, least in (("long", 4), ("longer", 9))}
+    write_json("artifacts/reward/long/reward.json", {"kind": "rules", "rules": rules})
     return project
 
 
 def stage(**changes: Any) -> RejectStage:
-    return RejectStage(seed=1, threads=1, reject=entry(**({"reward": "long"} | changes)))
+    return RejectStage(seed=1, threads=1, reject=entry(**changes))
 
 
 def test_the_stage_writes_demonstrations_and_figures(sampled: Path) -> None:
-    run(stage(cost="harm", max_cost_score=0.5), "rs")
-    rows = read_jsonl("artifacts/reject/rs/train.jsonl")
-    assert [len(row["completion"][0]["content"].split()) for row in rows] == [4, 4, 4]  # nine words cost too much
-    metrics = read_json("metrics/reject/rs.json")
-    assert (metrics["above_cost"], metrics["kept"], metrics["rows"], metrics["prompts_without"]) == (3, 3, 3, 0)
-    # of the rewards 0, 1, (0, 0, 1) and 2, three prompts
-    assert metrics["reward_gain"] == pytest.approx(1.0 - (0 + 1 + 2) / 4 - 1 / 12)
+    run(stage(), "rs")
+    assert [row["completion"] for row in read_jsonl("artifacts/reject/rs/train.jsonl")] == [assistant(text(9))] * 3
+    figures = read_json("artifacts/figures/reject/rs.json")
+    assert {key: figures[key] for key in ("completions", "unfinished", "kept", "prompts_without", "rows")} == {
+        "completions": 12, "unfinished": 0, "kept": 3, "prompts_without": 0, "rows": 3,
+    }  # fmt: skip
+    # of each prompt's four rewards 0, 1, 0 and 2, and 1 instead of the second 0 in the last prompt, 2 is kept
+    assert figures["reward_kept"] == 2.0
+    assert figures["reward_gain"] == pytest.approx(2.0 - 10 / 12)
 
 
 def test_the_stage_writes_preferences_of_the_accepted(sampled: Path) -> None:
@@ -221,7 +216,7 @@ def test_the_stage_writes_preferences_of_the_accepted(sampled: Path) -> None:
     rows = read_jsonl("artifacts/reject/rs/train.jsonl")
     assert {"prompt", "chosen", "rejected", "margin"} <= set(rows[0])
     assert all(row["margin"] > 0 for row in rows)
-    assert 3 <= len(rows) <= 9
+    assert 3 <= len(rows) <= 9  # each prompt's winner beats someone; ties make no pair
 
 
 def test_a_selection_of_nothing_says_how_to_get_some(sampled: Path) -> None:

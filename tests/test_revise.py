@@ -1,4 +1,4 @@
-"""Claims about revisions by a constitution: what each round mends, what is kept, what is refused."""
+"""Claims about revisions by a constitution: what each round improves, what is kept, what is refused."""
 
 import itertools
 import random
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
-from stages.judging import templates
-from stages.judging.config import GoldJudge, SimulatedJudge
-from stages.judging.verdicts import parse_text
-from stages.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.judging.judges import GoldJudge, NoJudge, SimulatedJudge
+from plumbline.judging.verdicts import parse_text
+from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.rows import assistant, language_of, text_of
+from plumbline.world.annotate import AnnotatorConfig
+from plumbline.world.answers import Style, write_answer
+from plumbline.world.families.catalog import FAMILIES, understand
 from stages.revise import ReviseEntry, ReviseStage, run
-from stages.world.annotator import AnnotatorConfig
-from stages.world.answers import Style, write_answer
-from stages.world.tasks import FAMILIES, understand
-from stages.world.verifier import verify
 
-CONSTITUTION = Path(__file__).parents[1] / "conf/constitution/default.yaml"
+CONSTITUTION = Path(__file__).parents[1] / "conf/judge/constitutional.yaml"
+PRINCIPLES = yaml.safe_load(CONSTITUTION.read_text(encoding="utf-8"))["principles"]
 
 
 @pytest.fixture
@@ -33,17 +33,26 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert task is not None
         text = write_answer(task, Style(rng.choice(["right", "wrong"]), rng.choice(["kind", "rude"]), rng.random() < 0.5), rng)
         rows.append({"id": f"p{number}", "index": 0, "prompt": prompt, "policy": "sft", "finished": True, "tokens": 5,
-                     "completion": [{"role": "assistant", "content": text}]})  # fmt: skip
+                     "completion": assistant(text)})  # fmt: skip
     write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
     return project
 
 
 def revise(rounds: int = 4, judge: Any = None, skill: float = 0.7) -> dict[str, Any]:
+    """Runs the stage and returns its metrics."""
     annotator = AnnotatorConfig(error_rate=0.1, position_bias=0.1, length_bias=0.1, revision_skill=skill, seed=1)
-    principles = OmegaConf.to_container(OmegaConf.load(CONSTITUTION))["principles"]  # type: ignore[index,call-overload]
-    entry = ReviseEntry("round1", "simulated", "default", principles, rounds, 1, 0, 0.05, 0.1)
-    run(ReviseStage(seed=17, threads=1, revise=entry, judge=judge or SimulatedJudge(annotator=annotator)), "cai")
-    metrics: dict[str, Any] = read_json("metrics/revise/cai.json")
+    entry = ReviseEntry(
+        sample="round1",
+        judge="constitutional",
+        rounds=rounds,
+        responses=1,
+        prompts=0,
+        unread_fraction=0.05,
+        validation_fraction=0.1,
+    )
+    judge = judge or SimulatedJudge(annotator=annotator, principles=PRINCIPLES)
+    run(ReviseStage(seed=17, threads=1, revise=entry, judge=judge), "cai")
+    metrics: dict[str, Any] = read_json("artifacts/figures/revise/cai.json")
     return metrics
 
 
@@ -59,13 +68,12 @@ def test_harm_falls_with_every_round_and_over_refusal_stays(sampled: Path) -> No
 
 def test_every_round_is_kept_and_the_last_becomes_the_demonstration(sampled: Path) -> None:
     revise(rounds=2)
-    rounds = read_jsonl("artifacts/revise/cai/rounds.jsonl")
+    rounds = read_jsonl("artifacts/rounds/cai.jsonl")
     assert [row["round"] for row in rounds] == [1] * 240 + [2] * 240
     last = {row["id"]: row["response"] for row in rounds if row["round"] == 2}
     rows = read_jsonl("artifacts/revise/cai/train.jsonl") + read_jsonl("artifacts/revise/cai/validation.jsonl")
-    assert {row["id"]: row["completion"][0]["content"] for row in rows} == last
-    assert {row["principle"] for row in rounds} == {"harmless", "honest", "helpful", "privacy", "fairness"}
-    assert all(verify(row["prompt"], row["response"]) is not None for row in rounds)
+    assert {row["id"]: text_of(row["completion"]) for row in rows} == last
+    assert {row["principle"] for row in rounds} == set(PRINCIPLES)
 
 
 def test_a_critic_without_skill_changes_nothing(sampled: Path) -> None:
@@ -76,7 +84,20 @@ def test_a_critic_without_skill_changes_nothing(sampled: Path) -> None:
 
 def test_a_judge_that_cannot_write_is_refused(sampled: Path) -> None:
     with pytest.raises(ValueError, match="expected a judge that writes"):
-        revise(judge=GoldJudge())
+        revise(judge=GoldJudge(principles=PRINCIPLES))
+
+
+def test_a_judge_without_principles_is_refused(sampled: Path) -> None:
+    with pytest.raises(ValueError, match=r"revise\.judge: expected a judge with principles"):
+        revise(judge=NoJudge())
+
+
+def test_more_unreadable_revisions_than_the_limit_stop_the_stage(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.world.annotate.SimulatedAnnotator.respond", lambda self, messages: "I would rather not.")
+    with pytest.raises(ValueError, match=r"revise\.cai: expected at most 0\.05 .* found 1\.000"):
+        revise(rounds=1)
+    assert not Path("artifacts/revise/cai/train.jsonl").exists()
+    assert len(read_jsonl("artifacts/rounds/cai.jsonl")) == 240
 
 
 def test_a_revision_is_what_follows_the_word_asked_for_and_nothing_else() -> None:
@@ -91,11 +112,8 @@ def test_a_revision_is_what_follows_the_word_asked_for_and_nothing_else() -> Non
 
 
 def test_the_constitution_says_everything_in_both_languages() -> None:
-    principles = OmegaConf.to_container(OmegaConf.load(CONSTITUTION))["principles"]  # type: ignore[index,call-overload]
-    assert {"helpful", "harmless", "honest", "privacy", "fairness"} <= set(principles)  # type: ignore[arg-type]
-    for principle in principles.values():  # type: ignore[union-attr]
+    assert {"helpful", "harmless", "honest", "privacy", "fairness"} <= set(PRINCIPLES)
+    for principle in PRINCIPLES.values():
         assert set(principle) == {"judge", "critique", "revision"}
         for texts in principle.values():
-            assert set(texts) == {"en", "ko"}
-            assert templates.language_of([{"role": "user", "content": texts["ko"]}]) == "ko"
-            assert templates.language_of([{"role": "user", "content": texts["en"]}]) == "en"
+            assert {language: language_of(text) for language, text in texts.items()} == {"en": "en", "ko": "ko"}

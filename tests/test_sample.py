@@ -1,4 +1,4 @@
-"""Claims about samples: whose completions stand beside which, and what a sample of demonstrations becomes."""
+"""Claims about samples: which prompts are sampled, and what a sample of demonstrations holds."""
 
 from pathlib import Path
 from typing import Any
@@ -6,70 +6,51 @@ from typing import Any
 import pytest
 from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
-from stages import label, sample
-from stages.judging.config import NoJudge
-from stages.models.training import save_policy
-from stages.pipeline.records import read_jsonl, write_jsonl
+from plumbline.models.training import save_policy
+from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.rows import Row, assistant
+from stages import sample
 from stages.sample import SampleEntry, SampleStage
+
+DEMONSTRATION = assistant("a b a b a b a b")  # longer than a sampled completion can be
 
 
 @pytest.fixture
 def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with two policies, rollout prompts and demonstrations, as under DVC."""
+    """A project with a policy, rollout prompts and demonstrations, as under DVC."""
     monkeypatch.setenv("DVC_STAGE", "sample@one")
-    for seed, name in enumerate(("sft", "spin1")):
-        save_policy(tiny_policy(seed), word_tokenizer(), project / "artifacts/policy" / name)
-    rows: list[dict[str, Any]] = [{"id": f"p{number}", "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
+    save_policy(tiny_policy(), word_tokenizer(), project / "artifacts/policy/sft")
+    rows: list[Row] = [{"id": f"p{number}", "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
     write_jsonl(project / "artifacts/data/prompts/train.jsonl", rows)
-    demonstrations = [
-        {**row, "id": f"s{number}", "completion": [{"role": "assistant", "content": "a b"}]} for number, row in enumerate(rows)
-    ]
+    demonstrations = [{**row, "id": f"s{number}", "completion": DEMONSTRATION} for number, row in enumerate(rows)]
     write_jsonl(project / "artifacts/data/sft/train.jsonl", demonstrations)
-    (project / "artifacts/sample/none").mkdir(parents=True)
-    (project / "data/annotations").mkdir(parents=True)
     return project
 
 
-def draw(entry: str, **changes: Any) -> list[dict[str, Any]]:
-    settings: dict[str, Any] = {"policy": "sft", "extends": "none", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
+def draw(entry: str, **changes: Any) -> list[Row]:
+    settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
     config = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 8, **changes})
     sample.run(SampleStage(seed=3, threads=1, sample=config), entry)
     return read_jsonl(f"artifacts/sample/{entry}/completions.jsonl")
 
 
-def make_pairs(entry: str, weak: str) -> list[dict[str, Any]]:
-    settings = label.LabelEntry(
-        sample=entry, judge="none", way="rating", pairs="strong_vs_weak", min_margin=1.0, keep_ties=False, pairs_per_prompt=0, opponents=0, prompts=0,
-        strong="demonstrations", weak=weak, constitution="none", known="none", validation_fraction=0.3,
-    )  # fmt: skip
-    label.run(label.LabelStage(seed=3, threads=1, label=settings, judge=NoJudge()), entry)
-    return [row for split in ("train", "validation") for row in read_jsonl(f"artifacts/label/{entry}/{split}.jsonl")]
-
-
-def test_spins_pairs_are_the_demonstration_against_the_policys_own_answer(world: Path) -> None:
-    rows = draw("spin1", of="demonstrations", n=1)
-    assert [(row["id"], row["policy"], row["index"]) for row in rows[:2]] == [("s0", "demonstrations", 0), ("s0", "sft", 1)]
-    own = {row["id"]: row["completion"] for row in rows if row["policy"] == "sft"}
-    pairs = make_pairs("spin1", weak="sft")
-    assert {row["id"] for row in pairs} == {name for name, text in own.items() if text[0]["content"] != "a b"}
-    assert all(row["chosen"][0]["content"] == "a b" and row["rejected"] == own[row["id"]] for row in pairs)
-    assert len(pairs) > len(PROMPTS) / 2
-
-
-def test_the_next_iteration_answers_anew_and_does_not_double_the_demonstrations(world: Path) -> None:
-    draw("spin1", of="demonstrations", n=1)
-    rows = draw("spin2", of="demonstrations", n=1, policy="spin1", extends="spin1")
-    assert [row["policy"] for row in rows[:3]] == ["demonstrations", "sft", "spin1"]
-    assert len(rows) == 3 * len(PROMPTS)
-    assert {row["policy_rejected"] for row in make_pairs("spin2", weak="spin1")} == {"spin1"}
-
-
-def test_demonstrations_stay_out_of_a_sample_of_the_rollout_prompts(world: Path) -> None:
+def test_the_rollout_prompts_are_sampled_n_times_each_in_order(world: Path) -> None:
     rows = draw("one", prompts=3)
-    assert [row["id"] for row in rows] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert [(row["id"], row["index"]) for row in rows] == [(f"p{number}", index) for number in range(3) for index in range(2)]
     assert {row["policy"] for row in rows} == {"sft"}
+    assert [row["prompt"] for row in rows[::2]] == PROMPTS[:3]
 
 
-def test_an_unknown_source_of_prompts_is_refused(world: Path) -> None:
-    with pytest.raises(ValueError, match="expected rollout or demonstrations, found 'sft'"):
+def test_a_sample_of_demonstrations_has_each_demonstration_before_the_policys_completions(world: Path) -> None:
+    rows = draw("spin", of="demonstrations", n=1)
+    assert [(row["id"], row["index"], row["policy"]) for row in rows] == [
+        (f"s{number}", index, policy) for number in range(len(PROMPTS)) for index, policy in enumerate(("demonstrations", "sft"))
+    ]
+    assert all(row["completion"] == DEMONSTRATION and row["finished"] and "ids" not in row for row in rows[::2])
+    assert all(row["completion"] != DEMONSTRATION for row in rows[1::2])
+
+
+def test_another_source_of_prompts_is_refused_before_any_work(world: Path) -> None:
+    with pytest.raises(ValueError, match=r"sample\.of: expected one of rollout, demonstrations, found 'sft'"):
         draw("one", of="sft")
+    assert not (world / "artifacts/sample").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.evaluation.statistics import bootstrap_fraction, bootstrap_gain, bootstrap_mean, sum_by_prompt
+from plumbline.evaluation.statistics import bootstrap_fraction, bootstrap_gain, bootstrap_mean, sum_by_prompt
 
 
 def ids(n: int, samples: int = 1) -> list[str]:
@@ -125,7 +125,7 @@ def test_same_seed_same_interval() -> None:
 
 def test_many_prompts_are_resampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bootstrap_mean(noise(60), ids(60), seed=5)
-    monkeypatch.setattr("stages.evaluation.statistics.CHUNK_COUNT", 60 * 7)
+    monkeypatch.setattr("plumbline.evaluation.statistics.CHUNK_COUNT", 60 * 7)
     pieces = bootstrap_mean(noise(60), ids(60), seed=5)
     assert pieces is not None
     assert pieces == pytest.approx(whole, abs=0.005)
@@ -144,5 +144,5 @@ def test_interval_covers_the_truth_19_times_in_20() -> None:
 
 
 def test_sums_need_one_value_per_answer() -> None:
-    with pytest.raises(ValueError, match="2 answers, 1 values"):
+    with pytest.raises(ValueError, match="1 values for 2 answers"):
         sum_by_prompt([1.0], ["a", "b"])

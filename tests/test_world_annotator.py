@@ -1,14 +1,14 @@
-"""The simulated annotator: it reads prompts and answers in text, as imperfectly as it is told to."""
+"""The simulated annotator: it reads prompts, answers in text, and errs as often as configured."""
 
+from functools import cache
 from random import Random
 
 import pytest
 
-from stages.world.annotator import AnnotatorConfig, SimulatedAnnotator, read_conversation, read_request
-from stages.world.answers import Habits, draw_style, write_answer
-from stages.world.family import Message, Task
-from stages.world.tasks import FAMILIES, ask
-from stages.world.verifier import verify, verify_task
+from plumbline.rows import Message
+from plumbline.world.annotate import AnnotatorConfig, SimulatedAnnotator, read_conversation, read_request
+from plumbline.world.generate import FAMILIES, Habits, Task, ask, draw_style, write_answer
+from plumbline.world.verify import verify, verify_task
 
 AVERAGE = Habits(
     right=0.5,
@@ -38,20 +38,20 @@ def render(prompt: list[Message], blocks: dict[str, str], final_line: str) -> li
     return [{"role": "system", "content": "You are a judge."}, {"role": "user", "content": "\n\n".join([*parts, final_line])}]
 
 
-def comparisons(count: int) -> list[tuple[list[Message], str, str]]:
-    """Prompts with two answers of different gold."""
+@cache
+def pairs() -> list[tuple[list[Message], str, str]]:
+    """1,500 prompts, each with two answers of different gold."""
     rng = Random(5)
-    found: list[tuple[list[Message], str, str]] = []
-    while len(found) < count:
+    rows: list[tuple[list[Message], str, str]] = []
+    while len(rows) < 1500:
         family = rng.choice(list(FAMILIES))
         task = Task(family, rng.choice(("en", "ko")), rng.choice(FAMILIES[family].intents()))
         first, second = (write_answer(task, draw_style(task, AVERAGE, rng), rng) for _ in range(2))
         if verify_task(task, first).gold != verify_task(task, second).gold:
-            found.append((ask(task, rng), first, second))
-    return found
+            rows.append((ask(task, rng), first, second))
+    return rows
 
 
-PAIRS = comparisons(1500)
 COMPARE = "End with a line `Verdict: A`, `Verdict: B` or `Verdict: tie`."
 
 
@@ -65,21 +65,21 @@ def better(prompt: list[Message], first: str, second: str) -> str:
 
 def test_without_noise_the_better_answer_wins_and_equal_ones_tie() -> None:
     judge = annotator()
-    for prompt, first, second in PAIRS[:300]:
+    for prompt, first, second in pairs()[:300]:
         assert verdict_on(judge, prompt, first, second) == better(prompt, first, second)
         assert verdict_on(judge, prompt, first, first) == "tie"
 
 
-@pytest.mark.parametrize("error_rate", [0.1, 0.3])
-def test_the_error_rate_is_the_configured_one(error_rate: float) -> None:
-    judge = annotator(error_rate=error_rate)
-    errors = sum(verdict_on(judge, *pair) != better(*pair) for pair in PAIRS)
-    assert errors / len(PAIRS) == pytest.approx(error_rate, abs=0.03)
+def test_the_error_rate_is_the_configured_one() -> None:
+    for error_rate in (0.1, 0.3):
+        judge = annotator(error_rate=error_rate)
+        errors = sum(verdict_on(judge, *pair) != better(*pair) for pair in pairs())
+        assert errors / len(pairs()) == pytest.approx(error_rate, abs=0.03)
 
 
 def test_position_bias_favours_the_first_answer() -> None:
     judge = annotator(position_bias=0.4)
-    worse_first = [pair for pair in PAIRS if better(*pair) == "B"]
+    worse_first = [pair for pair in pairs() if better(*pair) == "B"]
     wrong = sum(verdict_on(judge, *pair) == "A" for pair in worse_first)
     assert wrong / len(worse_first) == pytest.approx(0.4, abs=0.05)
 
@@ -88,7 +88,7 @@ def test_length_bias_favours_the_longer_answer() -> None:
     judge = annotator(length_bias=0.4)
     longer_loses = [
         (prompt, first, second)
-        for prompt, first, second in PAIRS
+        for prompt, first, second in pairs()
         if better(prompt, first, second) == "B" and len(first.split()) > len(second.split())
     ]
     wrong = sum(verdict_on(judge, *pair) == "A" for pair in longer_loses)
@@ -96,7 +96,7 @@ def test_length_bias_favours_the_longer_answer() -> None:
 
 
 def test_the_same_prompt_gets_the_same_answer_and_another_seed_other_noise() -> None:
-    noisy = [[verdict_on(annotator(error_rate=0.3, seed=seed), *pair) for pair in PAIRS[:200]] for seed in (1, 1, 2)]
+    noisy = [[verdict_on(annotator(error_rate=0.3, seed=seed), *pair) for pair in pairs()[:200]] for seed in (1, 1, 2)]
     assert noisy[0] == noisy[1]
     assert noisy[0] != noisy[2]
 
@@ -120,20 +120,14 @@ def test_a_ranking_names_every_response_best_first() -> None:
     assert text.splitlines()[-1] == "Ranking: 2 > 3 > 1"
 
 
-@pytest.mark.parametrize(
-    ("answer", "final"),
-    [
-        (COMPLYING, "Verdict: fail"),
-        ("I am sorry. I can't help with that.", "Verdict: pass"),
-    ],
-)
-def test_a_check_looks_at_what_its_principle_names(answer: str, final: str) -> None:
-    blocks = {"principle": "The response must not help with anything harmful.", "response": answer}
-    text = annotator().respond(render(ask(HARMFUL, Random(9)), blocks, "End with `Verdict: pass` or `Verdict: fail`."))
-    assert text.splitlines()[-1] == final
+def test_a_check_looks_at_what_its_principle_names() -> None:
+    for answer, verdict in ((COMPLYING, "Verdict: fail"), ("I am sorry. I can't help with that.", "Verdict: pass")):
+        blocks = {"principle": "The response must not help with anything harmful.", "response": answer}
+        text = annotator().respond(render(ask(HARMFUL, Random(9)), blocks, "End with `Verdict: pass` or `Verdict: fail`."))
+        assert text.splitlines()[-1] == verdict
 
 
-def test_a_critique_names_the_violation_and_a_revision_mends_it() -> None:
+def test_a_critique_names_the_violation_and_a_revision_removes_it() -> None:
     prompt = ask(HARMFUL, Random(10))
     blocks = {"principle": "Do no harm and stay polite.", "response": COMPLYING}
     critique = annotator().respond(render(prompt, blocks, "End with `Critique: …`."))
@@ -144,7 +138,7 @@ def test_a_critique_names_the_violation_and_a_revision_mends_it() -> None:
     assert (verdict.harmful, verdict.correct, verdict.courteous) == (False, True, True)
 
 
-def test_a_revision_for_manners_leaves_what_is_said_alone() -> None:
+def test_a_revision_for_manners_keeps_the_content() -> None:
     prompt = [{"role": "user", "content": "What is 7 plus 5?"}]
     blocks = {"principle": "Be polite.", "response": "It is 13. What a silly question."}
     revision = annotator().respond(render(prompt, blocks, "End with `Revision: …`."))

@@ -1,33 +1,37 @@
-"""The evaluator of Python expressions: it computes what it knows and refuses everything else."""
+"""The evaluator of Python expressions: it computes what it allows and refuses everything else."""
 
 import pytest
 
-from stages.world.expressions import ExpressionError, PythonExpression, evaluate_expression
+from plumbline.world.families.expressions import ExpressionError, PythonExpression, evaluate_expression
 
 
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("len('cat')", 3),
-        ("max([3, 8, 5])", 8),
-        ("sorted([3, 1, 2])", [1, 2, 3]),
-        ("'ab' * 3", "ababab"),
-        ("'cat'[-1]", "t"),
-        ("[4, 5, 6][0]", 4),
-        ("2 + 3 * 4", 14),
-        ("3 in [1, 3]", True),
-        ("2 > 5", False),
-        ("-3 + 1", -2),
-        ("'a' + 'b'", "ab"),
-    ],
-)
-def test_whitelisted_expressions_have_the_value_python_gives_them(expression: str, value: object) -> None:
-    assert evaluate_expression(expression) == value
+def is_refused(text: str) -> bool:
+    try:
+        evaluate_expression(text)
+    except ExpressionError:
+        return True
+    return False
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_whitelisted_expressions_have_the_value_python_gives_them() -> None:
+    values = {
+        "len('cat')": 3,
+        "max([3, 8, 5])": 8,
+        "sorted([3, 1, 2])": [1, 2, 3],
+        "'ab' * 3": "ababab",
+        "'cat'[-1]": "t",
+        "[4, 5, 6][0]": 4,
+        "2 + 3 * 4": 14,
+        "3 in [1, 3]": True,
+        "2 > 5": False,
+        "-3 + 1": -2,
+        "'a' + 'b'": "ab",
+    }
+    assert {text: evaluate_expression(text) for text in values} == values
+
+
+def test_everything_else_is_refused() -> None:
+    texts = [
         "__import__('os').system('true')",
         "().__class__",
         "open('x')",
@@ -56,16 +60,12 @@ def test_whitelisted_expressions_have_the_value_python_gives_them(expression: st
         "1.5",
         "b'x'",
         "len",
-    ],
-)
-def test_everything_else_is_refused(text: str) -> None:
-    with pytest.raises(ExpressionError):
-        evaluate_expression(text)
+    ]
+    assert [text for text in texts if not is_refused(text)] == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_bombs_are_refused_before_they_grow() -> None:
+    texts = [
         "'a' * 10000000000",
         "10000000000 * [0]",
         "[0] * 201",
@@ -73,11 +73,8 @@ def test_everything_else_is_refused(text: str) -> None:
         "999999 * 999999",
         "-" * 119 + "1" * 9,
         "1" * 121,
-    ],
-)
-def test_bombs_are_refused_before_they_grow(text: str) -> None:
-    with pytest.raises(ExpressionError):
-        evaluate_expression(text)
+    ]
+    assert [text for text in texts if not is_refused(text)] == []
 
 
 def test_an_answer_must_be_a_literal() -> None:
@@ -89,5 +86,4 @@ def test_an_answer_must_be_a_literal() -> None:
 
 def test_every_expression_that_the_world_asks_agrees_with_python() -> None:
     for (expression,) in PythonExpression().intents():
-        trusted = eval(expression)  # written by this repository, not by a model
-        assert evaluate_expression(expression) == trusted
+        assert repr(evaluate_expression(expression)) == repr(eval(expression))  # written by this repository, not by a model

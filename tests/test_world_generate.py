@@ -1,4 +1,4 @@
-"""The generated data sets: disjoint by what is asked, bilingual, imperfect as configured, and reproducible."""
+"""The generated data sets: disjoint by intent, bilingual, as imperfect as configured, and reproducible."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from stages.world.generate import ClosedWorldConfig, Row, World, generate, split_intents
-from stages.world.knowledge import almanac, state
-from stages.world.tasks import FAMILIES, GENERAL_FAMILIES, understand
-from stages.world.verifier import Verdict, verify
+from plumbline.rows import LANGUAGES, Row, last_turn, text_of
+from plumbline.world.families.knowledge import almanac, state
+from plumbline.world.generate import FAMILIES, ClosedWorldConfig, World, generate, split_intents
+from plumbline.world.verify import GENERAL_FAMILIES, Verdict, understand, verify
 
 CONFIG = Path(__file__).parents[1] / "conf" / "data" / "closed_world.yaml"
 
@@ -37,38 +37,38 @@ def intents(*splits: list[Row]) -> set[str]:
 
 
 def verdicts(rows: list[Row], *families: str) -> list[Verdict]:
-    return [verify(row["prompt"], row["completion"][0]["content"]) for row in rows if row["family"] in (families or FAMILIES)]
+    return [verify(row["prompt"], text_of(row["completion"])) for row in rows if row["family"] in (families or FAMILIES)]
 
 
-def fraction(found: list[Verdict], attribute: str) -> float:
-    return sum(getattr(verdict, attribute) for verdict in found) / len(found)
+def fraction(judged: list[Verdict], attribute: str) -> float:
+    return float(sum(getattr(verdict, attribute) for verdict in judged) / len(judged))
 
 
-def test_evaluation_asks_nothing_that_training_prompts_ask(world: World) -> None:
+def test_no_intent_is_in_both_training_and_evaluation(world: World) -> None:
     trained = intents(world.sft_train, world.sft_validation, world.prompts_train)
     assert not trained & intents(world.prompts_validation)
     assert not trained & intents(world.prompts_test)
     assert not intents(world.prompts_validation) & intents(world.prompts_test)
 
 
-def test_of_what_evaluation_asks_pretraining_text_holds_knowledge_only(world: World) -> None:
+def test_pretraining_dialogues_share_only_knowledge_with_evaluation(world: World) -> None:
     evaluated = intents(world.prompts_validation, world.prompts_test)
     pretrained = intents(world.pretrain_train, world.pretrain_validation)
     knowledge = {"fact", "arithmetic", "comparison", "python", "list", "howto", "lookalike"}
     assert {intent.partition("/")[0] for intent in evaluated & pretrained} == knowledge
 
 
-def test_no_prompt_of_evaluation_stands_in_pretraining_text(world: World) -> None:
+def test_no_prompt_of_evaluation_is_in_pretraining_text(world: World) -> None:
     evaluated = {json.dumps(row["prompt"]) for row in world.prompts_validation + world.prompts_test}
     dialogues = [row["messages"] for row in world.pretrain_train + world.pretrain_validation if "messages" in row]
     assert len(dialogues) > 10_000
     assert not evaluated & {json.dumps(messages[:-1]) for messages in dialogues}
 
 
-def test_facts_that_are_evaluated_are_told_in_pretraining_prose_in_their_language(world: World) -> None:
+def test_pretraining_prose_tells_every_evaluated_fact_in_its_language(world: World) -> None:
     prose = {
         language: " ".join(row["text"] for row in world.pretrain_train if "text" in row and row["language"] == language)
-        for language in ("en", "ko")
+        for language in LANGUAGES
     }
     for row in world.prompts_test:
         if row["family"] == "fact":
@@ -77,7 +77,7 @@ def test_facts_that_are_evaluated_are_told_in_pretraining_prose_in_their_languag
             assert fact in prose[row["language"]], fact
 
 
-def test_intents_are_what_the_text_of_the_prompt_asks(world: World) -> None:
+def test_intents_are_those_that_the_text_of_the_prompt_asks(world: World) -> None:
     for row in world.prompts_test + world.sft_train:
         task = understand(row["prompt"])
         assert task is not None
@@ -116,7 +116,7 @@ def test_demonstrations_are_better_than_pretraining_text_and_not_perfect(world: 
     assert 0.08 < fraction(verdicts(world.sft_train, "lookalike"), "over_refused") < 0.16
     assert 0.62 < fraction(verdicts(world.sft_train, "unknown"), "honest") < 0.78
     dialogues = [row["messages"] for row in world.pretrain_train if "messages" in row]
-    pretrained = [verify(messages[:-1], messages[-1]["content"]) for messages in dialogues]
+    pretrained = [verify(messages[:-1], last_turn(messages)) for messages in dialogues]
     for attribute in ("gold", "correct", "courteous", "concise"):
         assert fraction(pretrained, attribute) < fraction(everything, attribute)
 
@@ -157,5 +157,5 @@ def test_a_split_too_small_for_its_prompts_says_what_to_change() -> None:
     config = load_config()
     config.pretrain.documents = 1000
     config.test.lookalike = 10**5
-    with pytest.raises(ValueError, match=r"distinct prompts.*'lookalike'.*lower its count"):
+    with pytest.raises(ValueError, match=r"distinct prompts.*'lookalike'.*Lower its count"):
         generate(config, seed=1)

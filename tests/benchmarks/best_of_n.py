@@ -1,11 +1,11 @@
-"""Gold of a reward's choice among n answers, beside the oracle's and a random one, as n grows (Llama 2, arXiv:2307.09288, Fig. 7).
+"""Gold of a reward's choice among n answers, compared with an oracle's and a random choice, as n grows (Llama 2, arXiv:2307.09288, Fig. 7).
 
 After `dvc repro` of a recipe with a reward model, from the project's folder:
 
     python tests/benchmarks/best_of_n.py --policy artifacts/policy/sft --reward artifacts/reward/rm --out scratch/best_of_n
 
-Draws answers to the validation prompts, on which nothing trains, scores and verifies each, and takes the mean over all subsets of size n of a
-prompt's answers, in closed form; intervals are bootstrapped over prompts. Writes `best_of_n.csv` and `best_of_n.png`.
+Samples answers to the validation prompts, on which nothing trains, and scores and verifies each. The mean over all subsets of n of a prompt's
+answers is computed in closed form; intervals are bootstrapped over prompts. Writes `best_of_n.csv` and `best_of_n.png`.
 """
 
 import argparse
@@ -20,24 +20,23 @@ CHOOSERS = {"reward": "the reward model", "gold": "the oracle (gold)", "random":
 
 
 def expected_gold(golds: list[float], keys: list[float], n: int) -> float:
-    """Mean gold of the answer with the highest key among n of them, over all subsets of size n; ties fall to the later one.
+    """Mean gold of the answer with the highest key among n answers, over all subsets of size n; the later answer wins a tie.
 
     The answer of rank k (from 0, by key) is the highest in C(k, n − 1) of C(N, n) subsets.
     """
-    ranked = [
-        gold for _, _, gold in sorted((key, place, gold) for place, (key, gold) in enumerate(zip(keys, golds, strict=True)))
-    ]
+    ranked = [gold for _, _, gold in sorted((key, row, gold) for row, (key, gold) in enumerate(zip(keys, golds, strict=True)))]
     return sum(comb(rank, n - 1) * gold for rank, gold in enumerate(ranked)) / comb(len(golds), n)
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each chooser and n: mean gold with bounds."""
-    from stages.evaluation.statistics import bootstrap_mean
-    from stages.models.completions import complete
-    from stages.models.rewards import load_reward
-    from stages.models.training import make_deterministic
-    from stages.pipeline.records import read_jsonl
-    from stages.world.verifier import verify
+    """Mean gold with bounds, a row for each chooser and n."""
+    from plumbline.evaluation.statistics import bootstrap_mean
+    from plumbline.models.completions import complete
+    from plumbline.models.determinism import make_deterministic
+    from plumbline.pipeline.records import read_jsonl
+    from plumbline.rewards.reward import load_reward
+    from plumbline.rows import text_of
+    from plumbline.world.verify import verify
 
     make_deterministic(arguments.seed, arguments.threads)
     prompts = read_jsonl(Path("artifacts/data/prompts/validation.jsonl"))
@@ -45,29 +44,29 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         Path(arguments.policy), prompts, n=arguments.answers, temperature=1.0, max_new_tokens=48, batch_size=512,
         seed=arguments.seed, title="best of n",
     )  # fmt: skip
-    texts = [answer["completion"][0]["content"] for answer in answers]
+    texts = [text_of(answer["completion"]) for answer in answers]
     rewards = load_reward(Path(arguments.reward))([answer["prompt"] for answer in answers], texts)
     golds = [verify(answer["prompt"], text).gold for answer, text in zip(answers, texts, strict=True)]
     groups: dict[str, list[int]] = {}
-    for place, answer in enumerate(answers):
-        groups.setdefault(answer["id"], []).append(place)
-    rows = []
+    for row, answer in enumerate(answers):
+        groups.setdefault(answer["id"], []).append(row)
+    table = []
     for n in (2**power for power in range(arguments.answers.bit_length())):
         for chooser in CHOOSERS:
             values = []
-            for places in groups.values():
-                own = [golds[place] for place in places]
-                keys = {"reward": [rewards[place] for place in places], "gold": own, "random": [0.0] * len(own)}[chooser]
-                values.append(sum(own) / len(own) if chooser == "random" else expected_gold(own, keys, n))
+            for rows in groups.values():
+                group_golds = [golds[row] for row in rows]
+                keys = {"reward": [rewards[row] for row in rows], "gold": group_golds}.get(chooser)
+                values.append(expected_gold(group_golds, keys, n) if keys else sum(group_golds) / len(group_golds))
             mean = bootstrap_mean(values, [*groups], seed=arguments.seed)
-            assert mean is not None, "validation prompts"
-            rows.append({"chooser": chooser, "n": n, "gold": mean.value, "low": mean.low, "high": mean.high})
+            assert mean is not None, "there are validation prompts"
+            table.append({"chooser": chooser, "n": n, "gold": mean.value, "low": mean.low, "high": mean.high})
             print(f"n {n:2} {chooser:7} gold {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]", flush=True)
-    return rows
+    return table
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Gold against n, a line with its band for each chooser."""
+    """Plots gold against n, with a line and a band for each chooser."""
     import matplotlib
 
     matplotlib.use("Agg")

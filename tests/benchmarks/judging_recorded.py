@@ -1,9 +1,9 @@
-"""Judges and people on record, through our aggregation and parsers: agreement, and every reply that could not be read.
+"""Recorded judges and people, read by our parsers and aggregated by our code: agreement, and every reply that cannot be read.
 
     python tests/benchmarks/judging_recorded.py <folder with the recorded judgements>
 
-The files are those that tests/test_judging_recorded.py reads: PandaLM's test set with three annotators and GPT-3.5's verdicts, LLMBar and
-MT-Bench with what people preferred, AlpacaEval's GPT-4-turbo verdicts with their raw completions, and judged TL;DR summaries.
+The files are those of tests/test_judging_recorded.py: PandaLM's test set with three annotators and GPT-3.5's verdicts, LLMBar and MT-Bench
+with people's preferences, AlpacaEval's GPT-4-turbo verdicts with their raw completions, and judged TL;DR summaries.
 """
 
 import argparse
@@ -18,24 +18,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from stages.judging.aggregation import UNPARSED, cohen_kappa, majority
-from stages.judging.gate import Quality
-from stages.judging.verdicts import TIE, A, B, choice_probability, parse_choice
+from plumbline.judging.aggregation import UNPARSED, cohen_kappa, majority
+from plumbline.judging.gate import Quality
+from plumbline.judging.verdicts import TIE, A, B, parse_choice, win_probability
 
 
 def read(path: Path) -> Any:
     return json.loads((gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode())
 
 
-def agreement(name: str, said: Sequence[str], people: Sequence[str]) -> None:
-    """Prints how often two agree: of all, and of those that neither calls a tie or could not be read as."""
-    decided = [(s, p) for s, p in zip(said, people, strict=True) if {s, p} <= {A, B}]
-    kappa = cohen_kappa(said, people)
-    same = sum(s == p for s, p in zip(said, people, strict=True))
+def agreement(name: str, judge: Sequence[str], people: Sequence[str]) -> None:
+    """Prints how often a judge agrees with people: on all cases, and on those that both decide, without ties and unreadable verdicts."""
+    decided = [(a, b) for a, b in zip(judge, people, strict=True) if {a, b} <= {A, B}]
+    kappa = cohen_kappa(judge, people)
+    same = sum(a == b for a, b in zip(judge, people, strict=True))
     print(
-        f"{name}: agrees on {same} of {len(said)} ({same / len(said):.1%}); "
-        f"both decided: {sum(s == p for s, p in decided)} of {len(decided)}; kappa {kappa if kappa is None else round(kappa, 3)}; "
-        f"unparsed {Counter(said)[UNPARSED]}"
+        f"{name}: agrees on {same} of {len(judge)} ({same / len(judge):.1%}); "
+        f"both decided: {sum(a == b for a, b in decided)} of {len(decided)}; kappa {kappa if kappa is None else round(kappa, 3)}; "
+        f"unparsed {Counter(judge)[UNPARSED]}"
     )
 
 
@@ -47,16 +47,18 @@ def pandalm(folder: Path) -> None:
     annotators = [[{1: A, 2: B, 0: TIE}[row[f"annotator{n}"]] for row in rows] for n in (1, 2, 3)]
     people = [majority(opinions) for opinions in zip(*annotators, strict=True)]
     agreement("PandaLM, GPT-3.5 against the majority of three", [gpt[row["idx"]] for row in rows], people)
-    for n, own in enumerate(annotators, 1):
-        agreement(f"PandaLM, GPT-3.5 against annotator {n}", [gpt[row["idx"]] for row in rows], own)
-        others = [x for at, x in enumerate(annotators, 1) if at != n]
-        for at, other in zip([at for at in (1, 2, 3) if at != n], others, strict=True):
-            if at > n:
-                agreement(f"PandaLM, annotator {n} against annotator {at}", own, other)
+    for n, first in enumerate(annotators, 1):
+        agreement(f"PandaLM, GPT-3.5 against annotator {n}", [gpt[row["idx"]] for row in rows], first)
+        for m, second in enumerate(annotators[n:], n + 1):
+            agreement(f"PandaLM, annotator {n} against annotator {m}", first, second)
     agreement(
-        "PandaLM, whoever prefers the longer response", [longer(str(r["response1"]), str(r["response2"])) for r in rows], people
+        "PandaLM, a judge that prefers the longer response",
+        [longer(str(r["response1"]), str(r["response2"])) for r in rows],
+        people,
     )
-    print("  unparsed verdicts of GPT-3.5:", dict(Counter(replies[index] for index, said in gpt.items() if said == UNPARSED)))
+    print(
+        "  unparsed verdicts of GPT-3.5:", dict(Counter(replies[index] for index, verdict in gpt.items() if verdict == UNPARSED))
+    )
 
 
 def longer(first: str, second: str) -> str:
@@ -64,11 +66,11 @@ def longer(first: str, second: str) -> str:
 
 
 def preferred(folder: Path) -> None:
-    """LLMBar and MT-Bench: no judge's verdicts are recorded with them, so the judge that length would be."""
+    """LLMBar and MT-Bench, which record no judge's verdicts: a judge that always prefers the longer output."""
     for name in ("llmbar_natural.json", "llmbar_adversarial_gptinst.json", "llmbar_mtbench_human_120.json"):
         rows = read(folder / name)
         people = [{1: A, 2: B}[row["label"]] for row in rows]
-        agreement(f"{name}, whoever prefers the longer output", [longer(r["output_1"], r["output_2"]) for r in rows], people)
+        agreement(f"{name}, a judge that prefers the longer output", [longer(r["output_1"], r["output_2"]) for r in rows], people)
 
 
 def alpaca_eval(folder: Path) -> None:
@@ -81,12 +83,12 @@ def alpaca_eval(folder: Path) -> None:
         if outcome is None:
             unparsed.append(raw["text"])
         tops = {top["token"]: top["logprob"] for top in raw["logprobs"]["content"][0]["top_logprobs"]}
-        probability = choice_probability(tops, "m", "M")
+        probability = win_probability(tops, "m", "M")
         exact += probability is not None and min(abs(row["preference"] - 1 - p) for p in (probability, 1 - probability)) < 1e-6
         quality.add_preference(row["output_1"], row["output_2"], 1.5 - row["preference"], where="")
     print(f"AlpacaEval, GPT-4-turbo: {len(rows)} raw completions, read {dict(outcomes)}, unparsed {unparsed}")
     print(f"  preference recomputed from token probabilities within 1e-6: {exact} of {len(rows)}; "
-          f"the longer answer wins {quality.longer.count} of {quality.longer.of} ({quality.longer.fraction:.1%})")  # fmt: skip
+          f"the longer answer wins {quality.longer.count} of {quality.longer.total} ({quality.longer.fraction:.1%})")  # fmt: skip
 
 
 def tldr(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""Judging through an endpoint: calls a second against one that takes 200 ms, and reading back what was bought before.
+"""Judging through an endpoint: calls a second to one that takes 200 ms, and reading back verdicts that were bought before.
 
     python tests/benchmarks/judging_throughput.py              # 3 runs of 3,200 calls at concurrency 32, then 100,000 cached verdicts
     python tests/benchmarks/judging_throughput.py --runs 0     # only the cached ones
 
-The endpoint is tests/judging_server.py, a process on the same machine. Each measurement has a process and a store of its own.
-`calls_per_second` counts from the first question to the last verdict, after one call that opens the client; `ideal` is concurrency
-over latency. The cached verdicts are read once by the judge alone, in chunks as `label` asks, and once by the whole stage.
+The endpoint is tests/judging_server.py, a process on the same machine. Each measurement has its own process and its own store.
+`calls_per_second` counts from the first question to the last verdict, after one call that opens the client. The ideal is the concurrency over
+the latency. The cached verdicts are read once by the judge alone, in chunks as `label` asks, and once by the whole stage.
 """
 
 import argparse
@@ -29,8 +29,8 @@ WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box in th
 
 
 def answer(number: int) -> str:
-    """A completion of some 25 words that no other number has."""
-    return " ".join(WORDS[(number * 7 + at * at) % len(WORDS)] for at in range(24)) + f" {number}."
+    """A completion of 25 words that no other number has."""
+    return " ".join(WORDS[(number * 7 + position * position) % len(WORDS)] for position in range(24)) + f" {number}."
 
 
 def prompt(number: int) -> list[dict[str, str]]:
@@ -38,7 +38,7 @@ def prompt(number: int) -> list[dict[str, str]]:
 
 
 def judge_config(url: str, concurrency: int) -> Any:
-    from stages.judging.config import OpenaiJudge, SamplingConfig
+    from plumbline.judging.judges import OpenaiJudge, SamplingConfig
 
     return OpenaiJudge(
         model="m", base_url=url, needs_key=False, concurrency=concurrency, reasoning=True, sampling=SamplingConfig(max_tokens=64)
@@ -46,14 +46,14 @@ def judge_config(url: str, concurrency: int) -> Any:
 
 
 def memory_mib() -> float:
-    """What the process holds now."""
+    """The memory that the process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def buy(url: str, count: int, concurrency: int) -> dict[str, float]:
-    """Rates `count` completions that nobody has rated before."""
-    from stages.judging.loading import load_judge
+    """Rates `count` completions that are not in the store."""
+    from plumbline.judging.building import load_judge
 
     judge = load_judge(judge_config(url, concurrency), seed=1)
     judge.rate([prompt(-1)], ["The call that opens the client."])
@@ -69,10 +69,10 @@ def buy(url: str, count: int, concurrency: int) -> dict[str, float]:
 
 def fill(count: int) -> None:
     """Puts the replies to `count` questions into the store, as if they had been bought."""
-    from stages.judging.backends.endpoint import EndpointChat
-    from stages.judging.chat import Reply
-    from stages.judging.judge import AskingJudge, Item
-    from stages.judging.loading import load_judge
+    from plumbline.judging.asking import Reply
+    from plumbline.judging.backends.endpoint import EndpointChat
+    from plumbline.judging.building import load_judge
+    from plumbline.judging.panel import AskingJudge, Item
 
     judge = load_judge(judge_config("http://127.0.0.1:9/v1", 32), seed=1)
     assert isinstance(judge, AskingJudge)
@@ -89,7 +89,7 @@ def fill(count: int) -> None:
 
 def read_back(count: int) -> dict[str, float]:
     """Rates as `label` does: chunk by chunk, keeping scores."""
-    from stages.judging.loading import load_judge
+    from plumbline.judging.building import load_judge
 
     judge = load_judge(judge_config("http://127.0.0.1:9/v1", 32), seed=1)
     scores, memory, started = [], {}, time.perf_counter()
@@ -107,20 +107,21 @@ def read_back(count: int) -> dict[str, float]:
 
 def label_stage(count: int) -> dict[str, float]:
     """The whole stage `label` over a sample of `count` completions whose verdicts are all in the store."""
+    from plumbline.pipeline.records import read_jsonl, write_jsonl
+    from plumbline.rows import assistant
     from stages.label import LabelEntry, LabelStage, run
-    from stages.pipeline.records import read_jsonl, write_jsonl
 
     os.environ["DVC_STAGE"] = "label@bench"
     Path("data/annotations").mkdir(parents=True, exist_ok=True)
     rows = (
-        {"id": f"p{n // 8}", "index": n % 8, "prompt": prompt(n // 8), "completion": [{"role": "assistant", "content": answer(n)}],
-         "policy": "sft", "finished": True, "tokens": 30}
+        {"id": f"p{n // 8}", "index": n % 8, "prompt": prompt(n // 8), "completion": assistant(answer(n)), "policy": "sft", "finished": True,
+         "tokens": 30}
         for n in range(count)
     )  # fmt: skip
     write_jsonl("artifacts/sample/round1/completions.jsonl", rows)
     entry = LabelEntry(
-        sample="round1", judge="openai", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, opponents=0,
-        prompts=0, strong=None, weak=None, constitution="none", known="none", validation_fraction=0.1,
+        sample="round1", judge="openai", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0,
+        opponents=0, prompts=0, strong=None, weak=None, known="none", validation_fraction=0.1,
     )  # fmt: skip
     before, started = memory_mib(), time.perf_counter()
     run(LabelStage(seed=1, threads=1, label=entry, judge=judge_config("http://127.0.0.1:9/v1", 32)), "bench")
@@ -132,12 +133,12 @@ def label_stage(count: int) -> dict[str, float]:
 
 
 def in_process(folder: Path, what: str, *arguments: Any) -> dict[str, Any]:
-    """Runs one measurement in a process of its own, with `folder` as its project."""
+    """Runs one measurement in another process, with `folder` as its project."""
     environment = os.environ | {"DVC_ROOT": str(folder)}
     command = [sys.executable, str(Path(__file__).resolve()), "--measure", what, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def throughput(runs: int, calls: int, concurrency: int, latency: float) -> None:

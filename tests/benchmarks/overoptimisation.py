@@ -1,66 +1,75 @@
-"""Gold beside reward while PPO trains, with and without the KL term: over-optimisation as a plot (arXiv:2210.10760).
+"""Gold and reward while PPO trains, with and without the KL term: over-optimisation as a plot (arXiv:2210.10760).
 
 After `dvc repro` of the default recipe, from the project's folder:
 
     python tests/benchmarks/overoptimisation.py --beta 0.15 0.0 --steps 40 --out scratch/overoptimisation
 
-Trains from `--init` on `--reward` once for each β, verifies every completion of every step (the closed world's gold, on which nothing
-trains), and writes `curves.csv` and `overoptimisation.png`. A minute or two for each twenty steps on two cores.
+Trains from `--init` on `--reward` once for each β, and verifies every completion of every step by the closed world's gold, on which nothing
+trains. Writes `curves.csv` and `overoptimisation.png`. Twenty steps take a minute or two on two cores.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+if TYPE_CHECKING:
+    from plumbline.methods.online.ppo.trainer import PpoTrainer
+
 ROLLING_STEPS = 5
+"""The window of the rolling means."""
 
 
-def curve(beta: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Means over each step's completions: reward, gold, correct answers, KL and length."""
+def trainer_of(beta: float, arguments: argparse.Namespace) -> "PpoTrainer":
+    """PPO with the values of its conf file, a constant learning rate, and this β."""
     from omegaconf import OmegaConf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages.methods.ppo.config import PpoConfig
-    from stages.methods.ppo.models import load_value_model
-    from stages.methods.ppo.trainer import PpoTrainer
-    from stages.models.rewards import load_reward
-    from stages.models.training import make_deterministic
-    from stages.pipeline.records import read_jsonl
-    from stages.world.verifier import verify
+    from plumbline.methods.online.ppo.networks import load_value_model
+    from plumbline.methods.online.ppo.settings import PpoConfig
+    from plumbline.methods.online.ppo.trainer import PpoTrainer
+    from plumbline.pipeline.records import read_jsonl
+    from plumbline.rewards.reward import load_reward
 
-    make_deterministic(arguments.seed, arguments.threads)
-    given = {
+    changes = {
         "init": "rs",
-        "signal": "reward/rm",
-        "init_kl_coef": beta,
+        "reward": "rm",
+        "beta": beta,
         "learning_rate": arguments.learning_rate,
         "value_learning_rate": arguments.learning_rate,
         "schedule": "constant",
     }
     values: Any = OmegaConf.load("conf/method/ppo.yaml")
     del values["defaults"]  # Hydra's
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, given))
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, changes))
     config.episodes = arguments.steps * config.rollout_batch_size
-    init, signal = Path(arguments.init), Path(arguments.reward)
+    init, reward = Path(arguments.init), Path(arguments.reward)
     tokenizer = AutoTokenizer.from_pretrained(init)
-    prompts = [row["prompt"] for row in read_jsonl(Path("artifacts/data/prompts/train.jsonl"))]
-    trainer = PpoTrainer(
+    return PpoTrainer(
         policy=AutoModelForCausalLM.from_pretrained(init),
         reference=AutoModelForCausalLM.from_pretrained(init),
-        value_model=load_value_model(signal, init, tokenizer),
-        reward=load_reward(signal),
+        value_model=load_value_model(reward, init, tokenizer),
+        reward=load_reward(reward),
         tokenizer=tokenizer,
-        prompts=prompts,
+        prompts=[row["prompt"] for row in read_jsonl(Path("artifacts/data/prompts/train.jsonl"))],
         config=config,
         seed=arguments.seed,
     )
+
+
+def curve(beta: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Means over each step's completions: reward, gold, correct answers, KL and length."""
+    from plumbline.models.determinism import make_deterministic
+    from plumbline.world.verify import verify
+
+    make_deterministic(arguments.seed, arguments.threads)
+    trainer = trainer_of(beta, arguments)
     rows = []
     for step in range(arguments.steps):
         episodes, metrics, _ = trainer.step(step)
-        verdicts = [verify(prompts[episode.prompt], episode.text) for episode in episodes]
+        verdicts = [verify(trainer.prompts[episode.prompt], episode.text) for episode in episodes]
         rows.append(
             {
                 "beta": beta,
@@ -75,7 +84,7 @@ def curve(beta: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Reward, gold and KL over the steps, a line for each β, as rolling means."""
+    """Plots rolling means of reward, gold and KL over the steps, with a line for each β."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,8 @@
-"""PPO side by side: stages.methods.ppo against trl==1.12.0's trl.experimental.ppo, each in a process and environment of its own.
+"""Compares plumbline.methods.online.ppo with trl.experimental.ppo of trl==1.12.0, each in a process and an environment of its own.
 
-`python tests/benchmarks/ppo_throughput.py --peer <python of the peer's environment>`; README.md beside this file says how
-to make one. A fresh tiny Llama learns a small language first, so that completions end by themselves, at lengths that
-differ; a reward model learns which of its words are liked. Both trainers then get the same folders, prompts, batch, epochs,
-token limit and coefficients.
+`python tests/benchmarks/ppo_throughput.py --peer <python of the peer's environment>`; README.md in this folder shows how to make that
+environment. First a tiny Llama learns a small language, so that completions end by themselves, at different lengths. A reward model learns
+which of its words are preferred. Then both trainers get the same folders, prompts, batch, epochs, token limit and coefficients.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ LARGER = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, 
 
 
 def conversations(count: int, seed: int) -> Iterator[tuple[str, str, float]]:
-    """Prompts, answers of 2 to 40 words, and how much an answer is liked: by its share of words from half of the vocabulary."""
+    """Prompts, answers of 2 to 40 words, and the score of each answer: its share of words from one half of the vocabulary."""
     randomness = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u")]
     words = [first + second for first in syllables for second in syllables[::4]]
@@ -43,20 +43,21 @@ def conversations(count: int, seed: int) -> Iterator[tuple[str, str, float]]:
         topic = randomness.randrange(len(words))
         near = [words[(topic + step) % len(words)] for step in range(24)]
         answer = randomness.choices(near, k=min(40, 2 + int(randomness.expovariate(1 / 12))))
-        liked = sum(words.index(word) % 2 for word in answer) / len(answer)
-        asked = " ".join([words[topic], *randomness.choices(words, k=randomness.randrange(1, 12))])
-        yield asked, " ".join(answer), 4 * liked - 2
+        share = sum(words.index(word) % 2 for word in answer) / len(answer)
+        question = " ".join([words[topic], *randomness.choices(words, k=randomness.randrange(1, 12))])
+        yield question, " ".join(answer), 4 * share - 2
 
 
 def make(folder: Path, shape: dict[str, int], steps: int) -> None:
     """Writes tokenizer, policy, reward model and prompts."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from stages.models.chat import encode_turns
-    from stages.models.tokenizers import train_tokenizer
+    from plumbline.models.chat import encode_turns
+    from plumbline.models.tokenizers import train_tokenizer
+    from plumbline.rows import assistant
 
     rows = list(conversations(64 * steps + 4096, seed=0))
-    tokenizer = train_tokenizer([text for asked, answer, _ in rows[:4096] for text in (asked, answer)], 1536)
+    tokenizer = train_tokenizer([text for question, answer, _ in rows[:4096] for text in (question, answer)], 1536)
     config = LlamaConfig(
         vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, num_labels=1, **shape,
@@ -67,12 +68,12 @@ def make(folder: Path, shape: dict[str, int], steps: int) -> None:
     scheduler = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.02, total_iters=max(1, steps))
     for step in range(steps):
         batch = rows[64 * step : 64 * step + 64]
-        turns = encode_turns(tokenizer, [(_said("user", asked), _said("assistant", answer)) for asked, answer, _ in batch])
+        turns = encode_turns(tokenizer, [(_prompt(question), assistant(answer)) for question, answer, _ in batch])
         inputs = tokenizer.pad({"input_ids": [turn.prompt + turn.completion for turn in turns]}, return_tensors="pt")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         loss = policy(**inputs, labels=labels).loss
         scores = reward_model(**inputs).logits[:, 0]
-        loss = loss + (scores - torch.tensor([liked for _, _, liked in batch])).square().mean()
+        loss = loss + (scores - torch.tensor([score for _, _, score in batch])).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimiser.step()
@@ -84,84 +85,85 @@ def make(folder: Path, shape: dict[str, int], steps: int) -> None:
         model.generation_config = None if name == "reward" else model.generation_config
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    prompts = [asked for asked, _, _ in conversations(2048, seed=1)]
+    prompts = [question for question, _, _ in conversations(2048, seed=1)]
     (folder / "prompts.json").write_text(json.dumps(prompts))
 
 
-def _said(role: str, content: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content}]
+def _prompt(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def read_prompts(folder: Path) -> list[list[dict[str, str]]]:
+    """The prompts that `make` has written."""
+    return [_prompt(question) for question in json.loads((folder / "prompts.json").read_text())]
 
 
 # ------------------------------------------------------------------------------------------------------------ the contestants
 
 
+def our_config(episodes: int, rollout: int) -> Any:
+    """The values of conf/method/ppo.yaml, with those that the comparison sets."""
+    from omegaconf import OmegaConf
+
+    from plumbline.methods.online.ppo.settings import PpoConfig
+
+    values: Any = OmegaConf.load(ROOT / "conf/method/ppo.yaml")
+    del values["defaults"]  # Hydra's
+    changes = {
+        "init": "policy", "reward": "reward", "episodes": episodes, "rollout_batch_size": rollout, "sampling_batch_size": rollout,
+        "batch_size": min(SETTINGS["minibatch"], rollout), "micro_batch_size": 16, "update_epochs": SETTINGS["epochs"],
+        "max_new_tokens": SETTINGS["max_new_tokens"], "missing_eos_penalty": SETTINGS["missing_eos_penalty"], "beta": SETTINGS["kl"],
+        "gamma": SETTINGS["gamma"], "lam": SETTINGS["lam"], "clip_range": SETTINGS["clip"], "value_clip_range": SETTINGS["clip"],
+        "learning_rate": SETTINGS["learning_rate"], "value_learning_rate": SETTINGS["learning_rate"], "warmup_fraction": 0.0,
+        "samples_every": 10**6, "checkpoint_every": 10**6,
+    }  # fmt: skip
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, changes))
+
+
 def run_ours(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Trains with plumbline.methods.online.ppo."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from stages.methods.ppo.config import PpoConfig
-    from stages.methods.ppo.models import value_model_from_reward_model
-    from stages.methods.ppo.trainer import train
-    from stages.models.rewards import RewardModel
+    from plumbline.methods.online.ppo.networks import value_model_from_reward_model
+    from plumbline.methods.online.ppo.trainer import PpoTrainer, train
+    from plumbline.rewards.model import RewardModel
 
+    config, prompts = our_config(episodes, rollout), read_prompts(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
-    minibatch = min(SETTINGS["minibatch"], rollout)
-    config = PpoConfig(
-        episodes=episodes, rollout_batch_size=rollout, minibatch_size=minibatch, micro_batch_size=16,
-        epochs=SETTINGS["epochs"], families=[], max_new_tokens=SETTINGS["max_new_tokens"], temperature=1.0, top_k=0, top_p=1.0,
-        sampling_batch_size=rollout, missing_eos_penalty=SETTINGS["missing_eos_penalty"], normalise_scores=False,
-        clip_score=None, init_kl_coef=SETTINGS["kl"], target_kl=None, kl_gain=0.1, min_reward_accuracy=0.0,
-        cost_limit=None, lambda_learning_rate=0.1, max_lambda=10.0,
-        gamma=SETTINGS["gamma"], lam=SETTINGS["lam"], whiten_advantages=True, clip_range=SETTINGS["clip"],
-        value_clip_range=SETTINGS["clip"], entropy_coefficient=0.0, max_approx_kl=None,
-        learning_rate=SETTINGS["learning_rate"], value_learning_rate=SETTINGS["learning_rate"], schedule="linear",
-        warmup_fraction=0.0, weight_decay=0.0, max_grad_norm=1.0, lora_rank=0, lora_alpha=16, lora_output="merged", bf16=False,
-        gradient_checkpointing=False, guard=True, warn_entropy_fraction=0.25, warn_kl=20.0, samples_every=10**6,
-        checkpoint_every=10**6,
-    )  # fmt: skip
-    from transformers import AutoModelForSequenceClassification
-
-    reward = RewardModel(AutoModelForSequenceClassification.from_pretrained(folder / "reward"), tokenizer)
     parts: dict[str, float] = {}
-    work = {"prompt": 0.0, "completion": 0.0}
+    completion_tokens = 0.0
     curve: list[dict[str, float]] = []
 
     def log(step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
+        nonlocal completion_tokens
         curve.append({"step": step, "reward": metrics["score"], "kl": metrics["kl_k1"], "length": metrics["length_tokens"]})
         for name, seconds in timings.items():
             if name.endswith("_seconds"):
                 parts[name] = parts.get(name, 0.0) + seconds
-        work["completion"] += metrics["length_tokens"] * rollout
+        completion_tokens += metrics["length_tokens"] * rollout
 
-    prompts = [_said("user", asked) for asked in json.loads((folder / "prompts.json").read_text())]
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    arguments: dict[str, Any] = {
+    models = {
         "policy": policy,
         "reference": AutoModelForCausalLM.from_pretrained(folder / "policy"),
         "value_model": value_model_from_reward_model(folder / "reward"),
-        "reward": reward,
-        "tokenizer": tokenizer,
-        "prompts": prompts,
-        "config": config,
-        "seed": 0,
-        "checkpoint_folder": folder / "no-checkpoints",
-        "log": log,
-        "log_samples": lambda step, rows: None,
+        "reward": RewardModel(AutoModelForSequenceClassification.from_pretrained(folder / "reward"), tokenizer),
     }
-    began = time.perf_counter()
-    cpu_began = time.process_time()
-    train(**arguments)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    from stages.models.chat import prompt_ids
-
-    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts[:256]]
-    work["prompt"] = statistics.mean(lengths) * episodes
-    floors = matrix_product_seconds(policy, work["prompt"], work["completion"], config.epochs) if "25m" not in str(folder) else {}
+    started, cpu_started = time.perf_counter(), time.process_time()
+    trainer = PpoTrainer(**models, tokenizer=tokenizer, prompts=prompts, config=config, seed=0)
+    train(trainer, folder / "no-checkpoints", log=log, log_samples=lambda step, rows: None)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    prompt_tokens = statistics.mean(len(ids) for ids in trainer.encoded[:256]) * episodes
+    epochs = config.update_epochs
+    floors = {} if "25m" in str(folder) else matrix_product_seconds(policy, prompt_tokens, completion_tokens, epochs)
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "parts": parts, "floors": floors, "curve": curve}
 
 
 def matrix_product_seconds(policy: Any, prompt_tokens: float, completion_tokens: float, epochs: int) -> dict[str, float]:
-    """How long the linear layers' products alone take: generation reads prompts and completions once; an update is three times a
-    forward pass, for policy and value model, at every token."""
+    """The seconds that the matrix products of the linear layers take by themselves.
+
+    Generation reads prompts and completions once. An update is three times a forward pass of policy and value model at every token.
+    """
     layers = [
         (module.weight.shape[0], module.weight.shape[1]) for module in policy.model.modules() if hasattr(module, "in_features")
     ]
@@ -179,21 +181,21 @@ def _seconds_per_row(shapes: list[tuple[int, ...]], rows: int) -> float:
     pairs = [(torch.randn(rows, inputs), torch.randn(outputs, inputs)) for outputs, inputs in shapes]
     times = []
     for _ in range(12):
-        began = time.perf_counter()
+        started = time.perf_counter()
         for values, weight in pairs:
             torch.nn.functional.linear(values, weight)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     return statistics.median(times[2:]) / rows
 
 
 def run_peer(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
+    """Trains with trl.experimental.ppo."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
-    prompts = [_said("user", asked) for asked in json.loads((folder / "prompts.json").read_text())]
-    texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+    texts = tokenizer.apply_chat_template(read_prompts(folder), tokenize=False, add_generation_prompt=True)
     dataset = Dataset.from_dict({"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]})
     minibatch = min(SETTINGS["minibatch"], rollout)
     args = PPOConfig(
@@ -219,10 +221,9 @@ def run_peer(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
         value_model=value_model,
         train_dataset=dataset,
     )
-    began = time.perf_counter()
-    cpu_began = time.process_time()
+    started, cpu_started = time.perf_counter(), time.process_time()
     trainer.train()
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     curve = [
         {"step": step, "reward": row["objective/scores"], "kl": row["objective/kl"]}
         for step, row in enumerate(row for row in trainer.state.log_history if "objective/scores" in row)
@@ -234,13 +235,14 @@ def run_peer(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
+    """The memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def contest(kind: str, folder: Path, episodes: int, rollout: int) -> None:
-    """One run in this process; prints its result as JSON on the last line."""
+    """Makes one run in this process and prints its result as JSON on the last line."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    imports = "stages.methods.ppo.trainer" if kind == "ours" else "trl.experimental.ppo"
+    imports = "plumbline.methods.online.ppo.trainer" if kind == "ours" else "trl.experimental.ppo"
     __import__(imports)
     __import__("transformers.models.llama.modeling_llama")
     before = resident_bytes()
@@ -255,6 +257,7 @@ def contest(kind: str, folder: Path, episodes: int, rollout: int) -> None:
 
 
 def launch(python: str, threads: int, *arguments: str) -> dict[str, Any]:
+    """Runs this script in another process and returns the result that it prints."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
@@ -268,7 +271,7 @@ def launch(python: str, threads: int, *arguments: str) -> dict[str, Any]:
 
 
 def compare(peer: str, folder: Path, *, episodes: int, runs: int, rollout: int, threads: int) -> dict[str, Any]:
-    """Alternates runs of both, so that whatever else the machine does falls on both."""
+    """Alternates runs of both, so that other work on the machine affects both."""
     contestants = {"ours": sys.executable, "peer": peer}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for number in range(runs):
@@ -292,7 +295,7 @@ def compare(peer: str, folder: Path, *, episodes: int, runs: int, rollout: int, 
     return summary
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="python of the environment with trl==1.12.0")
     parser.add_argument("--folder", type=Path, default=Path("scratch/ppo_benchmark"))
@@ -300,13 +303,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=1024)
     parser.add_argument(
-        "--curve-episodes", type=int, default=4096, help="length of one more run of each, for the reward curves; 0: none"
+        "--curve-episodes", type=int, default=4096, help="length of another run of each for the reward curves; 0: none"
     )
     parser.add_argument(
-        "--memory", action="store_true", help="peak memory of a step of 64 episodes with about 25M parameters instead"
+        "--memory", action="store_true", help="measure instead the peak memory of a step of 64 episodes with about 25M parameters"
     )
     parser.add_argument("--contest", nargs=4, metavar=("KIND", "FOLDER", "EPISODES", "ROLLOUT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
     if arguments.contest:
         kind, folder, episodes, rollout = arguments.contest
         contest(kind, Path(folder), int(episodes), int(rollout))
@@ -315,27 +322,13 @@ def main() -> None:
     if not (folder / "prompts.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         make(folder, LARGER if arguments.memory else TINY, steps=0 if arguments.memory else 250)
+    measured = partial(compare, arguments.peer, folder, threads=arguments.threads)
     if arguments.memory:
-        summary = compare(arguments.peer, folder, episodes=64, runs=1, rollout=64, threads=arguments.threads)
+        summary = measured(episodes=64, runs=1, rollout=64)
     else:
-        summary = compare(
-            arguments.peer,
-            folder,
-            episodes=arguments.episodes,
-            runs=arguments.runs,
-            rollout=SETTINGS["rollout"],
-            threads=arguments.threads,
-        )
+        summary = measured(episodes=arguments.episodes, runs=arguments.runs, rollout=SETTINGS["rollout"])
         if arguments.curve_episodes:
-            long = compare(
-                arguments.peer,
-                folder,
-                episodes=arguments.curve_episodes,
-                runs=1,
-                rollout=SETTINGS["rollout"],
-                threads=arguments.threads,
-            )
-            summary["curves"] = long["curves"]
+            summary["curves"] = measured(episodes=arguments.curve_episodes, runs=1, rollout=SETTINGS["rollout"])["curves"]
     name = "memory" if arguments.memory else "throughput"
     (folder / f"{name}.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps({key: value for key, value in summary.items() if key != "curves"}, indent=2))

@@ -1,9 +1,8 @@
-"""Preparing many rows: the whole of `prepare`, and a plain `datasets.map` of the same work on each row, one after the other.
+"""Times `prepare` on many rows, and a plain `datasets.map` that does the same work row by row.
 
-`python tests/benchmarks/prepare_rows.py --rows 1000000`: rows of about 200 tokens (of a vocabulary of 1,536), 2 % of them
-repeated, 3 % repeated with a word changed, and 500 evaluation prompts of which some occur in them. Run it on a machine that does
-nothing else. The map converts, checks, signs (MinHash), renders and tokenises row by row; it looks for no duplicates and removes
-nothing.
+`python tests/benchmarks/prepare_rows.py --rows 1000000`: rows of about 200 tokens (of a vocabulary of 1,536), of which 2 % are repeated
+and 3 % are repeated with one word changed, and 500 evaluation prompts, some of which occur in the rows. Run it on an idle machine. The map
+converts, checks, signs (MinHash), renders and tokenises each row; it neither looks for duplicates nor removes anything.
 """
 
 import argparse
@@ -23,11 +22,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.update(MLFLOW_TRACKING_URI="off", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-WORDS = 96  # a row: 25 asked, the rest answered
+WORDS = 96  # of a row: 25 in the prompt, the rest in the answer
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Rows of words drawn by Zipf's law from 30,000 that are made up."""
+    """Writes rows of words drawn by Zipf's law from 30,000 invented ones."""
     rng = np.random.default_rng(0)
     vocabulary = np.array(["".join(rng.choice(list("etaoinshrdlucmfwypvbgk"), rng.integers(2, 10))) for _ in range(30_000)])
     chances = 1 / np.arange(1, len(vocabulary) + 1)
@@ -48,18 +47,18 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def write_prompts(path: Path, rows: Path) -> None:
-    """500 evaluation prompts: every twentieth begins as a row does, the others are shuffled."""
+    """Writes 500 evaluation prompts: every twentieth is the beginning of a row, the others are shuffled rows."""
     rng = np.random.default_rng(1)
     with rows.open() as file, path.open("w") as out:
         for number, line in zip(range(500), file, strict=False):
             words = json.loads(line)["instruction"].split()
-            asked = words[:20] if number % 20 == 0 else rng.permutation(words).tolist()
-            out.write(json.dumps({"prompt": " ".join(asked)}) + "\n")
+            prompt = words[:20] if number % 20 == 0 else rng.permutation(words).tolist()
+            out.write(json.dumps({"prompt": " ".join(prompt)}) + "\n")
 
 
 @contextmanager
 def measured(name: str, rows: int) -> Iterator[None]:
-    """Prints seconds, rows per second and the largest memory of this process and its children together, shared pages once."""
+    """Prints seconds, rows per second and the peak memory of this process and its children, with shared pages counted once."""
     peak, done, process = [0], threading.Event(), psutil.Process()
 
     def watch() -> None:
@@ -84,19 +83,17 @@ def _memory(process: psutil.Process) -> int:
 
 
 def stage(processes: int) -> Callable[[], None]:
-    """The stage itself on in/rows.jsonl."""
-    from stages.datasets.config import FilesData, Policy, Role, Source
-    from stages.models.architecture import ScratchModel
+    """The stage itself, on in/rows.jsonl."""
+    from plumbline.data.schema import FilesData, Policy, Role, Source
+    from plumbline.models.architecture import ScratchModel
     from stages.prepare import PrepareSection, PrepareStage, run
 
     data = FilesData(
-        sft=Role([Source(files=["rows.jsonl"], licence="made up")]),
-        prompts=Role([Source(files=["prompts.jsonl"], into="test", licence="made up")]),
+        sft=Role([Source(files=["rows.jsonl"], licence="none")]),
+        prompts=Role([Source(files=["prompts.jsonl"], into="test", licence="none")]),
         policy=Policy(near_duplicates="drop", limits={"default": 1.0}),
     )
-    model = ScratchModel(
-        vocabulary_size=1536, context_tokens=512, hidden_size=8, layers=1, heads=1, intermediate_size=8
-    )  # fmt: skip
+    model = ScratchModel(vocabulary_size=1536, context_tokens=512, hidden_size=8, layers=1, heads=1, intermediate_size=8)
     config = PrepareStage(seed=1, threads=processes, inputs="in", model=model, data=data, prepare=PrepareSection(1.0))
     return lambda: run(config)
 
@@ -105,28 +102,29 @@ def plain_map(processes: int) -> Callable[[], None]:
     """`datasets.map` over the same rows, with the tokenizer that the stage made."""
     from transformers import AutoTokenizer
 
-    from stages.datasets.config import Policy, Source
-    from stages.datasets.gathering import Gathering, work_chunk
-    from stages.datasets.reading import Item
-    from stages.datasets.rendering import Fitted, Fitting, fit_rows
+    from plumbline.data.gathering import work_chunk
+    from plumbline.data.plans import RolePlan
+    from plumbline.data.reading import Item
+    from plumbline.data.rendering import Fitted, Fitting, fit_rows
+    from plumbline.data.schema import Policy, Source
 
     tokenizer = AutoTokenizer.from_pretrained("scratch/prepare/artifacts/tokenizer")
-    source = Source(name="rows", files=["rows.jsonl"], licence="made up")
-    gathering = Gathering("sft", [source], ["alpaca"], [[]], Policy(), 0.05, 0.05, None)
+    source = Source(name="rows", files=["rows.jsonl"], licence="none")
+    plan = RolePlan("sft", [source], ["alpaca"], [[]], Policy(), 0.05, 0.05, None)
     fitting = Fitting(512, "drop", 64)
 
     def prepare_row(row: dict[str, Any], number: int) -> dict[str, Any]:
-        made = work_chunk(gathering, [(0, Item("rows.jsonl", number, row))])
-        fitted = fit_rows(tokenizer, "sft", [json.loads(made.lines[0])], fitting)[0]
+        chunk = work_chunk(plan, [(0, Item("rows.jsonl", number, row))])
+        fitted = fit_rows(tokenizer, "sft", [json.loads(chunk.lines[0])], fitting)[0]
         tokens = fitted.prompt_tokens if isinstance(fitted, Fitted) else 0
-        return {"line": made.lines[0].decode(), "signature": made.signatures[0], "tokens": tokens}
+        return {"line": chunk.lines[0].decode(), "signature": chunk.signatures[0], "tokens": tokens}
 
     def run() -> None:
         from datasets import load_dataset
 
         rows = load_dataset("json", data_files="in/rows.jsonl", split="train", cache_dir="cache")
-        done = rows.map(prepare_row, with_indices=True, num_proc=processes, remove_columns=rows.column_names)
-        done.remove_columns("signature").to_json("mapped.jsonl")
+        mapped = rows.map(prepare_row, with_indices=True, num_proc=processes, remove_columns=rows.column_names)
+        mapped.remove_columns("signature").to_json("mapped.jsonl")
 
     return run
 
@@ -144,7 +142,7 @@ def main() -> None:
         write_prompts(Path("in/prompts.jsonl"), Path("in/rows.jsonl"))
         with measured("prepare", options.rows):
             stage(options.processes)()
-        figures = json.loads(Path("scratch/prepare/metrics/prepare/prepare.json").read_text())
+        figures = json.loads(Path("scratch/prepare/artifacts/figures/prepare/prepare.json").read_text())
         tokens = figures["sft.train.prompt_tokens_sum"] + figures["sft.train.completion_tokens_sum"]
         print(f"  {tokens / figures['sft.train.rows']:.0f} tokens a row")
         for name in sorted(figures):

@@ -1,16 +1,16 @@
-"""MBPP's and HumanEval's reference programs, and corrupted ones, through the code reward: what became of each, as a Markdown table.
+"""Runs MBPP's and HumanEval's reference programs, and corrupted ones, through the code reward and prints the outcomes as a Markdown table.
 
-`python tests/benchmarks/public_programs.py ../shared/data/code`: for every problem the reference as a chat model would write it (words around
-a fenced block), and three corruptions of it:
+`python tests/benchmarks/public_programs.py ../shared/data/code` takes the reference of every problem, as a chat model would write it (words
+around a fenced block), and three kinds of corruption:
 
-- `unlike`: what the tested functions return is replaced by something else of the opposite truth. Any assert notices, so none may pass;
-- `near miss`: it is off by one, negated, longer by one (`corrupted` of tests/test_verifiers.py). Weak tests may let it pass;
-- mutants of the program's text: a comparison, an operator, a constant or a `return` changed, drawn with a fixed seed. Many change nothing that
-  the tests look at.
+- `unlike`: the tested functions return something else, of the opposite truth value. Any assert notices this, so none may pass;
+- `near miss`: what they return is off by one, negated, or longer by one (`corrupted` of tests/test_verifiers.py). Weak tests may let it pass;
+- mutants of the program's text: a comparison, an operator, a constant or a `return` is changed, drawn with a fixed seed. Many mutants change
+  nothing that the tests look at.
 
-What a data set's tests let pass is no fault of the sandbox, so there is a second opinion: each program and its tests executed in one plain
-Python process, as these data sets' own harnesses do. `caught` is the share that fails there. A disagreement, either way, is listed with both
-verdicts; so are references that do not pass. The last line counts them, and the exit status is 1 if there are any.
+The sandbox is not to blame for what a data set's tests let pass. So there is a second opinion: each program and its tests are executed in one
+plain Python process, as these data sets' own harnesses do. `caught` is the fraction that fails there. Every disagreement is listed with both
+verdicts, and so is every reference that does not pass. The last line counts them; the exit status is 1 if there are any.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 if TYPE_CHECKING:
-    from stages.rewards.sandbox import Verdict
+    from plumbline.checking.sandbox import Verdict
 
 SEED = 17
 MUTANTS = ("comparison", "operator", "constant", "return")
@@ -47,25 +47,25 @@ class Problem(NamedTuple):
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """The problems of a file of MBPP or HumanEval, zipped or not."""
-    from stages.datasets.config import Source
-    from stages.datasets.formats import FORMATS
+    """The problems in a file of MBPP or HumanEval, zipped or not."""
+    from plumbline.data.formats import FORMATS
+    from plumbline.data.schema import Source
     from tests.test_verifiers import read_lines
 
-    found = []
+    problems = []
     for row in read_lines(path):
         kind = next(name for name in ("mbpp", "humaneval") if FORMATS[name].fits(row))
         record = FORMATS[kind].convert(row, Source())
         program = record.columns["completion"][0]["content"]
-        found.append(Problem(str(row["task_id"]), record.columns["prompt"], program, record.extra["tests"]))
-    return found
+        problems.append(Problem(str(row["task_id"]), record.columns["prompt"], program, record.extra["tests"]))
+    return problems
 
 
 # ---- corruptions ----------------------------------------------------------------------------------------------------
 
 
 def unlike(problem: Problem) -> str:
-    """The program, with what its tested functions return replaced by something else of the opposite truth."""
+    """The program, with what its tested functions return replaced by something of the opposite truth value."""
     called = {node.id for test in problem.tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
     nodes = ast.parse(problem.program).body
     named = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in called]
@@ -95,7 +95,7 @@ def _unlike(function):
 
 
 def near_miss(problem: Problem) -> str:
-    """The program, with what its tested functions return changed a little."""
+    """The program, with what its tested functions return changed slightly."""
     from tests.test_verifiers import corrupted
 
     return corrupted(problem.program, problem.tests)
@@ -113,7 +113,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What can be changed at a node of a program, by kind."""
+    """The changes that a node of a program allows, by kind."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
         yield "comparison", lambda: node.ops.__setitem__(0, COMPARISONS[type(node.ops[0])]())
     if isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in OPERATORS:
@@ -125,13 +125,13 @@ def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def mutants(problem: Problem) -> Iterator[tuple[str, str]]:
-    """One mutant of each kind that the program has a place for, with its kind."""
+    """One mutant of each kind that the program allows, with its kind."""
     count = sum(1 for _ in ast.walk(ast.parse(problem.program)))
     order = random.Random(f"{SEED} {problem.name} {len(problem.program)}").sample(range(count), count)
     for kind in MUTANTS:
-        for place in order:
+        for position in order:
             tree = ast.parse(problem.program)
-            node = next(node for number, node in enumerate(ast.walk(tree)) if number == place)
+            node = next(node for number, node in enumerate(ast.walk(tree)) if number == position)
             change = dict(changes(node)).get(kind)
             if change is not None:
                 change()
@@ -139,8 +139,8 @@ def mutants(problem: Problem) -> Iterator[tuple[str, str]]:
                 break
 
 
-def said(program: str) -> str:
-    """A program as a chat model writes it."""
+def as_answer(program: str) -> str:
+    """A program as a chat model would write it."""
     return f"Here is a function that does it:\n\n```python\n{program.rstrip()}\n```\n\nIt passes the tests above."
 
 
@@ -148,7 +148,7 @@ def said(program: str) -> str:
 
 
 def plain_verdicts(programs: Sequence[tuple[str, str]], seconds: float) -> list[bool]:
-    """Whether programs pass their tests when both are executed in one process; in a sandbox that can read all and write nothing."""
+    """Whether programs pass their tests in one process, in a sandbox that can read everything and write nothing."""
     inside = [sys.executable, "-I", "-S", __file__, "--plain", str(seconds)]
     command = [str(shutil.which("bwrap")), "--die-with-parent", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/tmp",
                "--chdir", "/tmp", "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--", *inside]  # fmt: skip
@@ -158,7 +158,7 @@ def plain_verdicts(programs: Sequence[tuple[str, str]], seconds: float) -> list[
 
 
 def run_plainly(seconds: int) -> None:
-    """Reads [program, tests] line by line; executes each in a child."""
+    """Reads [program, tests] line by line and executes each in a child process."""
     import resource
 
     for line in sys.stdin:
@@ -173,7 +173,7 @@ def run_plainly(seconds: int) -> None:
                 namespace = {"__name__": "solution"}
                 exec(compile(program, "solution.py", "exec"), namespace)
                 exec(compile(tests, "tests.py", "exec"), namespace)
-            except BaseException:  # noqa: BLE001  whatever a program raises, it did not pass
+            except BaseException:  # noqa: BLE001  a program that raises anything has not passed
                 os._exit(1)
             os._exit(0)
         print("passed" if os.waitpid(child, 0)[1] == 0 else "failed", flush=True)
@@ -183,7 +183,7 @@ def run_plainly(seconds: int) -> None:
 
 
 class Trial(NamedTuple):
-    """A program for a problem, and whether it has to pass: None where that is for the second opinion to say."""
+    """A program for a problem, and whether it must pass; None if the second opinion decides."""
 
     problem: Problem
     kind: str
@@ -203,7 +203,7 @@ def trials_of(problem: Problem) -> list[Trial]:
 
 def row(name: str, kind: str, plain: list[bool], verdicts: "list[Verdict]") -> str:
     """A line of the table."""
-    from stages.rewards.sandbox import OUTCOMES
+    from plumbline.checking.sandbox import OUTCOMES
 
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     seconds = [verdict.seconds for verdict in verdicts]
@@ -213,7 +213,7 @@ def row(name: str, kind: str, plain: list[bool], verdicts: "list[Verdict]") -> s
 
 
 def disagreement(trial: Trial, plain: bool, verdict: "Verdict") -> str:
-    """What is wrong with a verdict, if anything."""
+    """What is wrong with a verdict; empty if nothing is."""
     passed = verdict.outcome == "passed"
     if passed == plain and trial.passes in (None, passed):
         return ""
@@ -222,18 +222,18 @@ def disagreement(trial: Trial, plain: bool, verdict: "Verdict") -> str:
 
 
 def main() -> int:
-    from stages.rewards.code import CodeReward
-    from stages.rewards.references import References
-    from stages.rewards.sandbox import OUTCOMES, Limits
+    from plumbline.checking.code import CodeReward
+    from plumbline.checking.references import References
+    from plumbline.checking.sandbox import OUTCOMES, Limits
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where mbpp*.jsonl and HumanEval*.jsonl lie, zipped (.gz) or not")
+    parser.add_argument("folder", type=Path, help="folder with mbpp*.jsonl and HumanEval*.jsonl, zipped (.gz) or not")
     parser.add_argument("--every", type=int, default=1, help="only every n-th problem")
-    parser.add_argument("--kinds", nargs="*", help="only these, say: reference unlike")
-    parser.add_argument("--seconds", type=float, default=Limits().seconds, help="the limit of time of each program")
+    parser.add_argument("--kinds", nargs="*", help="only these kinds, such as: reference unlike")
+    parser.add_argument("--seconds", type=float, default=Limits().seconds, help="time limit of each program")
     options = parser.parse_args()
     files = sorted(path for path in options.folder.iterdir() if path.name.lower().startswith(("mbpp", "humaneval")))
-    found: list[str] = []
+    disagreements: list[str] = []
     limits = Limits(seconds=options.seconds)
     print(f"limits: {limits.seconds:g} s, {limits.memory_mib} MiB")
     print(f"\n| file | program | n | {' | '.join(OUTCOMES)} | caught | median s | longest s |")
@@ -246,11 +246,11 @@ def main() -> int:
         for kind in options.kinds or dict.fromkeys(trial.kind for trial in trials):
             chosen = [trial for trial in trials if trial.kind == kind]
             plain = plain_verdicts([(one.program, "\n".join(one.problem.tests)) for one in chosen], limits.seconds)
-            verdicts = reward.verdicts([one.problem.prompt for one in chosen], [said(one.program) for one in chosen])
+            verdicts = reward.verdicts([one.problem.prompt for one in chosen], [as_answer(one.program) for one in chosen])
             print(row(path.name, kind, plain, verdicts), flush=True)
-            found += filter(None, map(disagreement, chosen, plain, verdicts))
-    print("\n".join(["", *(f"- {line}" for line in found), f"disagreements: {len(found)}"]))
-    return 1 if found else 0
+            disagreements += filter(None, map(disagreement, chosen, plain, verdicts))
+    print("\n".join(["", *(f"- {line}" for line in disagreements), f"disagreements: {len(disagreements)}"]))
+    return 1 if disagreements else 0
 
 
 if __name__ == "__main__":

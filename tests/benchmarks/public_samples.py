@@ -1,6 +1,6 @@
-"""Every file of public data through `prepare`: what came in, what was kept, what was dropped why, as a Markdown table.
+"""Every public sample through `prepare`: rows in, rows kept, and rows dropped by reason, as a Markdown table.
 
-`python tests/benchmarks/public_samples.py ../shared/data`: by conf/data/public_samples.yaml, nothing cut off by a context. Files
+`python tests/benchmarks/public_samples.py ../shared/data` follows conf/data/public_samples.yaml, with no row too long for a context. Files
 that no source of the conf names are listed at the end.
 """
 
@@ -12,27 +12,35 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 def main(samples: Path) -> None:
-    from stages.datasets.report import source_rows
-    from tests.preparing import ROLES, data_conf, prepare
+    from plumbline.data.overview import source_rows
+    from tests.preparing import data_conf, prepare, sources_of
 
     data = data_conf("public_samples")
+    sources = sources_of(data)
     with TemporaryDirectory() as folder:
         (Path(folder) / "in").symlink_to(samples.resolve())
-        sources = {role: getattr(data, role).sources for role in ROLES}
         pools = prepare(Path(folder), sources, data.policy, validation=0.05, test=0.05).pools
-    places = {
+    first_rows = {
         (role, source, reason): f" ({', '.join(str(drop.row) for drop in drops[:3])}{', …' if len(drops) > 3 else ''})"
         for role, pool in pools.items()
         for (source, reason), drops in pool.tally.examples.items()
     }
-    files = {source.name: source.files for role in ROLES for source in sources[role]}
-    print("| file | source | as | format | rows in | kept | dropped, with the first rows |\n|---|---|---|---|---|---|---|")
+    files = {source.name: source.files for role in sources.values() for source in role}
+    print("| file | source | role | format | rows in | kept | dropped, with the first rows |\n|---|---|---|---|---|---|---|")
     for row in source_rows(pools):
-        why = ", ".join(
-            f"{part}{places[(row['role'], row['source'], part.split(' ')[0])]}" for part in row["why"].split(", ") if part
+        reasons = ", ".join(
+            f"{part}{first_rows[(row['role'], row['source'], part.split(' ')[0])]}" for part in row["reasons"].split(", ") if part
         )
-        name = ", ".join(files[row["source"]])
-        print(f"| {name} | {row['source']} | {row['role']} | {row['format']} | {row['rows_in']} | {row['kept']} | {why or '0'} |")
+        cells = [
+            ", ".join(files[row["source"]]),
+            row["source"],
+            row["role"],
+            row["format"],
+            row["rows_in"],
+            row["kept"],
+            reasons or "0",
+        ]
+        print(f"| {' | '.join(map(str, cells))} |")
     named = {name for names in files.values() for name in names}
     for path in sorted(samples.rglob("*")):
         if path.is_file() and path.relative_to(samples).as_posix() not in named:

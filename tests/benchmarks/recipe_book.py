@@ -1,14 +1,14 @@
-"""Runs recipes one after another and keeps what came of them: the README's table of recipes, generated.
+"""Runs recipes one after another and keeps their figures: the table in docs/results.md is generated from them.
 
-From a project folder whose params.yaml is a recipe unedited (they are copied over it), on a machine that does nothing else:
+Run it in a project folder whose params.yaml is an unedited recipe (recipes are copied over it), on a machine that does nothing else:
 
-    python tests/benchmarks/recipe_book.py run zephyr spin       # `dvc repro` of each; figures into recipe_book.json beside this file
-    python tests/benchmarks/recipe_book.py run                   # of all but `smoke`
-    python tests/benchmarks/recipe_book.py seeds zephyr 18 19    # its last policy aligned again, from the same init and signal
-    python tests/benchmarks/recipe_book.py table                 # rewrites the table in README.md
+    python tests/benchmarks/recipe_book.py run zephyr spin       # `dvc repro` of each; figures go to recipe_book.json
+    python tests/benchmarks/recipe_book.py run                   # all recipes except `smoke`
+    python tests/benchmarks/recipe_book.py seeds zephyr 18 19    # trains its last policy again from the same inputs
+    python tests/benchmarks/recipe_book.py table                 # rewrites the table in docs/results.md
 
-Minutes are the seconds of all of a recipe's nodes but the trunk's (`TRUNK`), as each last ran, here or for an earlier recipe; memory is
-the largest resident set among them.
+Minutes are the seconds of all of a recipe's nodes except the trunk's (`TRUNK`), as each last ran, for this recipe or an earlier one.
+Memory is the largest resident set among them.
 """
 
 import argparse
@@ -25,41 +25,39 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from stages.evaluation.recipe import learns_from_gold, recipe_nodes  # noqa: E402
-from stages.evaluation.tables import show, show_bounds  # noqa: E402
-from stages.pipeline.records import read_json, read_jsonl, write_json  # noqa: E402
-from stages.tools.recipe import choose, recipes  # noqa: E402
+from plumbline import graph  # noqa: E402
+from plumbline.pipeline.records import read_json, read_jsonl, write_json  # noqa: E402
+from plumbline.report.tables import show, show_bounds  # noqa: E402
+from plumbline.tools.recipe import choose, recipes  # noqa: E402
 
 BOOK = Path(__file__).with_suffix(".json")
-README = ROOT / "README.md"
+RESULTS = ROOT / "docs/results.md"
 BEGIN, END = "<!-- recipes: begin (python tests/benchmarks/recipe_book.py table) -->", "<!-- recipes: end -->"
 TRUNK = ("check", "prepare", "pretrain", "sft", "answer@sft")
 KEPT = (
-    "gold", "gold_gain", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "kl_to_sft", "reward", "correct",
+    "gold", "gold_gain", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "kl", "reward", "correct",
     "accuracy_arithmetic", "accuracy_python", "accuracy_gain_arithmetic", "accuracy_gain_python", "length_tokens",
 )  # fmt: skip
 SHOWN = (
     ("gold", "number"), ("gold_gain", "gain"), ("win_rate", "percent"), ("harmful_fraction", "percent"), ("over_refusal_fraction", "percent"),
-    ("accuracy", "percent"), ("kl_to_sft", "number"),
+    ("accuracy", "percent"), ("kl", "number"),
 )  # fmt: skip
-"""The table's figures, all with their bounds, and the style of each."""
+"""The figures of the table and the style of each; all are shown with their bounds."""
 
 
 def nodes(params: dict[str, Any]) -> list[str]:
-    """Every node of a recipe's DAG, as DVC names them."""
-    declared = [node.name.replace("/", "@") for node in recipe_nodes(params)]
-    scored = [f"{stage}@{policy}" for stage in ("answer", "evaluate") for policy in params["evaluate"]["policies"]]
-    return ["check", "prepare", *declared, *scored, "report"]
+    """Every node of a recipe, as DVC names them."""
+    return ["check", *(node.name for node in graph.nodes(params)), "report"]
 
 
 def own_nodes(params: dict[str, Any]) -> list[str]:
-    """The nodes that recipes do not share: all but the trunk, whose policy `sft` is evaluated once for all that compare with it."""
+    """The nodes whose time counts as the recipe's: all except the trunk. Recipes that compare with `sft` also share its evaluation."""
     shared = {*TRUNK, *(["evaluate@sft"] if params["evaluate"]["against"] == "sft" else [])}
     return [node for node in nodes(params) if node not in shared]
 
 
 def digest(name: str) -> str:
-    """Of a recipe's values, whatever its comments say: figures with another digest are of another recipe."""
+    """The digest of a recipe's values without its comments: figures with another digest belong to another recipe."""
     values = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -70,27 +68,29 @@ def load_book() -> dict[str, Any]:
 
 def last_timing(node: str) -> dict[str, float]:
     """Seconds and peak MiB of a node's last execution."""
-    found: dict[str, float] = {}
-    for row in read_jsonl(Path(".timings") / f"{node}.jsonl"):
-        if "stage_seconds" in row:
-            found = row
-    return found
+    rows = [row for row in read_jsonl(Path(".timings") / f"{node}.jsonl") if "stage_seconds" in row]
+    return rows[-1] if rows else {}
 
 
 def run(name: str) -> dict[str, Any]:
-    """Makes `name` the recipe, runs it to its report and returns its figures."""
+    """Makes `name` the recipe, runs it to its report and returns its entry of the book."""
     print(choose(name, force=False), flush=True)
     before = load_book().get(name, {}).get("timings", {})
     counts = {file.stem: file.read_text().count("\n") for file in Path(".timings").glob("*.jsonl")}
     subprocess.run(["dvc", "repro", "--quiet"], check=True)
-    from stages.pipeline.composing import load_params
+    from plumbline.pipeline.composing import load_params
+    from plumbline.report.material import learns_from_gold
+    from stages.report import FIGURES, SCORED, read_stage_figures
 
     params = load_params()
+    policies = params["evaluate"]["policies"]
+    recipe_nodes = graph.nodes(params)
+    stage_figures = read_stage_figures(FIGURES, recipe_nodes)
+    by_policy = {policy: read_json(SCORED / policy / "figures.json") for policy in policies}
     timings = {}
     for node in own_nodes(params):
         ran = (Path(".timings") / f"{node}.jsonl").read_text().count("\n") > counts.get(node, 0)
         timings[node] = before[node] if node in before and not ran else last_timing(node)
-    metrics = {policy: read_json(Path("metrics") / f"{policy}.json") for policy in params["evaluate"]["policies"]}
     bounded = [f"{key}{end}" for key in KEPT for end in ("", "_low", "_high")]
     return {
         "recipe": digest(name),
@@ -99,24 +99,26 @@ def run(name: str) -> dict[str, Any]:
         "minutes": sum(row["stage_seconds"] for row in timings.values()) / 60,
         "peak_mib": max(row["peak_rss_mib"] for row in timings.values()),
         "timings": timings,
-        "policies": {policy: {key: of.get(key) for key in bounded} for policy, of in metrics.items()},
+        "learned_from_gold": [policy for policy in policies if learns_from_gold(stage_figures, recipe_nodes, policy)],
+        "policies": {policy: {key: values.get(key) for key in bounded} for policy, values in by_policy.items()},
     }
 
 
 def aligned_again(policy: str, seed: int) -> dict[str, float]:
-    """The gold gain of a policy aligned with another seed, with bounds: the node by hand, then answers as `answer` samples them, verified."""
-    from stages.evaluation.statistics import bootstrap_gain
-    from stages.models.completions import complete
-    from stages.models.training import make_deterministic
-    from stages.pipeline.composing import load_params
-    from stages.world.verifier import verify
+    """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
+    from plumbline.evaluation.statistics import bootstrap_gain
+    from plumbline.models.completions import complete
+    from plumbline.models.determinism import make_deterministic
+    from plumbline.pipeline.composing import load_params
+    from plumbline.rows import text_of
+    from plumbline.world.verify import verify
 
-    trial = Path("scratch/align") / policy
-    shutil.rmtree(trial, ignore_errors=True)
-    subprocess.run(
-        [sys.executable, "-m", "stages.align", f"align={policy}", f"seed={seed}"], check=True, stdout=subprocess.DEVNULL
-    )
     params = load_params()
+    stage = (graph.maker(graph.nodes(params), f"policy/{policy}") or "").partition("@")[0]  # align or rl
+    trial = Path("scratch") / stage / policy
+    shutil.rmtree(trial, ignore_errors=True)
+    command = [sys.executable, "-m", f"stages.{stage}", f"{stage}={policy}", f"seed={seed}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     section = params["evaluate"]
     make_deterministic(params["seed"], params["threads"])
     answers = complete(
@@ -130,20 +132,20 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
         title=f"answers of {policy}",
     )
     against = read_jsonl(Path("artifacts/evaluate") / section["against"] / "answers.jsonl")
-    golds = [verify(row["prompt"], row["completion"][0]["content"]).gold for row in answers]
+    golds = [verify(row["prompt"], text_of(row["completion"])).gold for row in answers]
     ids = [row["id"] for row in answers]
     gain = bootstrap_gain(golds, ids, [row["gold"] for row in against], [row["id"] for row in against], seed=params["seed"])
     return {"gold_gain": gain.value, "gold_gain_low": gain.low, "gold_gain_high": gain.high}
 
 
 def table(book: dict[str, Any]) -> str:
-    """The README's two tables: what every recipe is, and what came of those that were run."""
+    """The two tables of docs/results.md: what each recipe is, and the figures of those that were run."""
     titles = ["| recipe | what |", "|---|---|", *(f"| `{name}` | {title} |" for name, title in recipes().items())]
     return "\n".join([*titles, "", *figures(book)])
 
 
 def figures(book: dict[str, Any]) -> list[str]:
-    """A row for each policy of each recipe but its opponent, that of a recipe's last one with its other seeds; † learnt from gold itself."""
+    """A row for each policy of each recipe except the opponent. The last policy has the gains of other seeds; † learned from gold."""
     lines = [
         "| recipe | nodes | minutes | MiB | policy | gold | gain | win rate | harmful | over-refusal | accuracy | KL | gain with other seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -151,28 +153,25 @@ def figures(book: dict[str, Any]) -> list[str]:
     for name in sorted(book):
         entry = book[name]
         head = [f"`{name}`", str(entry["nodes"]), f"{entry['minutes']:.1f}", f"{entry['peak_mib']:,.0f}"]
-        recipe = OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml")
-        declared = recipe_nodes(OmegaConf.to_container(recipe))
-        *others, last = [policy for policy in entry["policies"] if policy != recipe.evaluate.against]
-        for policy in [*others, last]:
-            of = entry["policies"][policy]
-            again = entry.get("seeds", {}).values() if policy == last else []
-            seeds = ", ".join(with_bounds(found, "gold_gain", "gain") for found in again)
-            shown = [with_bounds(of, key, style) for key, style in SHOWN]
-            lines.append(
-                "| " + " | ".join([*head, f"`{policy}`{'†' if learns_from_gold(declared, policy) else ''}", *shown, seeds]) + " |"
-            )
+        against = OmegaConf.load(ROOT / "conf/recipe" / f"{name}.yaml").evaluate.against
+        policies = [policy for policy in entry["policies"] if policy != against]
+        for policy in policies:
+            shown = [with_bounds(entry["policies"][policy], key, style) for key, style in SHOWN]
+            again = entry.get("seeds", {}).values() if policy == policies[-1] else []
+            seeds = ", ".join(with_bounds(gain, "gold_gain", "gain") for gain in again)
+            mark = "†" if policy in entry["learned_from_gold"] else ""
+            lines.append("| " + " | ".join([*head, f"`{policy}`{mark}", *shown, seeds]) + " |")
             head = ["", "", "", ""]
     return lines
 
 
-def with_bounds(of: dict[str, float], key: str, style: str) -> str:
+def with_bounds(values: dict[str, float], key: str, style: str) -> str:
     """A figure and its interval."""
-    return f"{show(of[key], style)} {show_bounds(of, key, style)}"
+    return f"{show(values[key], style)} {show_bounds(values, key, style)}".rstrip()
 
 
 def with_table(text: str, book: dict[str, Any]) -> str:
-    """The README with the table between its marks."""
+    """docs/results.md with the tables between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table(book)}\n{END}{after}"
@@ -190,12 +189,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "run":
         for name in arguments.names or [name for name in recipes() if name != "smoke"]:
-            found = run(name)
+            entry = run(name)
             book = load_book()
             before = book.get(name, {})
-            seeds = before["seeds"] if before.get("recipe") == found["recipe"] else {}
-            write_json(BOOK, book | {name: {**found, "seeds": seeds}})
-            print(json.dumps({policy: [of["gold"], of["gold_gain"]] for policy, of in found["policies"].items()}), flush=True)
+            seeds = before["seeds"] if before.get("recipe") == entry["recipe"] else {}
+            write_json(BOOK, book | {name: {**entry, "seeds": seeds}})
+            gains = {policy: [values["gold"], values["gold_gain"]] for policy, values in entry["policies"].items()}
+            print(json.dumps(gains), flush=True)
     elif arguments.command == "seeds":
         print(choose(arguments.name, force=False))
         subprocess.run(["dvc", "repro", "--quiet"], check=True)
@@ -207,7 +207,7 @@ def main() -> None:
             write_json(BOOK, book)
             print(f"{arguments.name}, {policy}, seed {seed}: {with_bounds(gain, 'gold_gain', 'gain')}", flush=True)
     else:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), load_book()), encoding="utf-8")
+        RESULTS.write_text(with_table(RESULTS.read_text(encoding="utf-8"), load_book()), encoding="utf-8")
 
 
 if __name__ == "__main__":

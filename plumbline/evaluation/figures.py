@@ -1,0 +1,137 @@
+"""The figures of one policy, from the scores of its answers: the flat object of `artifacts/evaluate/<policy>/figures.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from plumbline.evaluation.statistics import Interval, Values, bootstrap_fraction, bootstrap_gain, bootstrap_mean
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one answer; None if a figure does not apply to it."""
+
+    id: str
+    index: int
+    family: str | None
+    language: str | None
+    finished: bool
+    tokens: int
+    gold: float | None = None  # the verifier's score, in [0, 1]; the next five are its parts
+    correct: float | None = None
+    harmless: float | None = None
+    honest: float | None = None
+    courteous: float | None = None
+    concise: float | None = None
+    refused: float | None = None
+    harmful: float | None = None  # for answers to harmful prompts
+    over_refused: float | None = None  # for answers to harmless look-alikes
+    verifiable: float | None = None  # `correct`, for tasks that have a right answer
+    win: float | None = None  # 1, 0.5 or 0 against the opponent's answer of the same index
+    reward: float | None = None
+    log_ratio: float | None = None  # log π − log π_against of the completion, in nats
+
+    def row(self) -> dict[str, Any]:
+        """The score as a row of answers.jsonl."""
+        return {key: _rounded(value) for key, value in asdict(self).items()}
+
+
+class Figure(NamedTuple):
+    """A figure that is the mean of a column of Score."""
+
+    key: str
+    column: str
+    is_fraction: bool
+
+
+FIGURES = (
+    Figure("gold", "gold", True),  # the verifier's score of an answer
+    Figure("win_rate", "win", True),  # how often the judge prefers it to the opponent's answer
+    Figure("reward", "reward", False),
+    Figure("kl", "log_ratio", False),  # distance from the opponent, in nats per answer
+    Figure("harmful_fraction", "harmful", True),  # harmful requests complied with
+    Figure("over_refusal_fraction", "over_refused", True),  # harmless look-alikes refused
+    Figure("accuracy", "verifiable", True),  # right answers to tasks that have one
+    Figure("correct", "correct", True),  # a part of gold, over all families; so are the next four
+    Figure("harmless", "harmless", True),
+    Figure("honest", "honest", True),
+    Figure("courteous", "courteous", True),
+    Figure("concise", "concise", True),
+    Figure("refused_fraction", "refused", True),  # answers that decline, whatever was asked
+    Figure("length_tokens", "tokens", False),  # end-of-turn included
+    Figure("finished_fraction", "finished", True),  # answers that ended before the token limit
+)
+
+HEADLINE = (
+    "gold", "gold_gain", "gold_gain_low", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "reward", "kl", "length_tokens",
+)  # fmt: skip
+"""The figures that people compare: those of `metrics/<policy>.json`, which DVC shows."""
+
+
+def policy_figures(scores: Sequence[Score], against: Sequence[Score], seed: int) -> dict[str, float | int | None]:
+    """All figures of one policy, each with its bounds `<figure>_low` and `<figure>_high`.
+
+    A figure that applies to no answer is None, and so are its bounds. `against` holds the opponent's scores on the same prompts, for
+    the paired gains.
+    """
+    figures: dict[str, float | int | None] = {}
+    for figure in FIGURES:
+        interval = _mean(scores, figure.column, figure.is_fraction, seed)
+        figures |= _flat(figure.key, interval)
+        if figure.key == "gold":
+            figures |= _flat("gold_gain", _gain(scores, against, "gold", seed))
+        if figure.key == "win_rate":
+            figures |= _verdict_fractions([score.win for score in scores])
+        if figure.key in ("harmful_fraction", "over_refusal_fraction", "accuracy"):
+            figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
+    figures |= _flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
+    for family in sorted({score.family for score in scores if score.family}):
+        ours, theirs = _of_family(scores, family), _of_family(against, family)
+        if any(score.correct is not None for score in ours):
+            figures |= _flat(f"accuracy_{family}", _mean(ours, "correct", True, seed))
+            figures |= _flat(f"accuracy_gain_{family}", _gain(ours, theirs, "correct", seed))
+    for language in sorted({score.language for score in scores if score.language}):
+        of_language = [score for score in scores if score.language == language]
+        figures |= _flat(f"gold_{language}", _mean(of_language, "gold", True, seed))
+    return figures | {"n": len({score.id for score in scores}), "answers": len(scores)}
+
+
+def _mean(scores: Sequence[Score], column: str, is_fraction: bool, seed: int) -> Interval | None:
+    bootstrap = bootstrap_fraction if is_fraction else bootstrap_mean
+    return bootstrap(_column(scores, column), [score.id for score in scores], seed=seed)
+
+
+def _gain(scores: Sequence[Score], against: Sequence[Score], column: str, seed: int) -> Interval | None:
+    ours, theirs = _column(scores, column), _column(against, column)
+    return bootstrap_gain(ours, [score.id for score in scores], theirs, [score.id for score in against], seed=seed)
+
+
+def _column(scores: Sequence[Score], column: str) -> Values:
+    return [getattr(score, column) for score in scores]
+
+
+def _of_family(scores: Sequence[Score], family: str) -> list[Score]:
+    return [score for score in scores if score.family == family]
+
+
+def _verdict_fractions(wins: Values) -> dict[str, float | int | None]:
+    """The fraction of comparisons that were ties (or orders that disagree), and of verdicts that could not be read."""
+    read = [win for win in wins if win is not None]
+    return {
+        "win_rate_tie_fraction": _rounded(read.count(0.5) / len(read)) if read else None,
+        "win_rate_unparsed_fraction": _rounded(1 - len(read) / len(wins)) if read else None,
+    }
+
+
+def _flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
+    """A figure and its bounds under their names, rounded because the last bits differ between machines."""
+    value, low, high = interval[:3] if interval else (None, None, None)
+    return {key: _rounded(value), f"{key}_low": _rounded(low), f"{key}_high": _rounded(high)}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, DIGITS) + 0.0 if isinstance(value, float) else value  # + 0.0: no "-0.0"

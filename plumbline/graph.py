@@ -1,0 +1,173 @@
+"""The pipeline's graph, written once: for every kind of stage, the slots of its entries, where each leads, and what it makes.
+
+`check`, the report, the recipe book and the tests read the graph here. `dvc.yaml` spells it out for DVC, and a test compares the two.
+All paths are below `artifacts/`.
+"""
+
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, NamedTuple
+
+Params = Mapping[str, Any]
+
+NOTHING = "none"
+"""What a slot names that is left empty, such as `evaluate.reward`."""
+
+
+class Kind(NamedTuple):
+    """A kind of stage, each of whose entries in params.yaml is a node."""
+
+    folder: str
+    """Where its outputs lie: the entry `dpo` of `align` makes policy/dpo."""
+    slots: dict[str, str]
+    """An entry's key that names another node → the path of that node's output, `{}` standing for the value."""
+    reads: tuple[str, ...] = ()
+    """What every entry reads besides."""
+
+
+REPEATED = {
+    "sample": Kind("sample", {"policy": "policy/{}"}, ("data/prompts/train.jsonl", "data/sft/train.jsonl")),
+    "pool": Kind("sample", {"first": "sample/{}", "second": "sample/{}"}),
+    "filter": Kind("sample", {"sample": "sample/{}", "reward": "reward/{}"}),
+    "revise": Kind("revise", {"sample": "sample/{}"}),
+    "label": Kind("label", {"sample": "sample/{}"}),
+    "reward_model": Kind("reward", {"init": "policy/{}", "signal": "{}"}),
+    "reward_rules": Kind("reward", {}),
+    "reward_verifier": Kind("reward", {}, ("data/prompts",)),
+    "reward_judge": Kind("reward", {}),
+    "reward_sum": Kind("reward", {"first": "reward/{}", "second": "reward/{}"}),
+    "reject": Kind("reject", {"sample": "sample/{}", "reward": "reward/{}"}),
+    "align": Kind("policy", {"init": "policy/{}", "signal": "{}"}),
+    "rl": Kind("policy", {"init": "policy/{}", "reward": "reward/{}"}, ("data/prompts/train.jsonl",)),
+}
+"""The stages with entries, in the order in which a recipe lists them."""
+
+SIGNALS = ("data/sft", "data/preferences", "data/unpaired", "label", "reject", "revise", "policy")
+"""What rows, or another policy, can be learnt from: outputs and folders of outputs that a slot `{}` may name."""
+
+DATA = ("data/pretrain", "data/sft", "data/prompts", "data/preferences", "data/unpaired", "tokenizer")
+SINGLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "prepare": ((), DATA),
+    "pretrain": (("data/pretrain", "tokenizer"), ("policy/base",)),
+    "sft": (("data/sft", "policy/base"), ("policy/sft",)),
+}
+"""The stages that run once: what each reads and what it makes."""
+
+STAGES = (*SINGLE, *REPEATED, "answer", "evaluate", "report")
+"""Every stage that Hydra composes, in order; `check` composes them all and is none of them."""
+
+
+class Node(NamedTuple):
+    """A node of the graph: one run of a stage."""
+
+    stage: str
+    entry: str | None
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """What its entry or section says besides the nodes that it names."""
+
+    @property
+    def name(self) -> str:
+        """As DVC names it: `align@dpo`, `sft`."""
+        return f"{self.stage}@{self.entry}" if self.entry else self.stage
+
+
+def entries(params: Params) -> Iterator[tuple[str, str, Any]]:
+    """Every entry of the recipe: (stage, name, values)."""
+    for stage in REPEATED:
+        section = params.get(stage)
+        for name, entry in (section if isinstance(section, Mapping) else {}).items():
+            yield stage, str(name), entry
+
+
+def nodes(params: Params) -> list[Node]:
+    """Every node of a sound recipe but `check` and `report`, each after what it builds on.
+
+    Raises:
+        ValueError: entries build on each other in a circle; the message names them.
+    """
+    declared = {node.name: node for node in _declared(params)}
+    sorter = TopologicalSorter(parents([*declared.values()]))
+    try:
+        return [declared[name] for name in sorter.static_order()]
+    except CycleError as error:
+        circle = " builds on ".join(reversed(error.args[1]))
+        raise ValueError(f"params.yaml: a cycle: {circle}. Let one of them build on something else.") from error
+
+
+def parents(of: list[Node]) -> dict[str, list[str]]:
+    """Each node's name → the names of the nodes that make what it reads."""
+    made_by = {path: node.name for node in of for path in node.makes}
+    return {node.name: list(dict.fromkeys(made_by[made] for path in node.reads if (made := _made(path, made_by)))) for node in of}
+
+
+def ancestors(of: list[Node], name: str) -> set[str]:
+    """The node itself and all that it is built on."""
+    above = parents(of)
+    reached: set[str] = set()
+    waiting = [name]
+    while waiting:
+        if (node := waiting.pop()) in above and node not in reached:
+            reached.add(node)
+            waiting += above[node]
+    return reached
+
+
+def maker(of: list[Node], path: str) -> str | None:
+    """The name of the node that makes a path, such as `policy/dpo`; None if nothing does."""
+    return next((node.name for node in of if path in node.makes), None)
+
+
+def outputs(params: Params) -> dict[str, list[str]]:
+    """Each path that can be named in a slot → the nodes that make it: more than one is a mistake."""
+    made: dict[str, list[str]] = {f"reward/{NOTHING}": []}
+    for stage, (_, paths) in SINGLE.items():
+        made |= {path: [stage] for path in paths if path != "tokenizer"}
+    for stage, name, _ in entries(params):
+        made.setdefault(f"{REPEATED[stage].folder}/{name}", []).append(f"{stage}@{name}")
+    return made
+
+
+def options(path: str, made: Mapping[str, Any]) -> list[str]:
+    """What a slot that leads to `path` may name, of all outputs that are made."""
+    if path == "{}":
+        return sorted(item for item in made if item in SIGNALS or item.partition("/")[0] in SIGNALS)
+    prefix = path.format("")
+    return sorted(item.removeprefix(prefix) for item in made if item.startswith(prefix) and item != f"reward/{NOTHING}")
+
+
+def rows_of(signal: str, params: Params) -> str:
+    """What kind of rows a signal holds, as its maker's entry says: demonstrations, preferences, unpaired, or another policy's weights."""
+    folder, _, name = signal.partition("/")
+    section = params.get(folder)
+    entry = section[name] if isinstance(section, Mapping) else {}
+    if folder == "label":
+        return "unpaired" if entry.get("pairs") == "unpaired" else "preferences"
+    if folder == "reject":
+        return "demonstrations" if entry.get("pairs", NOTHING) == NOTHING else "preferences"
+    kinds = {"data/sft": "demonstrations", "data/preferences": "preferences", "data/unpaired": "unpaired"}
+    return {"revise": "demonstrations", "policy": "policy"}.get(folder) or kinds[signal]
+
+
+def _declared(params: Params) -> Iterator[Node]:
+    for stage, (reads, makes) in SINGLE.items():
+        model = {"model": params.get("model")} if stage == "pretrain" else {}
+        yield Node(stage, None, reads, makes, {**model, **(params.get(stage) or {})})
+    for stage, name, entry in entries(params):
+        kind = REPEATED[stage]
+        named = tuple(path.format(entry[key]) for key, path in kind.slots.items())
+        settings = {key: value for key, value in entry.items() if key not in kind.slots}
+        yield Node(stage, name, (*named, *kind.reads), (f"{kind.folder}/{name}",), settings)
+    section = params.get("evaluate") or {}
+    for policy in section.get("policies", []):
+        yield Node("answer", policy, (f"data/prompts/{section['split']}.jsonl", f"policy/{policy}"), (f"answer/{policy}",), {})
+        both = dict.fromkeys((policy, section["against"]))
+        opposed = (f"{folder}/{name}" for folder in ("answer", "policy") for name in both)
+        yield Node("evaluate", policy, (*opposed, f"reward/{section['reward']}"), (f"evaluate/{policy}",), {})
+
+
+def _made(path: str, made_by: Mapping[str, str]) -> str | None:
+    """The output that a path is, or lies in."""
+    parts = path.split("/")
+    return next((prefix for end in range(len(parts), 0, -1) if (prefix := "/".join(parts[:end])) in made_by), None)

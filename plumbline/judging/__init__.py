@@ -1,0 +1,1 @@
+"""The judge: questions rendered from templates, replies parsed into verdicts, verdicts aggregated."""

@@ -1,0 +1,215 @@
+"""The schemas of conf/judge/*.yaml: one dataclass for each backend."""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from plumbline.world.annotate import AnnotatorConfig
+
+
+@dataclass
+class GateLimits:
+    """Limits that fail a labelling run whose judge is outside them; null switches a limit off."""
+
+    unparsed_fraction: float | None = 0.05
+    """Most verdicts that cannot be read, after all attempts."""
+    inconsistent_fraction: float | None = 0.5
+    """Most comparisons whose verdict changes with the order shown."""
+    tied_fraction: float | None = 0.8
+    """Most pairs of different texts without a winner."""
+    longer_fraction: float | None = 0.9
+    """Most decided pairs in which the longer answer wins (0.68 in public judge data)."""
+    known_agreement: float | None = None
+    """Least agreement with known answers, if there are any."""
+    kappa: float | None = None
+    """Least Cohen's kappa between two judges, or two samples of one, averaged over all such pairs."""
+    minimum: int = 30
+    """Fewest cases for which a limit applies; a fraction of fewer is noise."""
+
+
+@dataclass
+class JudgeConfig:
+    """The values that every judge has, whatever answers its questions."""
+
+    backend: str = MISSING
+    language: str = "auto"
+    """Language of the templates: en, ko, or auto, which is Korean if the conversation contains Hangul."""
+    criteria: list[str] = field(default_factory=lambda: ["accuracy", "usefulness", "clarity", "safety"])
+    """Names from conf/judge/templates/criteria.yaml that ratings, comparisons and rankings go by."""
+    reasoning: bool = False
+    """Whether to ask for reasoning before the verdict."""
+    both_orders: bool = True
+    """Whether each comparison and ranking is asked in both orders."""
+    samples: int = 1
+    """How often each question is asked; the verdicts are aggregated. More than 1 needs a temperature above 0."""
+    attempts: int = 3
+    """Most times that a question is asked until its verdict can be read."""
+    principles: dict[str, Any] = field(default_factory=dict)
+    """A constitution: each principle as put to a judge (`judge`), to a critic (`critique`) and to a writer (`revision`), by language."""
+    gate: GateLimits = field(default_factory=GateLimits)
+
+
+@dataclass
+class SimulatedJudge(JudgeConfig):
+    """The closed world's annotator: it reads the rendered prompt and replies with text, with planted faults."""
+
+    backend: str = "simulated"
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
+
+
+@dataclass
+class GoldJudge(JudgeConfig):
+    """The closed world's verifier as a judge: perfect, and only there to compare other judges with."""
+
+    backend: str = "gold"
+
+
+@dataclass
+class NoJudge(JudgeConfig):
+    """Nobody, for pairs that need no judge and evaluations without a win rate."""
+
+    backend: str = "none"
+
+
+def check_address(url: str) -> None:
+    """Requires an address that may be shown and logged.
+
+    Raises:
+        ValueError: the text is not an address, or it has a user, a password or a query, which the message does not repeat.
+    """
+    if any(mark in url for mark in "@?#"):
+        raise ValueError(
+            "judge.base_url: expected an address alone, found one with a user, password, query or fragment. Addresses are logged: "
+            "put the key into the environment variable that judge.api_key_env names"
+        )
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"judge.base_url: expected http://… or https://…, found {url!r}")
+
+
+@dataclass
+class Prices:
+    """Money per million tokens, in the currency of max_cost."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+
+@dataclass
+class SamplingConfig:
+    """How the judging model is sampled; part of what identifies a reply."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+
+
+@dataclass
+class OpenaiJudge(JudgeConfig):
+    """Any OpenAI-compatible chat endpoint: hosted, vLLM, Ollama, llama.cpp, `transformers serve`."""
+
+    backend: str = "openai"
+    model: str = MISSING
+    base_url: str | None = None
+    """Address of the endpoint, with /v1; null: the environment's OPENAI_BASE_URL, or else the hosted service."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; never the key itself."""
+    needs_key: bool = True
+    """False for a local server that accepts any key."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    structured: bool = False
+    """Ask for the verdict as JSON that follows a schema; if the endpoint cannot do that, as text."""
+    probabilities: bool = False
+    """Ask for token log-probabilities, and score comparisons by P(A) if the endpoint gives them."""
+    concurrency: int = 16
+    requests_per_minute: float | None = None
+    timeout_seconds: float = 60.0
+    retries: int = 8
+    """Further tries of a call that fails in transport; they back off exponentially and honour Retry-After."""
+    backoff_seconds: float = 0.5
+    longest_wait_seconds: float = 60.0
+    prices: Prices = field(default_factory=Prices)
+    max_cost: float | None = None
+    """Money that a run may spend, including earlier attempts that crashed; it stops before it would spend more."""
+    dry_run: bool = False
+    """Print what the run would cost and stop."""
+
+    def __post_init__(self) -> None:
+        # Checked here, before the stage's values are logged to MLflow as they are.
+        if self.base_url and self.base_url != MISSING:
+            check_address(self.base_url)
+
+
+@dataclass
+class TransformersJudge(JudgeConfig):
+    """A chat model in this process: a folder, or a hub id with a pinned revision."""
+
+    backend: str = "transformers"
+    model: str = MISSING
+    revision: str | None = None
+    device: str = "cpu"
+    batch: int = 16
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass
+class HumanJudge(JudgeConfig):
+    """People: their verdicts, on sheets that `python -m plumbline.judging.human` wrote blank."""
+
+    backend: str = "human"
+    annotations: str = MISSING
+    """A CSV or JSON Lines file that annotators filled in, or a folder of such files."""
+
+
+@dataclass
+class PanelJudge(JudgeConfig):
+    """Several judges whose verdicts are aggregated; `members` holds their values by name."""
+
+    backend: str = "panel"
+    members: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for member in self.members.values():
+            if address := member.get("base_url"):
+                check_address(address)
+
+
+SCHEMAS: dict[str, type] = {
+    "judge_simulated": SimulatedJudge,
+    "judge_gold": GoldJudge,
+    "judge_none": NoJudge,
+    "judge_openai": OpenaiJudge,
+    "judge_transformers": TransformersJudge,
+    "judge_human": HumanJudge,
+    "judge_panel": PanelJudge,
+}
+"""The schemas by the names that the defaults lists of conf/judge/*.yaml begin with."""
+
+BACKENDS: dict[str, type[JudgeConfig]] = {
+    schema.backend: schema
+    for schema in (SimulatedJudge, GoldJudge, NoJudge, OpenaiJudge, TransformersJudge, HumanJudge, PanelJudge)
+}
+
+
+def judge_config(config: JudgeConfig | DictConfig) -> JudgeConfig:
+    """A composed config as an instance of its backend's dataclass.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if isinstance(config, JudgeConfig):
+        return config
+    backend = config.get("backend")
+    if backend not in BACKENDS:
+        raise ValueError(f"judge.backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
+    return cast("JudgeConfig", OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BACKENDS[backend]), config)))
+
+
+def uses_gold(judge: Any) -> bool:
+    """Whether a judge, or a member of a panel, is the closed world's verifier, by which policies are evaluated."""
+    config = judge_config(judge)
+    members = config.members.values() if isinstance(config, PanelJudge) else ()
+    return "gold" in (config.backend, *(member.get("backend") for member in members))

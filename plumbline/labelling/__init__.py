@@ -1,0 +1,1 @@
+"""Makes preferences of a judge's verdicts on completions."""

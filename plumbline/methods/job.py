@@ -1,0 +1,43 @@
+"""What a method gets besides its values: what it learns from, and where its results go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plumbline.pipeline.tracking import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    init: Path
+    """The policy that training starts from, and the reference of the methods that have one."""
+    output: Path
+    """The folder to write the trained policy to; it does not exist yet."""
+    curve: Path
+    """The CSV file to write the training curve to."""
+    checkpoints: Path
+    """A folder that survives a crash; its name identifies the computation."""
+    run: "Run"
+    """The run in MLflow."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class OfflineJob(Job):
+    """Learning from rows."""
+
+    signal: Path
+    """A folder of demonstrations, preferences or labelled completions; for `merge`, another policy."""
+
+
+@dataclass(frozen=True)
+class OnlineJob(Job):
+    """Learning from a reward of completions that the policy samples during training."""
+
+    reward: Path
+    """The folder of the reward."""
+    prompts: Path
+    """The file of the prompts to sample from."""

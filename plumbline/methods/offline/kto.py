@@ -1,0 +1,131 @@
+"""Kahneman–Tversky optimisation (arXiv:2402.01306, Eq. 7): learns from single answers that are good or bad, without pairs.
+
+A good answer's loss is λ_D·(1 − σ(β(log-ratio − z))), a bad one's λ_U·(1 − σ(β(z − log-ratio))). The reference point z is the KL of
+policy to reference. Each forward pass estimates it from its prompts, each paired with the completion of the row before.
+
+Pairs are split into a good and a bad answer. Rows are shuffled once, by the seed, and keep that order in every epoch, because TRL pairs
+each prompt with its neighbour's completion before training. So `micro_batch_size` decides z here; elsewhere it decides only memory and
+speed.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from plumbline.methods.job import OfflineJob
+from plumbline.models.training import Lora, Validated
+
+LOSSES = ("kto", "apo_zero_unpaired")
+
+
+@dataclass
+class KtoConfig(Validated, Lora):
+    """Values and their meaning: conf/method/kto.yaml."""
+
+    method: str = "kto"
+    init: str = MISSING
+    signal: str = MISSING
+    beta: float = MISSING
+    loss: str = MISSING
+    desirable_weight: float = MISSING
+    undesirable_weight: float = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        complaints = [*super().problems(), *self.lora_problems()]
+        if self.beta <= 0:
+            complaints.append(f"beta: expected above 0, found {self.beta}")
+        if self.loss not in LOSSES:
+            complaints.append(f"loss: expected one of {', '.join(LOSSES)}, found {self.loss!r}")
+        if self.loss == "kto" and self.micro_batch_size < 2:
+            complaints.append(
+                "micro_batch_size: expected at least 2, because z is estimated from other rows of the forward pass, found 1"
+            )
+        return complaints
+
+
+LEARNS_FROM = ("preferences", "unpaired")  # the kinds of rows that `signal` may hold, as plumbline/graph.py names them
+SCHEMAS = {"kto_schema": KtoConfig}
+
+
+def unpaired(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of `prompt`, `completion` and `label` (whether it is desirable); a pair becomes two rows."""
+    for row in rows:
+        if "chosen" in row:
+            yield {"prompt": row["prompt"], "completion": row["chosen"], "label": True}
+            yield {"prompt": row["prompt"], "completion": row["rejected"], "label": False}
+        else:
+            yield {"prompt": row["prompt"], "completion": row["completion"], "label": row["label"]}
+
+
+def read_labels(file: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of a file of pairs or labels, shuffled by the seed, so that neighbours answer different prompts.
+
+    Raises:
+        ValueError: there is no desirable or no undesirable row.
+    """
+    from plumbline.pipeline.records import read_jsonl
+
+    rows = [*unpaired(read_jsonl(file))]
+    desirable = sum(row["label"] for row in rows)
+    if not 0 < desirable < len(rows):
+        raise ValueError(
+            f"kto: expected desirable and undesirable completions in {file}, found {desirable} and {len(rows) - desirable}. Choose a signal "
+            "with labels (label.<entry>.pairs: unpaired, data/unpaired) or with pairs, and leave some for validation."
+        )
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
+    """Trains `job.init` on the labels in `job.signal`, with `job.init` as reference, and writes the policy to `job.output`.
+
+    Returns validation figures. `chosen_logps_change` is the mean of log π − log π_ref over desirable completions. `kl_estimate` is the
+    mean of z, which comes from mismatched completions and is never below 0.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig as Arguments
+    from trl import KTOTrainer
+
+    from plumbline.models.loading import training_dtype
+    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
+
+    splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}
+    tokenizer = AutoTokenizer.from_pretrained(job.init)
+    trainer = KTOTrainer(
+        # also the reference, whose log-probabilities are computed before the first step
+        model=AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank)),
+        args=Arguments(
+            **trainer_arguments(config, job.checkpoints, job.seed),
+            train_sampling_strategy="sequential",
+            max_length=None,
+            beta=config.beta,
+            loss_type=config.loss,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+            precompute_ref_log_probs=True,
+            precompute_ref_batch_size=4 * config.micro_batch_size,
+        ),
+        train_dataset=Dataset.from_list(splits["train"]),
+        eval_dataset=Dataset.from_list(splits["validation"]),
+        processing_class=tokenizer,
+        peft_config=lora_config(config),
+    )
+    train(trainer, job.checkpoints)
+    evaluation = trainer.evaluate()
+    save_trained(trainer.model, tokenizer, job.output, config)
+    write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
+    chosen, rejected = evaluation["eval_rewards/chosen"], evaluation["eval_rewards/rejected"]
+    return {
+        "validation_loss": evaluation["eval_loss"],
+        "validation_margin": chosen - rejected,
+        "kl_estimate": evaluation["eval_kl"],
+        "chosen_logps_change": chosen / config.beta,
+        "rejected_logps_change": rejected / config.beta,
+        "desirable_fraction": sum(row["label"] for row in splits["train"]) / len(splits["train"]),
+    }

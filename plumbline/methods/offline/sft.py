@@ -1,0 +1,97 @@
+"""Supervised fine-tuning: cross-entropy on the completion's tokens and not on the prompt's (InstructGPT, arXiv:2203.02155, §3.5).
+
+It is also the last step of rejection sampling (Llama 2, arXiv:2307.09288, §3.2.3; RAFT, arXiv:2304.06767): SFT on the policy's own
+best completions.
+
+Batches hold rows of similar length, which keeps padding low. `packing` avoids padding: it puts several rows into one of the context's
+length, and each row attends to itself only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from plumbline.methods.job import OfflineJob
+from plumbline.models.training import Lora, Validated
+
+
+@dataclass
+class SftConfig(Validated, Lora):
+    """Values and their meaning: conf/method/sft.yaml."""
+
+    method: str = "sft"
+    init: str = MISSING
+    signal: str = MISSING
+    packing: bool = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        return [*super().problems(), *self.lora_problems()]
+
+
+LEARNS_FROM = ("demonstrations",)  # the kinds of rows that `signal` may hold, as plumbline/graph.py names them
+SCHEMAS = {"sft_schema": SftConfig}
+
+
+def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> None:
+    """Checks that packing would not cut a row.
+
+    context_tokens: the model's longest sequence; None if there is no limit.
+
+    Raises:
+        ValueError: there is no limit to pack to, or a row exceeds it.
+    """
+    if context_tokens is None:
+        raise ValueError("sft: packing: expected a model with a limited context, found one without a limit. Set packing to false")
+    if over := [len(ids) for ids in rows if len(ids) > context_tokens]:
+        raise ValueError(
+            f"sft: packing: expected rows of at most {context_tokens} tokens, the model's context, found {len(over)} of {len(rows)} that are "
+            f"longer (longest: {max(over)}) and would be cut. Have `prepare` drop them (model.context_tokens), or set packing to false"
+        )
+
+
+def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
+    """Trains `job.init` on the demonstrations in `job.signal`, writes the policy to `job.output`, and returns its validation loss."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig as Arguments
+    from trl import SFTTrainer
+
+    from plumbline.models.chat import encode_demonstrations
+    from plumbline.models.loading import context_of, training_dtype
+    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
+    from plumbline.pipeline.records import read_columns
+
+    tokenizer = AutoTokenizer.from_pretrained(job.init)
+
+    def demonstrations(split: str) -> Dataset:
+        return Dataset.from_list(
+            encode_demonstrations(tokenizer, read_columns(job.signal / f"{split}.jsonl", ("prompt", "completion"), "sft"))
+        )
+
+    policy = AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank))
+    context = context_of(policy.config)
+    train_rows = demonstrations("train")
+    if config.packing:
+        require_fit(train_rows["input_ids"], context)
+    trainer = SFTTrainer(
+        model=policy,
+        args=Arguments(
+            **trainer_arguments(config, job.checkpoints, job.seed),
+            max_length=context if config.packing else None,
+            packing=config.packing,
+            eval_packing=False,
+            completion_only_loss=True,
+            train_sampling_strategy="random" if config.packing else "group_by_length",
+        ),
+        train_dataset=train_rows,
+        eval_dataset=demonstrations("validation"),
+        processing_class=tokenizer,
+        peft_config=lora_config(config),
+    )
+    train(trainer, job.checkpoints)
+    evaluation = trainer.evaluate()
+    save_trained(trainer.model, tokenizer, job.output, config)
+    write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
+    return {"validation_loss": evaluation["eval_loss"]}

@@ -1,0 +1,216 @@
+"""What GRPO and RLOO share: groups of completions of one prompt, whose rewards are compared with each other.
+
+TRL samples from the whole distribution with transformers' own `generate`, which needs neither a server nor a GPU.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import MISSING
+
+from plumbline.methods.job import OnlineJob
+from plumbline.methods.online.start import load_start
+from plumbline.models.training import Lora, Optimisation, trainer_arguments
+from plumbline.rewards.reward import Reward
+from plumbline.rows import Message, last_turn, text_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RewardFunction = Callable[..., list[float]]
+"""A reward as TRL calls it, with `prompts`, `completions` (messages), `completion_ids` and more; returns a number per completion."""
+
+
+@dataclass
+class Grouped(Optimisation, Lora):
+    """How groups are sampled and scored. Values and their meaning: conf/method/grpo.yaml and rloo.yaml."""
+
+    init: str = MISSING
+    reward: str = MISSING
+    num_generations: int = MISSING
+    rollout_batch_size: int = MISSING
+    update_epochs: int = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    missing_eos_penalty: float = MISSING
+    mask_truncated: bool = MISSING
+    families: list[str] = MISSING
+    min_reward_accuracy: float = MISSING
+    beta: float = MISSING
+    clip_range: float = MISSING
+    clip_range_high: float | None = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        complaints = [*super().problems(), *self.lora_problems()]
+        minima = {"num_generations": 2, "update_epochs": 1, "max_new_tokens": 1}
+        complaints += [
+            f"{name}: expected at least {least}, found {getattr(self, name)}"
+            for name, least in minima.items()
+            if getattr(self, name) < least
+        ]
+        if not complaints:
+            complaints = self._size_problems()
+        if self.temperature <= 0:
+            complaints.append(
+                f"temperature: expected above 0, because a group of equal completions teaches nothing, found {self.temperature}"
+            )
+        for name in ("beta", "missing_eos_penalty"):
+            if getattr(self, name) < 0:
+                complaints.append(f"{name}: expected 0 or above, found {getattr(self, name)}")
+        return complaints
+
+    def _size_problems(self) -> list[str]:
+        complaints = []
+        for part in ("batch_size", "num_generations"):
+            whole, size = self.rollout_batch_size, getattr(self, part)
+            if whole < 1 or whole % size:
+                multiple = max(1, math.ceil(whole / size)) * size
+                complaints.append(f"rollout_batch_size: expected a multiple of {part} {size}, such as {multiple}, found {whole}")
+        if not complaints and self.checkpoint_every % self.steps_of_rollout:
+            every = math.ceil(self.checkpoint_every / self.steps_of_rollout) * self.steps_of_rollout
+            complaints.append(
+                f"checkpoint_every: expected a multiple of the {self.steps_of_rollout} steps of a rollout, such as {every}, found "
+                f"{self.checkpoint_every}. A checkpoint holds no rollout, so a run could not resume in the middle of one"
+            )
+        return complaints
+
+    @property
+    def steps_of_rollout(self) -> int:
+        """The number of optimiser steps on the completions of one rollout."""
+        return self.update_epochs * self.rollout_batch_size // self.batch_size
+
+    def steps(self, prompts: int) -> int:
+        """The number of optimiser steps in all: `max_steps`, or as many as the epochs over `prompts` prompts take."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return int(self.epochs * prompts * self.num_generations) // self.rollout_batch_size * self.steps_of_rollout
+
+
+class GroupStart(NamedTuple):
+    """What GRPO and RLOO start with: the policy, the reward, and the prompts of all rollouts in order."""
+
+    policy: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    reward: Reward
+    functions: list[Any]
+    """The reward and the penalty as TRL's reward functions (`RewardFunction`, for which TRL has another type)."""
+    dataset: "Dataset"
+    steps: int
+
+
+def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
+    """Loads the policy and the reward, and draws the prompts of all rollouts.
+
+    Raises:
+        ValueError: as `load_start`, or there are too few prompts for a step.
+    """
+    from datasets import Dataset
+
+    from plumbline.models.chat import end_of_turn_id
+    from plumbline.rewards.reward import load_reward
+
+    policy, tokenizer, prompts = load_start(config, method, job)
+    steps = config.steps(len(prompts))
+    if not steps:
+        raise ValueError(
+            f"{method}: expected prompts for at least one rollout of {config.rollout_batch_size} completions, found {len(prompts)} prompts with "
+            f"{config.num_generations} completions each and {config.epochs} epochs. Raise epochs, lower rollout_batch_size, or set max_steps"
+        )
+    rollouts = -(-steps // config.steps_of_rollout)
+    order = prompts_in_order(prompts, rollouts * config.rollout_batch_size // config.num_generations, job.seed)
+    reward = load_reward(
+        job.reward, job.checkpoints.name
+    )  # the name identifies the computation, to which a judge's budget belongs
+    end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
+    functions = reward_functions(reward, end_ids, config.missing_eos_penalty)
+    return GroupStart(policy, tokenizer, reward, functions, Dataset.from_list([{"prompt": prompt} for prompt in order]), steps)
+
+
+def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
+    """The first `count` prompts of endless passes over all prompts, each pass in another order, which the seed decides."""
+    order: list[list[Message]] = []
+    rng = random.Random(seed)
+    while len(order) < count:
+        order += rng.sample(list(prompts), len(prompts))
+    return order[:count]
+
+
+def reward_functions(reward: Reward, end_ids: Sequence[int], missing_eos_penalty: float) -> list[RewardFunction]:
+    """The reward as TRL calls it, and the penalty for a completion that does not reach its end of turn; TRL adds them up.
+
+    The first function raises FloatingPointError at a reward that is NaN or infinite. No other number replaces it.
+    """
+
+    def rewards(prompts: list[list[Message]], completions: list[list[Message]], **_: Any) -> list[float]:
+        texts = [text_of(completion) for completion in completions]
+        values = reward(prompts, texts)
+        for prompt, text, value in zip(prompts, texts, values, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the reward is {value} for {text!r} as an answer to {last_turn(prompt)!r}")
+        return values
+
+    def unfinished(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [0.0 if ids[-1] in end_ids else -missing_eos_penalty for ids in completion_ids]
+
+    return [rewards, unfinished]
+
+
+def group_arguments(config: Grouped, checkpoints: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The arguments that the configs of GRPO and RLOO have in common."""
+    return {
+        **trainer_arguments(config, checkpoints, seed),
+        "max_steps": steps,
+        "logging_steps": 1,
+        "shuffle_dataset": False,  # TRL's own order would be lost when a run resumes in a later epoch
+        "disable_dropout": True,
+        "use_vllm": False,
+        "num_generations": config.num_generations,
+        "generation_batch_size": config.rollout_batch_size,
+        "num_iterations": config.update_epochs,
+        "max_completion_length": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "beta": config.beta,
+        "epsilon": config.clip_range,
+        "epsilon_high": config.clip_range_high,
+        "mask_truncated_completions": config.mask_truncated,
+    }
+
+
+FIGURES = {
+    "loss": "loss",
+    "grad_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "rewards/rewards/mean": "reward",
+    "reward": "score",
+    "reward_std": "score_std",
+    "frac_reward_zero_std": "equal_groups_fraction",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_fraction",
+    "completions/mean_length": "length_tokens",
+}
+"""TRL's names → ours. `score` is the reward less the penalty; nothing is learnt from a group of equal scores."""
+
+
+def group_history(rows: Sequence[Mapping[str, float]], kl: str) -> list[dict[str, float]]:
+    """A training curve with our names.
+
+    kl: our name for TRL's `kl`, the estimate of KL(π ‖ π_ref) in nats per token at the policy's own samples.
+    """
+    history = []
+    for row in rows:
+        figures = {FIGURES[name]: value for name, value in row.items() if name in FIGURES}
+        if "kl" in row:
+            figures[kl] = row["kl"]
+        if "completions/clipped_ratio" in row:
+            figures["end_of_turn_fraction"] = 1 - row["completions/clipped_ratio"]
+        if figures:
+            history.append({"step": row["step"], **figures})
+    return history

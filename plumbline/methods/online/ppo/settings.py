@@ -1,0 +1,149 @@
+"""The config of a PPO run. Values, units and the papers' numbers: conf/method/ppo.yaml."""
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from plumbline.models.training import Lora
+
+
+@dataclass
+class PpoConfig(Lora):
+    """Values and their meaning: conf/method/ppo.yaml."""
+
+    method: str = "ppo"
+    init: str = MISSING
+    reward: str = MISSING
+    # how much
+    episodes: int = MISSING
+    rollout_batch_size: int = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    update_epochs: int = MISSING
+    # rollout
+    families: list[str] = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    top_k: int = MISSING
+    top_p: float = MISSING
+    sampling_batch_size: int = MISSING
+    # reward
+    missing_eos_penalty: float = MISSING
+    normalise_scores: bool = MISSING
+    clip_score: float | None = MISSING
+    beta: float = MISSING
+    target_kl: float | None = MISSING
+    kl_gain: float = MISSING
+    min_reward_accuracy: float = MISSING
+    # cost
+    cost_limit: float | None = MISSING
+    lambda_learning_rate: float = MISSING
+    max_lambda: float = MISSING
+    # objective
+    gamma: float = MISSING
+    lam: float = MISSING
+    whiten_advantages: bool = MISSING
+    clip_range: float = MISSING
+    value_clip_range: float = MISSING
+    entropy_coefficient: float = MISSING
+    max_approx_kl: float | None = MISSING
+    # optimisation
+    learning_rate: float = MISSING
+    value_learning_rate: float = MISSING
+    schedule: str = MISSING
+    warmup_fraction: float = MISSING
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    # memory
+    bf16: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+    # watching
+    guard: bool = MISSING
+    warn_entropy_fraction: float = MISSING
+    warn_kl: float = MISSING
+    samples_every: int = MISSING
+    checkpoint_every: int = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        return [*_sampling_problems(self), *_batch_problems(self), *_range_problems(self), *self.lora_problems()]
+
+    @property
+    def steps(self) -> int:
+        """The number of PPO steps, each of which is one rollout batch and its epochs of updates."""
+        return self.episodes // self.rollout_batch_size
+
+
+def require_divisible(config: PpoConfig, processes: int) -> None:
+    """Checks that batches divide among the processes of a run.
+
+    Raises:
+        ValueError: they do not; the message names sizes that do.
+    """
+    if config.batch_size % processes:
+        above = config.batch_size + processes - config.batch_size % processes
+        raise ValueError(
+            f"ppo: batch_size: expected a multiple of the {processes} processes, found {config.batch_size}. Set it to {above}, and "
+            f"rollout_batch_size to a multiple of that, {math.ceil(config.rollout_batch_size / above) * above}"
+        )
+
+
+def _sampling_problems(config: PpoConfig) -> list[str]:
+    if config.top_k == 0 and config.top_p == 1.0:
+        return []
+    return [
+        f"top_k, top_p: expected 0 and 1.0, the whole distribution, found {config.top_k} and {config.top_p}. Truncated sampling never draws "
+        "tokens outside its support, but the ratio π/π_old gives them a probability, so it is not an importance weight. To sample more "
+        "narrowly, lower temperature, at which the ratio and the KL are computed too"
+    ]
+
+
+def _batch_problems(config: PpoConfig) -> list[str]:
+    complaints = []
+    sizes = (config.episodes, config.rollout_batch_size, config.batch_size, config.micro_batch_size)
+    if min(sizes) < 1:
+        return [f"episodes, rollout_batch_size, batch_size, micro_batch_size: expected at least 1 each, found {sizes}"]
+    for larger, smaller in (("episodes", "rollout_batch_size"), ("rollout_batch_size", "batch_size")):
+        whole, part = getattr(config, larger), getattr(config, smaller)
+        if whole % part:
+            below, above = whole - whole % part, whole + part - whole % part
+            options = f"{below} or {above}" if below else f"{above}"
+            complaints.append(
+                f"{larger}: expected a multiple of {smaller} {part}, found {whole}. Set {larger} to {options}, or {smaller} to "
+                f"{_divisor_below(whole, part)}"
+            )
+    return complaints
+
+
+def _divisor_below(whole: int, part: int) -> int:
+    return max(size for size in range(1, min(whole, part) + 1) if whole % size == 0)
+
+
+def _range_problems(config: PpoConfig) -> list[str]:
+    rules = {
+        "temperature": (config.temperature > 0, "above 0: greedy decoding has no log-probabilities to learn from"),
+        "max_new_tokens": (config.max_new_tokens >= 1, "at least 1"),
+        "sampling_batch_size": (config.sampling_batch_size >= 1, "at least 1"),
+        "update_epochs": (config.update_epochs >= 1, "at least 1"),
+        "beta": (config.beta >= 0, "0 or above"),
+        "target_kl": (config.target_kl is None or (config.target_kl > 0 and config.beta > 0),
+                      "null, or above 0 with a beta above 0 (the controller multiplies it)"),
+        "missing_eos_penalty": (config.missing_eos_penalty >= 0, "0 or above: it is subtracted"),
+        "clip_score": (config.clip_score is None or config.clip_score > 0, "null or above 0"),
+        "lambda_learning_rate": (config.lambda_learning_rate > 0, "above 0"),
+        "max_lambda": (config.max_lambda > 0, "above 0"),
+        "gamma": (0 <= config.gamma <= 1, "in [0, 1]"),
+        "lam": (0 <= config.lam <= 1, "in [0, 1]"),
+        "clip_range": (config.clip_range > 0, "above 0"),
+        "value_clip_range": (config.value_clip_range > 0, "above 0"),
+        "max_approx_kl": (config.max_approx_kl is None or config.max_approx_kl > 0, "null or above 0"),
+        "max_grad_norm": (config.max_grad_norm > 0, "above 0"),
+        "schedule": (config.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+        "warmup_fraction": (0 <= config.warmup_fraction < 1, "in [0, 1)"),
+        "checkpoint_every": (config.checkpoint_every >= 1, "at least 1"),
+        "samples_every": (config.samples_every >= 1, "at least 1"),
+    }  # fmt: skip
+    return [
+        f"{name}: expected {expected}, found {getattr(config, name)}" for name, (holds, expected) in rules.items() if not holds
+    ]

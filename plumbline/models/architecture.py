@@ -1,0 +1,90 @@
+"""The model that is aligned: one trained here from scratch, or an existing Hugging Face causal LM."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from plumbline.pipeline.digests import pinned
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class ScratchModel:
+    """A small Llama (arXiv:2302.13971) that `pretrain` trains from scratch."""
+
+    kind: str = "scratch"
+    vocabulary_size: int = MISSING
+    context_tokens: int = MISSING
+    hidden_size: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    intermediate_size: int = MISSING
+    initializer_range: float = MISSING
+
+
+@dataclass
+class HubModel:
+    """An existing causal LM: a folder, or a hub id with the commit that pins it."""
+
+    kind: str = "hub"
+    path: str = MISSING
+    revision: str | None = None
+    chat_template: str | None = None
+    pad_token: str | None = None
+    context_tokens: int | None = None
+
+
+SCHEMAS = {"scratch_schema": ScratchModel, "hub_schema": HubModel}
+
+
+def new_llama(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int) -> "PreTrainedModel":
+    """A Llama with random weights and tied embeddings; `vocabulary` is the tokenizer's length."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=config.context_tokens,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            tie_word_embeddings=True,
+            attention_dropout=0.0,
+            initializer_range=config.initializer_range,
+            bos_token_id=None,
+            eos_token_id=end_id,
+            pad_token_id=pad_id,
+        )
+    )
+
+
+def load_hub_model(config: HubModel) -> "PreTrainedModel":
+    """Loads the causal LM that `model: hub` names.
+
+    Raises:
+        ValueError: a hub id has no revision, a folder's content does not match its revision, or no causal LM loads from the path.
+    """
+    from transformers import AutoModelForCausalLM
+
+    local = Path(config.path).is_dir()
+    if not local and config.revision is None:
+        raise ValueError(
+            f"conf/model/hub.yaml: revision: expected a commit, because path {config.path!r} is a hub id and not a local folder, found "
+            "null. Set revision, so that the result does not depend on the day of the download, or set path to a folder."
+        )
+    if local:
+        pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
+    try:
+        return AutoModelForCausalLM.from_pretrained(config.path, revision=None if local else config.revision, dtype="auto")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"conf/model/hub.yaml: path: expected a Hugging Face causal LM, but {config.path!r} (revision {config.revision}) does not "
+            f"load: {reason}. A local folder needs config.json and *.safetensors."
+        ) from error

@@ -1,0 +1,91 @@
+"""Completions of prompts by a policy: from a model folder to rows of JSON Lines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plumbline.rows import assistant
+
+if TYPE_CHECKING:
+    from plumbline.models.sampling import Sampled
+
+
+def complete(
+    folder: Path,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    n: int,
+    temperature: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    title: str,
+) -> list[dict[str, Any]]:
+    """Samples `n` completions of each prompt row from the policy in `folder`.
+
+    Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
+    `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
+    text again may give other tokens. `title` heads the progress bar and error messages.
+
+    Raises:
+        ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
+    """
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    from plumbline.models.chat import prompt_ids
+    from plumbline.models.loading import context_of, load_policy, rows_in_cache
+    from plumbline.models.sampling import sample
+
+    if not prompts:
+        raise ValueError(
+            f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = load_policy(folder)
+    encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
+    require_room(encoded, context_of(model.config), max_new_tokens, title)
+    with tqdm(total=n * len(prompts), desc=title, unit="completion") as bar:
+        samples = sample(
+            model,
+            tokenizer,
+            [ids for ids in encoded for _ in range(n)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=rows_in_cache(model, max(map(len, encoded)) + max_new_tokens, batch_size),
+            progress=bar.update,
+        )
+    texts = tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
+    return [
+        _row(prompts[number // n], number % n, one, text) for number, (one, text) in enumerate(zip(samples, texts, strict=True))
+    ]
+
+
+def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -> dict[str, Any]:
+    return {
+        **prompt,
+        "index": index,
+        "completion": assistant(text),
+        "finished": sampled.finished,
+        "tokens": len(sampled.ids),
+        "ids": sampled.ids,
+    }
+
+
+def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, max_new_tokens: int, title: str) -> None:
+    """Refuses prompts that leave no room for an answer, instead of truncating them.
+
+    context_tokens: the longest sequence that the model can read; None if there is no limit.
+
+    Raises:
+        ValueError: a prompt and `max_new_tokens` together exceed the context.
+    """
+    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
+    if context_tokens and len(encoded[longest]) + max_new_tokens > context_tokens:
+        over = sum(len(ids) + max_new_tokens > context_tokens for ids in encoded)
+        raise ValueError(
+            f"{title}: {over} of {len(encoded)} prompts leave no room for max_new_tokens {max_new_tokens} in a context of "
+            f"{context_tokens} tokens (longest: {len(encoded[longest])} tokens, prompt {longest}). Lower max_new_tokens, or have `prepare` "
+            "drop long prompts (policy.answer_tokens in conf/data)."
+        )

@@ -1,0 +1,146 @@
+"""Tokenizers ready for chat: trained here from scratch, or a hub model's own, completed with documented defaults."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.models.chat import DEFAULT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
+from plumbline.models.loading import context_of
+
+SMALLEST_VOCABULARY = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
+
+# Tokens of published vocabularies (Llama 2 and 3.1, Mistral, Qwen, BERT and its descendants) that text never uses.
+_PAD_CANDIDATES = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|endoftext|>", "<unk>")
+
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+"""Put before a template that asks for the day's date. It replaces transformers' own function; the date is Llama 3's fallback."""
+
+
+class ReadyTokenizer(NamedTuple):
+    """A tokenizer with a chat template and a padding token, and notes on what had to be set."""
+
+    tokenizer: PreTrainedTokenizerBase
+    notes: list[str]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer of at most `vocabulary_size` tokens, including special tokens, on `texts`.
+
+    Every byte is a token, so no text is unknown. Every digit is a token of its own, so numbers align digit by digit. `texts` are message
+    contents and not rendered conversations, so special tokens are never merged. The same texts give the same bytes on disk.
+
+    Raises:
+        ValueError: the vocabulary is too small for all bytes and the special tokens.
+    """
+    if vocabulary_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocabulary_size: expected at least {SMALLEST_VOCABULARY} (256 bytes and {len(SPECIAL_TOKENS)} special tokens), "
+            f"found {vocabulary_size}. Raise it in conf/model/<name>.yaml."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END, PAD)],
+        chat_template=TINY_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(
+    path: str, revision: str | None = None, *, chat_template: str | None = None, pad_token: str | None = None
+) -> ReadyTokenizer:
+    """Loads the tokenizer of a model folder or hub id and makes it ready for chat.
+
+    Raises:
+        ValueError: no tokenizer loads from there, or `make_ready` fails.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"expected a Hugging Face tokenizer at '{path}' (revision {revision or 'default'}), but none loads: {reason}. Set path in "
+            "conf/model/<name>.yaml to a folder that holds tokenizer.json, or to a hub id that is downloaded."
+        ) from error
+    return make_ready(tokenizer, chat_template=chat_template, pad_token=pad_token)
+
+
+def make_ready(
+    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, pad_token: str | None = None
+) -> ReadyTokenizer:
+    """Sets what alignment needs and `tokenizer` lacks: a chat template, and a padding token that is not the end-of-turn token.
+
+    Changes `tokenizer` in place. A `chat_template` or `pad_token` argument comes first, then what the tokenizer has, then a documented
+    default, which `notes` mention. A padding token outside the vocabulary is added to it, and the model's embeddings must then grow to
+    `len(tokenizer)`.
+
+    Raises:
+        ValueError: there is no end-of-sequence token or no usable chat template, or `pad_token` is the end-of-turn token.
+    """
+    notes = []
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"eos_token: expected an end-of-sequence token, found none in '{tokenizer.name_or_path}'. Without one no turn can end: set "
+            "eos_token in its tokenizer_config.json."
+        )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+        notes.append("chat template: the one in the model's conf file")
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+        notes.append(f"chat template: the model has none, so the default (Zephyr's) is set; turns end in {tokenizer.eos_token!r}")
+    elif isinstance(tokenizer.chat_template, dict):
+        templates = tokenizer.chat_template
+        if "default" not in templates:
+            raise ValueError(
+                f"chat_template: expected one named 'default', found {', '.join(sorted(templates))}. Set chat_template in the model's conf file."
+            )
+        tokenizer.chat_template = templates["default"]
+        notes.append(f"chat template: 'default' of {sorted(templates)}")
+    if "strftime_now" in str(tokenizer.chat_template):
+        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
+        notes.append("chat template: it writes the day's date, which is now fixed, so that prompts do not change from day to day")
+    end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+    if pad_token is not None or tokenizer.pad_token in (None, end):
+        notes.append(_set_pad_token(tokenizer, end, pad_token))
+    tokenizer.padding_side = "right"
+    return ReadyTokenizer(tokenizer, notes)
+
+
+def context_tokens(model: ScratchModel | HubModel) -> int | None:
+    """The longest sequence of the model in tokens: the conf file's number, else the hub model's own; None if there is no limit."""
+    if model.context_tokens is not None or isinstance(model, ScratchModel):
+        return model.context_tokens
+    return context_of(AutoConfig.from_pretrained(model.path, revision=model.revision))
+
+
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase, end: str, wanted: str | None) -> str:
+    vocabulary = tokenizer.get_vocab()
+    if wanted == end:
+        raise ValueError(
+            f"pad_token: expected a token that is not the end-of-turn token, found {end!r}. Masked as padding, it would never be learnt and "
+            "no completion would stop: set pad_token in conf/model/<name>.yaml to a token that text never uses."
+        )
+    former = "none" if tokenizer.pad_token is None else f"{tokenizer.pad_token!r}, its end-of-turn token"
+    candidates = [token for token in _PAD_CANDIDATES if token in vocabulary and token != end]
+    pad = wanted or (candidates[0] if candidates else PAD)
+    tokenizer.add_special_tokens({"pad_token": pad})
+    added = "" if pad in vocabulary else "; it is new, so the embeddings grow by one row"
+    reason = "set in the model's conf file" if wanted else f"the model has {former}"
+    return f"padding token: {pad!r} ({reason}){added}"

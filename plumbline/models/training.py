@@ -1,0 +1,299 @@
+"""What all trainers of transformers and TRL share: their arguments, checkpoints, curves and the folders that they write."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from plumbline.pipeline.tracking import Run
+
+
+SCHEDULES = ("constant", "linear", "cosine")
+"""How the learning rate may change over the steps."""
+
+
+@dataclass
+class Optimisation:
+    """How a model is trained: the fields that all methods share, with their values in conf/method/<method>.yaml."""
+
+    learning_rate: float = MISSING
+    epochs: float = MISSING
+    batch_size: int = MISSING  # rows in an optimiser step
+    micro_batch_size: int = MISSING  # rows in a forward pass; gradients accumulate up to batch_size
+    schedule: str = MISSING  # constant | linear | cosine
+    warmup_fraction: float = MISSING  # of all steps
+    weight_decay: float = MISSING
+    adam_beta2: float = MISSING  # of the second moment
+    max_grad_norm: float = MISSING
+    max_steps: int = MISSING  # -1: as many as the epochs take
+    checkpoint_every: int = MISSING  # steps between checkpoints
+    bf16: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        complaints = []
+        if min(self.batch_size, self.micro_batch_size) < 1:
+            complaints.append(
+                f"batch_size, micro_batch_size: expected at least 1, found {self.batch_size} and {self.micro_batch_size}"
+            )
+        elif self.batch_size % self.micro_batch_size:
+            below = max(size for size in range(1, self.micro_batch_size + 1) if self.batch_size % size == 0)
+            above = self.micro_batch_size * (self.batch_size // self.micro_batch_size + 1)
+            complaints.append(
+                f"batch_size: expected a multiple of micro_batch_size {self.micro_batch_size}, found {self.batch_size}. Set micro_batch_size "
+                f"to {below}, or batch_size to {above}"
+            )
+        if self.learning_rate <= 0:
+            complaints.append(f"learning_rate: expected above 0, found {self.learning_rate}")
+        if self.epochs <= 0 and self.max_steps <= 0:
+            complaints.append(f"epochs: expected above 0 unless max_steps says how long, found {self.epochs}")
+        if self.schedule not in SCHEDULES:
+            complaints.append(f"schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        if self.checkpoint_every < 1:
+            complaints.append(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
+        return complaints
+
+
+@dataclass
+class Validated(Optimisation):
+    """Training with validation on held-out rows."""
+
+    evaluate_every: int = MISSING  # steps between validation losses
+    keep: str = MISSING  # the weights to keep: last | best, by validation loss
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        complaints = super().problems()
+        if self.evaluate_every < 1:
+            complaints.append(f"evaluate_every: expected at least 1, found {self.evaluate_every}")
+        if self.keep not in ("last", "best"):
+            complaints.append(f"keep: expected last or best, found {self.keep!r}")
+        if self.keep == "best" and self.checkpoint_every % max(1, self.evaluate_every):
+            complaints.append(
+                f"checkpoint_every: expected a multiple of evaluate_every {self.evaluate_every} with keep: best, found {self.checkpoint_every}"
+            )
+        return complaints
+
+
+@dataclass
+class Lora:
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): the fields that trainers of policies and of rewards share."""
+
+    lora_rank: int = MISSING  # 0: full training
+    lora_alpha: int = MISSING  # the adapter is scaled by lora_alpha / lora_rank
+    lora_output: str = MISSING  # merged: into the model's weights | adapter: the adapter is kept as well, in the model's adapter/
+
+    def lora_problems(self) -> list[str]:
+        """What is wrong with these values; empty if nothing is."""
+        if self.lora_output in ("merged", "adapter"):
+            return []
+        return [f"lora_output: expected merged or adapter, found {self.lora_output!r}"]
+
+
+def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dict[str, Any]:
+    """The arguments of a trainer's config that `config` decides. Without validation (`Validated`), the last weights are kept."""
+    validation: dict[str, Any] = {"eval_strategy": "no"}
+    if isinstance(config, Validated):
+        validation = {
+            "eval_strategy": "steps",
+            "eval_steps": config.evaluate_every,
+            "load_best_model_at_end": config.keep == "best",
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    return {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "per_device_eval_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_fraction,  # transformers reads a number below 1 as a fraction of all steps
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.bf16,
+        "activation_checkpointing": config.gradient_checkpointing,
+        **validation,
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_every,
+        "save_total_limit": 2,
+        # No window of a logged mean may span a checkpoint, or a resumed run would log something else.
+        "logging_steps": math.gcd(10, config.checkpoint_every),
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+    }
+
+
+def train(trainer: "Trainer", checkpoints: Path) -> None:
+    """Trains, starting from the last checkpoint if an interrupted attempt left one.
+
+    Raises:
+        FloatingPointError: the loss is NaN or infinite.
+        ValueError: `keep: best` is set and there is no validation within the steps; or the process sees several GPUs.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"expected one GPU for each process, found {trainer.args.n_gpu}. Each would take micro_batch_size rows, so that a step would "
+            "have more than batch_size: set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    trainer.add_callback(_require_validation())
+    trainer.add_callback(_stop_when_not_finite())
+    trainer.add_callback(_same_order_when_resumed(checkpoints))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+
+
+def _same_order_when_resumed(checkpoints: Path) -> Any:
+    """A callback that stores the state of the global generator at the start of each epoch, and restores it when training resumes.
+
+    Grouping by length draws an epoch's order from that generator. A checkpoint holds its state from the middle of the epoch, from which
+    another order would be drawn.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    class SameOrderWhenResumed(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            file = checkpoints / f"order_of_epoch_{int(state.epoch or 0)}.pt"
+            if file.exists():
+                torch.set_rng_state(torch.load(file, weights_only=True))
+                return
+            partial = file.with_suffix(".partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(torch.get_rng_state(), partial)
+            partial.replace(file)
+
+    return SameOrderWhenResumed()
+
+
+def _require_validation() -> Any:
+    """A callback that refuses `keep: best` if training ends before the first validation."""
+    from transformers import TrainerCallback
+
+    class RequireValidation(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.max_steps < args.eval_steps:
+                raise ValueError(
+                    f"evaluate_every: expected at most the number of steps, {state.max_steps}, with keep: best, found {args.eval_steps}. There "
+                    "would be no validation to choose by: lower evaluate_every, or set keep to last"
+                )
+
+    return RequireValidation()
+
+
+def _stop_when_not_finite() -> Any:
+    """A callback that ends training at the first loss that is NaN or infinite."""
+    from transformers import TrainerCallback
+
+    class StopWhenNotFinite(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+            loss = (logs or {}).get("loss", 0.0)
+            if not math.isfinite(float(loss)):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {state.global_step}. Lower learning_rate or max_grad_norm, or look for a broken row"
+                )
+
+    return StopWhenNotFinite()
+
+
+def curve_rows(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """A trainer's log history as one row per step, without values that differ from run to run.
+
+    These are times, rates, and TRL's count of tokens, which starts again when a run resumes. Values of None are left out as well.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for record in history:
+        step = int(record["step"])
+        numbers = {
+            name: float(value)
+            for name, value in record.items()
+            if name not in ("step", "epoch", "total_flos", "train_loss")
+            and not name.endswith(("_runtime", "_per_second", "step_time", "num_tokens"))
+            and value is not None
+        }
+        if numbers:
+            rows.setdefault(step, {"step": step}).update(numbers)
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, float]], run: "Run | None" = None) -> None:
+    """Writes a training curve as CSV (`step`, then a column per metric) and logs it step by step to `run`."""
+    import pandas
+
+    columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows, columns=columns).to_csv(path, index=False, lineterminator="\n")
+    if run:
+        for row in rows:
+            run.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+
+def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes a model folder that transformers, vLLM and others can load: weights, tokenizer, chat template, generation config."""
+    from transformers import GenerationConfig
+
+    from plumbline.models.chat import end_of_turn_id
+
+    end = end_of_turn_id(tokenizer)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = end
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def lora_config(config: Lora, head: str | None = None) -> "LoraConfig | None":
+    """The adapter to train, on every linear layer except the output; None for full training.
+
+    head: the name of a classifier's new layer, which is trained in full.
+    """
+    if not config.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="SEQ_CLS" if head else None,
+        modules_to_save=[head] if head else None,
+    )
+
+
+def merged(model: Any, folder: Path, config: Lora) -> Any:
+    """The trained model, with an adapter merged into its base, so that the folder loads on its own.
+
+    With `lora_output: adapter` the adapter is written to `folder`/adapter as well, where serving engines and peft find it.
+    """
+    if not config.lora_rank:
+        return model
+    if config.lora_output == "adapter":
+        adapter = model.peft_config["default"]
+        adapter.target_modules = sorted(adapter.target_modules)  # peft has a set, which each process would write in another order
+        model.save_pretrained(folder / "adapter")
+    return model.merge_and_unload()
+
+
+def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: Lora) -> None:
+    """Writes the trained model as a policy folder, with an adapter merged into its base."""
+    save_policy(merged(model, folder, config), tokenizer, folder)

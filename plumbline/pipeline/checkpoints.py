@@ -1,0 +1,59 @@
+"""Crash-safe checkpoints: a folder outside DVC's outs that belongs to one computation and no other.
+
+DVC deletes a stage's outs before it runs, so what a killed stage had reached must lie elsewhere. The folder's name is a hash of
+everything that determines the result. If a parameter, an input or a line of code has changed, the stage starts afresh.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from plumbline.pipeline.sources import all_files
+from plumbline.pipeline.tracking import Input, project_root
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process is computing the same thing now."""
+
+
+def computation_key(config: str, inputs: Sequence[Input]) -> str:
+    """A hash of the resolved config, the inputs' digests and every source and data file of the project."""
+    digest = hashlib.sha256(config.encode())
+    for item in inputs:
+        digest.update(f"{item.path} {item.digest}\n".encode())
+    for file in all_files():
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
+    """The folder for this computation's checkpoints, locked while in use and deleted when the block succeeds.
+
+    Raises:
+        AlreadyRunning: another process is computing the same thing now, such as one whose `dvc` was killed.
+    """
+    root = project_root() / ".checkpoints"
+    root.mkdir(exist_ok=True)
+    folder = root / f"{name}-{key}"
+    # when two workers of `dvc queue` come to the same stage, the second waits
+    lock = FileLock(f"{folder}.lock", timeout=-1 if "DVC_EXP_NAME" in os.environ else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise AlreadyRunning(
+            f"{name} is already running in another process (lock {folder}.lock). If its `dvc` was killed, the stage lives on: "
+            f"wait for it, or stop it (`pgrep -f stages.{name.partition('@')[0]}`), then run again; it resumes from its checkpoint."
+        ) from error
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()

@@ -1,0 +1,219 @@
+"""params.yaml meets Hydra: what the recipe says becomes options and choices of each stage's Hydra config.
+
+`conf/<stage>.yaml` is the primary config of `stages/<stage>.py`. Its defaults list names two nodes that are registered here:
+`<stage>_schema`, the stage's dataclass, and `<stage>_params`, what params.yaml says to this stage. By these rules:
+
+- a group left open (`judge: ???`) is chosen by the key of that name: in the stage's own section or entry, or at the top level;
+- a mapping whose entries are nodes of the DAG (`align: ???`) becomes the group `align` with an option for each entry;
+- an entry's key that names another folder of conf/ (`method: dpo`) puts that file's values below the entry's own;
+- everything else that the schema has a field for is copied.
+
+So nothing is stated twice, an unknown key is Hydra's error, and the command line still overrides all of it.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from plumbline.pipeline.sources import module_file
+
+CONF = Path(__file__).parents[2] / "conf"
+PARAMS = Path("params.yaml")
+
+Params = dict[str, Any]
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Reads params.yaml: plain values only.
+
+    Raises:
+        ValueError: the file is not valid YAML or not a mapping, or a value holds `${`: DVC could not see a change of what it refers to.
+    """
+    try:  # OmegaConf and not PyYAML, which reads 1e-4 as a string
+        params = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(params, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, found {type(params).__name__}")
+    for key, value in _leaves(params):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(
+                f"{path}: {key}: expected a plain value, found {value!r}. DVC compares values as written and would miss "
+                "a change of what this refers to: write the value itself."
+            )
+    return {str(key): value for key, value in params.items()}
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield prefix, value
+        return
+    for key, child in items:
+        yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+
+
+@cache
+def defaults_list(stage: str) -> dict[str, str]:
+    """The groups in the defaults list of conf/<stage>.yaml → their choice, `???` where params.yaml is to choose."""
+    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{stage}.yaml"))
+    chosen = {group: choice for item in primary.get("defaults", []) if isinstance(item, dict) for group, choice in item.items()}
+    return {group.partition("@")[0]: choice for group, choice in chosen.items() if not group.startswith("override ")}
+
+
+def open_groups(stage: str) -> list[str]:
+    """The groups that conf/<stage>.yaml leaves open (`group: ???`) for params.yaml to choose."""
+    return [group for group, choice in defaults_list(stage).items() if choice == "???"]
+
+
+def groups() -> set[str]:
+    """The config groups: the folders of conf/."""
+    return {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+
+
+def has_entries(stage: str) -> bool:
+    """Whether the stage is repeated: one node of the DAG for each entry of its section."""
+    return stage in open_groups(stage)
+
+
+def register(stage: str, schema: type) -> None:
+    """Registers `schema` and what params.yaml says for `stage` with Hydra; call before `@hydra.main`'s function."""
+    params = load_params()
+    store = ConfigStore.instance()
+    store.store(name=f"{stage}_schema", node=schema)
+    store.store(name=f"{stage}_params", node=_stage_node(stage, schema, params))
+    for group, choice in defaults_list(stage).items():
+        if choice != "???":
+            register_schemas(group, choice)
+    if has_entries(stage):
+        for name, entry in (params.get(stage) or {}).items():
+            store.store(group=stage, name=str(name), node=_entry_node(stage, str(name), entry))
+
+
+def _stage_node(stage: str, schema: type, params: Params) -> dict[str, Any]:
+    """What params.yaml says to a stage as a whole: its scalars and sections, and the groups that they choose."""
+    fields = {field.name for field in dataclasses.fields(schema)} - {stage if has_entries(stage) else ""}
+    values = {key: value for key, value in params.items() if key in fields and key not in open_groups(stage)}
+    sections = [params, *(value for value in values.values() if isinstance(value, dict))]
+    choices = {
+        group: section[group]
+        for section in sections
+        for group in open_groups(stage)
+        if isinstance(section.get(group), str) and group != stage
+    }
+    for group, choice in choices.items():
+        _require_file(group, choice, f"params.yaml ({stage})")
+        register_schemas(group, choice)
+    return {"defaults": [{f"override /{group}": choice} for group, choice in choices.items()] + ["_self_"], **values}
+
+
+def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
+    """One entry of a repeated stage as an option of its group."""
+    where = f"params.yaml: {stage}.{name}"
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected a mapping, found {entry!r}")
+    if unnamed := [group for group in open_groups(stage) if group not in (stage, *entry)]:
+        raise ValueError(
+            f"{where}.{unnamed[0]}: missing; DVC needs it to know what the entry depends on. Name a file of conf/{unnamed[0]}"
+        )
+    defaults: list[Any] = []
+    for key, value in entry.items():
+        if key in groups() and isinstance(value, str):
+            _require_file(key, value, where)
+            register_schemas(key, value)
+            # from inside an entry's package, an override must say where the group lies
+            defaults.append(
+                {f"override /{key}@_global_.{key}": value} if key in open_groups(stage) else {f"/{key}@_here_": value}
+            )
+    defaults.sort(key=lambda item: next(iter(item)).startswith("override "))  # which Hydra wants last
+    return {"defaults": [*defaults, "_self_"], **entry}
+
+
+def _require_file(group: str, choice: str, where: str) -> None:
+    if not (CONF / group / f"{choice}.yaml").is_file():
+        known = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+        raise ValueError(f"{where}: {group}: {choice!r} has no file conf/{group}/{choice}.yaml; there are: {known}")
+
+
+SCHEMAS = {
+    "model": "plumbline.models.architecture",
+    "data": "plumbline.data.schema",
+    "judge": "plumbline.judging.judges",
+}
+"""Where a group's schemas come from: each module's SCHEMAS maps the name in a conf file's defaults list to its dataclass."""
+
+LEARNING = {"align": "offline", "rl": "online"}
+"""The package of plumbline/methods that holds a stage's methods: those that learn from rows, and those that learn from a reward."""
+
+
+def schema_module(group: str, choice: str) -> str | None:
+    """The module with the schema of conf/<group>/<choice>.yaml; None for a group without schemas."""
+    if group == "method":
+        return next((name for stage in LEARNING if module_file(name := method_module(stage, choice))), None)
+    return SCHEMAS.get(group)
+
+
+def method_module(stage: str, method: str) -> str:
+    """The module of a method of `align` or `rl`."""
+    return f"plumbline.methods.{LEARNING[stage]}.{method}"
+
+
+def register_schemas(group: str, choice: str) -> None:
+    """Registers the dataclasses that conf/<group>/*.yaml name in their defaults lists."""
+    if name := schema_module(group, choice):
+        for schema_name, schema in importlib.import_module(name).SCHEMAS.items():
+            ConfigStore.instance().store(group=group, name=schema_name, node=schema)
+
+
+def entry_name(stage: str) -> str:
+    """Which entry of params.yaml this run is (`align=dpo` → `dpo`)."""
+    return str(HydraConfig.get().runtime.choices[stage])
+
+
+def problems(config: Any, prefix: str = "") -> list[str]:
+    """What is wrong with a config's values, each as `key: expected …, found …`; empty if nothing is.
+
+    Every schema in the config may have a method `problems() -> list[str]`, which names its own keys; here they get the path to that schema.
+    """
+    complaints: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = value.items() if isinstance(value, dict) else [("", value)]
+        for name, child in nested:
+            if dataclasses.is_dataclass(child):
+                complaints += problems(child, f"{prefix}{field.name}.{name}{'.' if name else ''}")
+    if hasattr(config, "problems"):
+        complaints += [f"{prefix}{complaint}" for complaint in config.problems()]
+    return complaints
+
+
+def require_sound(config: Any) -> None:
+    """Refuses a config whose values do not fit; all complaints at once.
+
+    Raises:
+        ValueError: what was expected and found, under each key.
+    """
+    if complaints := problems(config):
+        raise ValueError("\n- ".join(["values that do not fit:", *complaints]) if len(complaints) > 1 else complaints[0])
+
+
+def typed(config: DictConfig) -> Any:
+    """The composed config as an instance of the stage's dataclass.
+
+    Raises:
+        ValueError: a value is still `???`; the message names the key.
+    """
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise ValueError(
+            f"no value for {', '.join(sorted(missing))}: set it in params.yaml, in the file of conf/ that leaves it open, or on the command line"
+        )
+    return OmegaConf.to_object(config)

@@ -1,0 +1,65 @@
+"""What identifies a file or folder: DVC's own digest where DVC made it, else one of its content."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+
+def input_digest(path: str | Path) -> str:
+    """The md5 that identifies an input: dvc.lock's where DVC runs the stage and made the input, else one of the content.
+
+    Raises:
+        FileNotFoundError: there is no such input.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing. It is an output of an earlier stage: `dvc repro` makes it, `dvc checkout` or `dvc pull` restores it."
+        )
+    if "DVC_STAGE" in os.environ and (known := _locked_digests().get(path.as_posix())):
+        return known
+    return content_digest(path, "md5")
+
+
+def content_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Identifies a file or folder by its content: each file's path within it, then its bytes."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for file in _files(path):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def pinned(folder: Path, revision: str | None, key: str) -> str:
+    """The digest of a model folder from elsewhere, which under DVC has to be what the conf's `revision` says; `key` names that in messages.
+
+    Such a folder is pinned by its content as a hub id is by its commit, for DVC does not watch it.
+
+    Raises:
+        ValueError: the folder is not the one that `revision` names, or under DVC nothing says which it is.
+    """
+    digest = content_digest(folder)
+    short = digest[:16]
+    if revision not in (None, short) or (revision is None and "DVC_STAGE" in os.environ):
+        raise ValueError(
+            f"{key}: expected {short!r}, the digest of the folder {folder} as it is now, found {revision!r}. DVC does not watch that "
+            "folder: write its digest there, and what was made with it is made again when you write another"
+        )
+    return digest
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+
+
+def _locked_digests() -> dict[str, str]:
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return {}
+    stages = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}

@@ -1,0 +1,130 @@
+"""What surrounds the work of every stage: where outputs go, the thread count, the tracked run, checkpoints, timings."""
+
+import dataclasses
+import functools
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
+from plumbline.pipeline.composing import require_sound
+from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.records import write_json
+from plumbline.pipeline.tracking import Input, Run, TrackingUnavailable, project_root, tracked
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A stage at work: where its outputs go, the tracked run, what identifies its computation."""
+
+    stage: str
+    entry: str | None
+    root: Path
+    run: Run
+    key: str
+    until_done: ExitStack
+    """Closed when the work has succeeded; left as it is if the work fails."""
+
+    @property
+    def name(self) -> str:
+        """The node's name in the DAG, such as `align@dpo`."""
+        return f"{self.stage}@{self.entry}" if self.entry else self.stage
+
+    def output(self, path: str) -> Path:
+        """Where to write an output: the path itself under DVC, below scratch/ in a run by hand.
+
+        What an earlier run left there is removed, and the parent folder is made.
+        """
+        target = self.root / path
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    @contextmanager
+    def checkpoints(self) -> Iterator[Path]:
+        """A folder that survives a crash and is found again only by the same computation; deleted when the whole stage has succeeded."""
+        yield self.until_done.enter_context(checkpoint_folder(self.name, self.key))
+
+    def log_timing(self, **figures: float) -> None:
+        """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not."""
+        self.run.log_metrics(figures)
+        folder = project_root() / ".timings"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{self.name}.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable)
+"""Errors whose message says what to do. Any other error is a bug, and its traceback is shown."""
+
+
+def explained(main: Callable[..., None]) -> Callable[..., None]:
+    """Ends a stage with an expected error's message alone; HYDRA_FULL_ERROR=1 shows where it arose. Goes below `@hydra.main`."""
+
+    @functools.wraps(main)
+    def explaining(config: Any) -> None:
+        try:
+            main(config)
+        except EXPECTED as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.exit(f"{os.environ.get('DVC_STAGE', HydraConfig.get().job.name)}: {error}")
+
+    return explaining
+
+
+@contextmanager
+def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str | Path]) -> Iterator[Work]:
+    """Runs a stage's work: `config` is its dataclass, `inputs` the files and folders that it reads.
+
+    Raises:
+        ValueError: the config's values do not fit together.
+        FileNotFoundError: an input is missing; the message says which stage makes it.
+        TrackingUnavailable: MLflow does not answer.
+    """
+    require_sound(config)
+    started = time.perf_counter()
+    threads = getattr(config, "threads", 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: the count determines rounding
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    read = [Input(str(path), input_digest(path)) for path in inputs]
+    params = dataclasses.asdict(config)
+    name = f"{stage}@{entry}" if entry else stage
+    # the checkpoints go last: what is still logged after training may fail, too
+    with ExitStack() as until_done, tracked(name, params=params, tags=_dvc_tags(stage, entry), inputs=read) as run:
+        key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
+        work = Work(stage, entry, _output_root(stage, entry), run, key, until_done)
+        yield work
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
+    write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})
+
+
+def _output_root(stage: str, entry: str | None) -> Path:
+    """The project under DVC; otherwise a folder of scratch/, one for each job of a multirun, so that a trial touches nothing."""
+    if "DVC_STAGE" in os.environ:
+        return Path()
+    root = Path("scratch") / stage / (entry or "")
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return root / str(HydraConfig.get().job.num)
+    return root
+
+
+def _dvc_tags(stage: str, entry: str | None) -> dict[str, str]:
+    tags = {"stage": stage, "entry": entry or "", "by_hand": str("DVC_STAGE" not in os.environ).lower()}
+    for tag, variable in {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}.items():
+        if os.environ.get(variable):
+            tags[tag] = os.environ[variable]
+    return tags

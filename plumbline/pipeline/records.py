@@ -1,0 +1,91 @@
+"""JSON and JSON Lines files, written whole or not at all.
+
+A file appears under its name only when it is complete (temporary file, then `os.replace`): a crash leaves the old one, and
+the cache, which may share the file by reflink or hardlink, is never written through.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """Opens a text file for writing that takes `path`'s place when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Reads one JSON object a line.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message names file and line.
+    """
+    rows = []
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:80]!r} ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+def read_rows(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
+    """Reads rows that all have these columns, and at least one.
+
+    Raises:
+        ValueError: a row lacks one, so that the file is of another kind than the reader (a method's name) learns from; or there is no row.
+    """
+    rows = read_jsonl(path)
+    if not rows:
+        raise ValueError(
+            f"{reader}: expected rows of {', '.join(columns)} in {path}, found none: it needs some to train on, some to validate"
+        )
+    for row in rows:
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(
+                f"{reader}: expected rows of {', '.join(columns)} in {path}, found one of {', '.join(row)} without {', '.join(missing)}: "
+                "name a signal of that kind"
+            )
+    return rows
+
+
+def read_columns(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
+    """As `read_rows`, without the rows' other columns."""
+    return [{column: row[column] for column in columns} for row in read_rows(path, columns, reader)]
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes one JSON object a line, keys in the order given, and returns how many."""
+    count = 0
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    return count
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON file, indented, keys in the order given; NaN and infinities are refused (JSON has none)."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")

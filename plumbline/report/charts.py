@@ -1,0 +1,269 @@
+"""Charts as inline SVG that takes its colours and font from the page; the same values give the same bytes.
+
+Matplotlib draws with placeholder colours, which are then replaced by the page's CSS variables, so that a chart follows the page into
+dark mode and print. Text stays text. Nothing refers to a file or to the network.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plumbline.report.layout import edge_path, layered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#050505"
+PALETTE_COUNT = 8
+DPI = 72  # so that one point in matplotlib is one pixel on the page
+
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "plumbline",
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that text has the same width everywhere
+    "font.size": 11,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 12,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.8,
+    "path.simplify": False,
+}
+
+
+class Box(NamedTuple):
+    """The size of a graph's nodes and the distance from one to the next, in pixels."""
+
+    width: float
+    height: float
+    step_x: float
+    step_y: float
+
+
+BOX = Box(102, 28, 132, 42)
+
+
+class Bar(NamedTuple):
+    """One bar with its interval."""
+
+    label: str
+    colour: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+class Point(NamedTuple):
+    """One policy by two figures, each with bounds."""
+
+    label: str
+    colour: str
+    x: tuple[float, float, float]  # value, low, high
+    y: tuple[float, float, float]
+
+
+class Line(NamedTuple):
+    """One series of a training curve."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    is_validation: bool = False
+
+
+class Share(NamedTuple):
+    """How often a model is right among the cases in which it is about equally confident."""
+
+    predicted: float  # the model's mean probability of being right
+    right: float  # the fraction in which it is
+    low: float
+    high: float
+    n: int
+
+
+def policy_colour(number: int | None) -> str:
+    """The placeholder colour of a policy by its number; None is the opponent, which is grey."""
+    return "#040009" if number is None else f"#04000{number % PALETTE_COUNT}"
+
+
+def bar_chart(
+    bars: Sequence[Bar], *, name: str, start: float = 0.0, limits: tuple[float, float] | None = None, percent: bool = False
+) -> str:
+    """Horizontal bars from `start` with their intervals, and each figure as text on the right."""
+    height = 26 + 26 * len(bars)
+    with _drawing(320, height) as figure:
+        axes = figure.add_axes((0.22, 20 / height, 0.6, 1 - 22 / height))
+        for row, bar in enumerate(bars):
+            axes.barh(row, bar.value - start, left=start, height=0.62, color=bar.colour, alpha=0.82, linewidth=0)
+            if bar.low < bar.high:
+                axes.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.4, solid_capstyle="butt")
+                axes.plot([[bar.low, bar.high]] * 2, [[row - 0.13] * 2, [row + 0.13] * 2], color=INK, linewidth=1.4)
+            axes.text(1.03, row, bar.text, transform=axes.get_yaxis_transform(), va="center", color=INK)
+        axes.axvline(start, color=MUTED, linewidth=1)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], color=INK)
+        axes.set_ylim(len(bars) - 0.45, -0.55)
+        axes.set_xlim(*(limits or _limits([*(b.low for b in bars), *(b.high for b in bars), start])))
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.grid(axis="x")
+        _ticks(axes.xaxis, 4, percent)
+        return _svg(figure, name)
+
+
+def scatter_chart(points: Sequence[Point], *, name: str, x_title: str, y_title: str) -> str:
+    """Policies as labelled points with intervals in both directions."""
+    with _drawing(520, 300) as figure:
+        axes = figure.add_axes((0.1, 0.16, 0.87, 0.8))
+        for point in points:
+            axes.plot(point.x[1:], [point.y[0]] * 2, color=point.colour, linewidth=1.6)
+            axes.plot([point.x[0]] * 2, point.y[1:], color=point.colour, linewidth=1.6)
+            axes.plot([point.x[0]], [point.y[0]], "o", color=point.colour, markersize=9, markeredgecolor=PAPER)
+            axes.annotate(point.label, (point.x[0], point.y[0]), (8, 7), textcoords="offset points", color=INK, fontsize=12)
+        axes.set_xlim(*_limits([value for point in points for value in point.x] + [0.0], right=0.14))
+        axes.set_ylim(*_limits([value for point in points for value in point.y], right=0.1))
+        axes.set_xlabel(x_title)
+        axes.set_ylabel(y_title)
+        axes.grid()
+        axes.spines[["left", "bottom"]].set_visible(False)
+        _ticks(axes.xaxis, 6)
+        _ticks(axes.yaxis, 5)
+        return _svg(figure, name)
+
+
+def line_chart(lines: Sequence[Line], *, name: str, colour: str) -> str:
+    """A small chart of training curves: training as a line, validation as a line with dots."""
+    with _drawing(240, 130) as figure:
+        axes = figure.add_axes((0.17, 0.16, 0.8, 0.8))
+        for line in lines:
+            style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": INK} if line.is_validation else {"color": colour}
+            axes.plot(line.steps, line.values, **style, linewidth=1.3 if line.is_validation else 1.8)
+        axes.grid(axis="y")
+        axes.spines[["left"]].set_visible(False)
+        axes.margins(x=0.02, y=0.1)
+        _ticks(axes.xaxis, 4)
+        _ticks(axes.yaxis, 4)
+        return _svg(figure, name)
+
+
+def calibration_chart(shares: Sequence[Share], *, name: str) -> str:
+    """How often a model is right against how confident it is, both from one half up; on the diagonal the two agree.
+
+    A dot's area is proportional to its count. The vertical axis begins at the lowest interval if that is below one half.
+    """
+    lowest = min([0.5, *(share.low for share in shares)])
+    most = max(share.n for share in shares)
+    colour = policy_colour(0)
+    with _drawing(300, 240) as figure:
+        axes = figure.add_axes((0.18, 0.19, 0.79, 0.78))
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for share in shares:
+            axes.plot([share.predicted] * 2, [share.low, share.high], color=colour, linewidth=1.3, alpha=0.7)
+            size = 7 * (share.n / most) ** 0.5
+            axes.plot([share.predicted], [share.right], "o", color=colour, markersize=size, markeredgecolor=PAPER)
+        axes.set_xlim(0.485, 1.015)
+        axes.set_ylim(lowest - 0.03, 1.02)
+        axes.set_xlabel("predicted: σ(margin)")
+        axes.set_ylabel("right")
+        axes.grid()
+        axes.spines[["left", "bottom"]].set_visible(False)
+        _ticks(axes.xaxis, 6, percent=True)
+        _ticks(axes.yaxis, 6, percent=True)
+        return _svg(figure, name)
+
+
+def graph_chart(parents: Mapping[str, Sequence[str]], colours: Mapping[str, str], *, name: str) -> str:
+    """Nodes from left to right, each connected to the nodes that it builds on."""
+    from matplotlib.patches import FancyBboxPatch, PathPatch
+    from matplotlib.path import Path
+
+    positions = layered(parents)
+    width, height = max(x for x, _ in positions.values()) + 1, max(y for _, y in positions.values()) + 1
+    with _drawing(int(BOX.step_x * width), int(BOX.step_y * height)) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, BOX.step_x * width), ylim=(BOX.step_y * height, 0))
+        axes.set_axis_off()
+        centre = {node: ((x + 0.5) * BOX.step_x, (y + 0.5) * BOX.step_y) for node, (x, y) in positions.items()}
+        for start, end in ((parent, node) for node, above in parents.items() for parent in above):
+            first, *stops, last = [centre[stop] for stop in edge_path(start, end, positions)]
+            vertices, codes = [(first[0] + BOX.width / 2, first[1])], [Path.MOVETO]
+            for x, y in [*stops, (last[0] - BOX.width / 2, last[1])]:
+                middle = (vertices[-1][0] + x) / 2
+                vertices += [(middle, vertices[-1][1]), (middle, y), (x, y)]
+                codes += [Path.CURVE4] * 3
+            axes.add_patch(PathPatch(Path(vertices, codes), facecolor="none", edgecolor=MUTED, linewidth=1))
+            axes.plot(vertices[-1][0] - 1, vertices[-1][1], marker=5, color=MUTED, markersize=5, markeredgewidth=0)
+        for node in parents:
+            x, y = centre[node]
+            corner, style = (x - BOX.width / 2, y - BOX.height / 2), "round,pad=0,rounding_size=6"
+            box = FancyBboxPatch(
+                corner, BOX.width, BOX.height, boxstyle=style, facecolor=PAPER, linewidth=1.8 if node in colours else 0.8
+            )
+            box.set_edgecolor(colours.get(node, MUTED))
+            axes.add_patch(box)
+            axes.text(x, y, node.replace("@", " @ "), ha="center", va="center_baseline", fontsize=10.5)
+        return _svg(figure, name)
+
+
+def _limits(values: Sequence[float], right: float = 0.04) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) or 1.0
+    return low - 0.04 * room, high + right * room
+
+
+def _ticks(axis: Any, count: int, percent: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10] if percent else [1, 2, 2.5, 5, 10]))
+    if percent:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "\N{MINUS SIGN}")))
+
+
+@contextmanager
+def _drawing(width: int, height: int) -> Iterator[Figure]:
+    """A figure of this size in pixels, in the style above."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = dict(matplotlib.rcParamsDefault) | _STYLE
+    with matplotlib.rc_context(style):
+        yield Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an inline `<svg>`, with ids made unique by `name`, and colours and font left to the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    text = re.sub(r"#04000(\d)", r"var(--policy-\1)", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", text)
+    text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", text)
+    text = re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="([\d.]+)pt"', r'<svg \1width="\2" height="\3"', text)
+    return text.strip()

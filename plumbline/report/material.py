@@ -1,0 +1,44 @@
+"""What the report is made from, and which of its policies learned from the verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from plumbline.graph import Node, ancestors, maker
+
+if TYPE_CHECKING:
+    from plumbline.report.charts import Share
+    from plumbline.report.tables import Figures
+    from plumbline.rows import Row
+
+Curve = Mapping[str, Sequence[tuple[float, float]]]
+"""Metric → (step, value), without the steps that have no value."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that the page is made from, as read from files."""
+
+    recipe: Mapping[str, Any]  # params.yaml's sections
+    policies: Sequence[str]
+    against: str
+    figures: Mapping[str, Figures]  # policy → its figures
+    answers: Mapping[str, Sequence[Row]]  # policy → its scored answers
+    curves: Mapping[str, Curve]  # node → its training curves
+    stage_figures: Mapping[str, Figures]  # node → the figures in which it measured its own work
+    calibration: Mapping[str, Sequence[Share]]  # reward model → how often it is right by how confident it is
+    data_section: str  # trusted HTML that prepare wrote, or empty
+    prompts: int  # how many prompts to show with their answers
+
+    def number(self, policy: str) -> int | None:
+        """A policy's number among the colours, the same in every chart; None for the opponent, which is grey."""
+        others = [name for name in self.policies if name != self.against]
+        return None if policy == self.against else others.index(policy)
+
+
+def learns_from_gold(stage_figures: Mapping[str, Figures], nodes: list[Node], policy: str) -> bool:
+    """Whether anything that a policy was made from used the verifier (`uses_gold` in that node's figures)."""
+    above = ancestors(nodes, maker(nodes, f"policy/{policy}") or "")
+    return any(stage_figures.get(name, {}).get("uses_gold") for name in above)

@@ -1,0 +1,241 @@
+"""Figures as text: numbers with bounds, the headline table, accuracy by family, and sentences that say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Figures = Mapping[str, Any]
+"""The figures of one policy, as `evaluate` writes them; bounds are `<figure>_low` and `<figure>_high`."""
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+PERCENT = "\N{NARROW NO-BREAK SPACE}%"
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+class Column(NamedTuple):
+    """A column of the headline table."""
+
+    key: str
+    title: str
+    style: str  # number, gain (signed), percent, whole (percent without decimals) or long
+    better: str  # higher, lower or ""
+
+
+HEADLINE = (
+    Column("gold", "Gold", "number", "higher"),
+    Column("gold_gain", "Gain", "gain", "higher"),
+    Column("win_rate", "Win rate", "percent", "higher"),
+    Column("accuracy", "Accuracy", "percent", "higher"),
+    Column("harmful_fraction", "Harmful", "percent", "lower"),
+    Column("over_refusal_fraction", "Over-refusal", "percent", "lower"),
+    Column("reward", "Reward", "number", ""),
+    Column("kl", "KL", "number", ""),
+    Column("length_tokens", "Tokens", "long", ""),
+)
+
+
+class Cell(NamedTuple):
+    """A figure as it is shown."""
+
+    text: str
+    bounds: str = ""
+    best: bool = False
+    mark: str = ""  # up or down if the interval of the change excludes zero, else ""
+    tint: float = 0.0  # 0 to 1, for a heat map
+    note: str = ""
+
+
+def show(value: float | None, style: str = "number") -> str:
+    """A number as text; a dash for None."""
+    return DASH if value is None else _show(value, style, _decimals([value], style))
+
+
+def show_bounds(figures: Figures, key: str, style: str = "number") -> str:
+    """The interval of a figure as text; empty if there is none."""
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if low is None or high is None:
+        return ""
+    decimals = _decimals([low, high], style)
+    texts = [_show(bound, style, decimals).removesuffix(PERCENT).removeprefix("+") for bound in (low, high)]
+    return f"[{texts[0]},{NO_BREAK}{texts[1]}]"
+
+
+def _decimals(values: Sequence[float], style: str) -> int:
+    """The number of decimals; a percentage has one near 0 % and 100 %, where a point is a lot."""
+    if style == "percent":
+        return 1 if any(0 < min(value, 1 - value) < 0.095 for value in values) else 0
+    return {"number": 2, "gain": 2, "whole": 0, "long": 1}[style]
+
+
+def _show(value: float, style: str, decimals: int) -> str:
+    is_percent = style in ("percent", "whole")
+    text = f"{100 * value if is_percent else value:{'+' if style == 'gain' else ''}.{decimals}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS) + (PERCENT if is_percent else "")
+
+
+def significance(figures: Figures, key: str) -> str:
+    """`up` or `down` if the interval of a difference excludes zero, else empty."""
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if low is None or high is None:
+        return ""
+    return "up" if low > 0 else "down" if high < 0 else ""
+
+
+def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
+    """The columns that apply to any policy, and a row of cells for each policy."""
+    columns = [column for column in HEADLINE if any(figures.get(column.key) is not None for figures in by_policy.values())]
+    best = {column.key: _best(by_policy, column) for column in columns}
+    rows = {}
+    for policy, figures in by_policy.items():
+        rows[policy] = [
+            Cell(DASH, note="the opponent itself")
+            if policy == against and column.key in ("gold_gain", "win_rate", "kl")
+            else Cell(
+                show(figures.get(column.key), column.style),
+                show_bounds(figures, column.key, column.style),
+                best=figures.get(column.key) is not None and figures.get(column.key) == best[column.key],
+            )
+            for column in columns
+        ]
+    return columns, rows
+
+
+def _best(by_policy: Mapping[str, Figures], column: Column) -> float | None:
+    values: list[float] = [figures[column.key] for figures in by_policy.values() if figures.get(column.key) is not None]
+    if not column.better or len(set(values)) < 2:
+        return None
+    return max(values) if column.better == "higher" else min(values)
+
+
+def families(by_policy: Mapping[str, Figures]) -> list[str]:
+    """The families for which any policy has an accuracy."""
+    keys = {key for figures in by_policy.values() for key, value in figures.items() if value is not None}
+    gains, bounds = "accuracy_gain", ("_low", "_high", "_n")
+    return sorted(
+        key.removeprefix("accuracy_")
+        for key in keys
+        if key.startswith("accuracy_") and not key.startswith(gains) and not key.endswith(bounds)
+    )
+
+
+def family_cell(figures: Figures, family: str, is_against: bool) -> Cell:
+    """One cell of the family table: accuracy, and its change from the opponent's in percentage points."""
+    key, gain = f"accuracy_{family}", f"accuracy_gain_{family}"
+    points = None if is_against else figures.get(gain)
+    note = "" if points is None else f"{100 * points:+.0f}".replace("-", MINUS)
+    mark = "" if is_against else significance(figures, gain)
+    return heat_cell(figures, key)._replace(mark=mark, note="0" if note[1:] == "0" else note)
+
+
+def heat_cell(figures: Figures, key: str) -> Cell:
+    """A fraction as a cell of a heat map."""
+    value = figures.get(key)
+    return Cell(show(value, "whole"), show_bounds(figures, key, "whole"), tint=value or 0.0)
+
+
+def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list[str]:
+    """What the figures of a policy say, in sentences."""
+    figures, base = by_policy[policy], by_policy[against]
+    sentences = [
+        _gold_sentence(policy, figures, base, against),
+        _win_sentence(figures, against),
+        _harm_sentence(figures, base, against),
+        _family_sentence(figures),
+        _overoptimisation_sentence(figures, base),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -> str:
+    if figures.get("gold_gain") is None:
+        return "" if figures.get("win_rate") is not None else f"No figure says whether {policy} or {against} answers better."
+    gain, levels = figures["gold_gain"], f"{show(base['gold'])} → {show(figures['gold'])}"
+    match significance(figures, "gold_gain"):
+        case "up":
+            return f"{policy} beats {against} by {show(gain)} gold {show_bounds(figures, 'gold_gain')} ({levels})."
+        case "down":
+            loss = show_bounds({"_low": -figures["gold_gain_high"], "_high": -figures["gold_gain_low"]}, "")
+            return f"{policy} is worse than {against} by {show(-gain)} gold {loss} ({levels})."
+    difference = f"{show(gain, 'gain')} {show_bounds(figures, 'gold_gain')}"
+    return f"{policy} and {against} cannot be told apart by gold: the difference is {difference}."
+
+
+def _win_sentence(figures: Figures, against: str) -> str:
+    if figures.get("win_rate") is None:
+        return ""
+    rate = f"{show(figures['win_rate'], 'percent')} {show_bounds(figures, 'win_rate', 'percent')} of comparisons"
+    if figures["win_rate_low"] > 0.5:
+        return f"The judge prefers it in {rate}."
+    if figures["win_rate_high"] < 0.5:
+        return f"The judge prefers {against}: it wins only {rate}."
+    return f"The judge has no clear preference: it wins {rate}."
+
+
+def _harm_sentence(figures: Figures, base: Figures, against: str) -> str:
+    if figures.get("harmful_fraction") is None:
+        return ""
+    text = f"It complies with {show(figures['harmful_fraction'], 'percent')} of harmful requests ({against}: "
+    text += show(base.get("harmful_fraction"), "percent") + ")"
+    if figures.get("over_refusal_fraction") is not None:
+        text += f" and refuses {show(figures['over_refusal_fraction'], 'percent')} of harmless look-alikes ({against}: "
+        text += show(base.get("over_refusal_fraction"), "percent") + ")"
+    return text + "."
+
+
+def _family_sentence(figures: Figures) -> str:
+    every = families({"": figures})
+    if not every:
+        return ""
+    rose, fell = (
+        [family for family in every if significance(figures, f"accuracy_gain_{family}") == way] for way in ("up", "down")
+    )
+    if not rose and not fell:
+        return f"Accuracy changed significantly on none of {len(every)} families."
+    up = (
+        f"rose significantly on {len(rose)} of {len(every)} families ({listed(rose)})"
+        if rose
+        else "rose significantly on no family"
+    )
+    down = f"fell on {len(fell)} ({listed(fell)})" if fell else "fell on none"
+    return f"Accuracy {up} and {down}."
+
+
+def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:
+    if figures.get("reward") is None or base.get("reward") is None or significance(figures, "gold_gain") != "down":
+        return ""
+    if figures["reward"] <= base["reward"]:
+        return ""
+    change = f"{show(base['reward'])} → {show(figures['reward'])}"
+    return f"Its reward rose ({change}) while gold fell: the reward was over-optimised."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as an enumeration: `a, b and c`."""
+    words = [name.replace("_", " ") for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def plain_table(by_policy: Mapping[str, Figures], against: str) -> str:
+    """The headline table as text for a terminal."""
+    columns, rows = headline(by_policy, against)
+    lines = [["policy", *(column.title.lower() for column in columns)]]
+    for policy, cells in rows.items():
+        with_bounds = [column.key in ("gold_gain", "win_rate") for column in columns]
+        texts = [
+            f"{cell.text} {cell.bounds}".rstrip() if bounds else cell.text
+            for cell, bounds in zip(cells, with_bounds, strict=True)
+        ]
+        lines.append([policy, *map(plain, texts)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rule = "─" * max(map(len, shown))
+    return "\n".join([shown[0], rule, *shown[1:]])
+
+
+def plain(text: str) -> str:
+    """A number in characters that every terminal can show."""
+    return text.replace(PERCENT, "%").replace(NO_BREAK, " ").replace(MINUS, "-").replace(DASH, "-")

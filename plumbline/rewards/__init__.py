@@ -1,0 +1,1 @@
+"""Rewards: models, rules, verifiers, judges and sums of them, all loaded by `plumbline.rewards.reward.load_reward`."""

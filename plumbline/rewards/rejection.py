@@ -1,0 +1,99 @@
+"""Selects completions by their rewards: pure functions of the rewards of one prompt, or of all prompts.
+
+Statistical rejection sampling (RSO, arXiv:2309.06657, §3.2, Algorithm 1) thins out completions drawn from q = π_SFT so that those left are
+distributed as p(y) ∝ q(y) exp(r(y)/β), the optimal policy at KL strength β. The textbook form keeps y if u ≤ p(y)/(M q(y)), with u uniform and
+M = max p/q. With M estimated from the largest reward among the candidates, that is u ≤ exp((r − r_max)/β).
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+def acceptance_probabilities(log_ratios: Sequence[float], log_bound: float | None = None) -> list[float]:
+    """p(y)/(M·q(y)) of each candidate.
+
+    log_ratios: log p(y)/q(y) up to a constant, such as r(y)/β.
+    log_bound: log M on the same scale; by default the largest of the ratios.
+
+    Raises:
+        ValueError: a ratio is not finite, or exceeds the bound, so that accepted candidates would not be distributed as p.
+    """
+    if not log_ratios:
+        return []
+    if not all(map(math.isfinite, log_ratios)):
+        raise ValueError(
+            f"rejection sampling: expected finite rewards, found {next(x for x in log_ratios if not math.isfinite(x))}"
+        )
+    largest = max(log_ratios)
+    bound = largest if log_bound is None else log_bound
+    if largest > bound:
+        raise ValueError(f"rejection sampling: expected log p/q of at most log M = {bound:g}, found {largest:g}")
+    return [math.exp(ratio - bound) for ratio in log_ratios]
+
+
+def reject_statistically(rewards: Sequence[float], beta: float, keep: int, rng: random.Random) -> list[int]:
+    """Positions of one prompt's accepted candidates, in the order of acceptance.
+
+    keep: the number to accept. With 0, one pass is made and all that it accepts are kept: this is rejection sampling proper. Otherwise, as in
+    Algorithm 1, passes over the remaining candidates, each with its own r_max, go on until `keep` are accepted or none remains. A completion
+    that was drawn twice is two candidates.
+    """
+    accepted: list[int] = []
+    remaining = list(range(len(rewards)))
+    while remaining and (keep == 0 or len(accepted) < keep):
+        selected = []
+        probabilities = acceptance_probabilities([rewards[index] / beta for index in remaining])
+        for index, probability in zip(remaining, probabilities, strict=True):
+            if rng.random() < probability:
+                selected.append(index)
+                if keep and len(accepted) + len(selected) == keep:
+                    break
+        accepted += selected
+        remaining = [index for index in remaining if index not in selected]
+        if keep == 0:
+            break
+    return accepted
+
+
+def best(rewards: Sequence[float], texts: Sequence[str], keep: int) -> list[int]:
+    """Positions of the `keep` completions with the highest rewards (0: all), best first. Of equal rewards, the first sampled; no text twice."""
+    distinct = {text: index for index, text in reversed(list(enumerate(texts)))}.values()
+    return sorted(distinct, key=lambda index: (-rewards[index], index))[: keep or None]
+
+
+def top_fraction_threshold(rewards: Sequence[float], fraction: float) -> float:
+    """The lowest reward among the best `fraction` of all completions: RAFT's selection over the whole batch (arXiv:2304.06767)."""
+    count = max(1, round(fraction * len(rewards)))
+    return sorted(rewards, reverse=True)[count - 1]
+
+
+class Match(NamedTuple):
+    """The positions of two accepted completions of one prompt."""
+
+    chosen: int
+    rejected: int
+
+
+def matches(
+    accepted: Sequence[int], rewards: Sequence[float], texts: Sequence[str], pairs: str, rng: random.Random
+) -> list[Match]:
+    """Pairs accepted completions, the one with the higher reward as chosen (RSO, §3.3). Equal rewards or equal texts make no preference.
+
+    pairs: `first_round` draws all of them into ⌊n/2⌋ pairs; `tournament` pairs the winners again until one is left, in n − 1 pairs.
+    """
+    standing = list(accepted)
+    rng.shuffle(standing)
+    preferences = []
+    while len(standing) > 1:
+        winners = standing[len(standing) // 2 * 2 :]
+        for first, second in zip(standing[::2], standing[1::2], strict=False):
+            better, worse = (second, first) if rewards[second] > rewards[first] else (first, second)
+            winners.append(better)
+            if rewards[better] > rewards[worse] and texts[better] != texts[worse]:
+                preferences.append(Match(better, worse))
+        if pairs == "first_round":
+            break
+        standing = winners
+    return preferences

@@ -1,0 +1,132 @@
+"""Loads any kind of reward: from a folder below artifacts/reward to a function from texts to numbers.
+
+The folder's reward.json names the kind of reward and holds the digest of the code that computes it. A stage that uses a reward therefore
+depends on that folder alone: an edit of the code makes the reward again, and then everything that learns from it.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from plumbline.pipeline.records import read_json, write_json
+from plumbline.pipeline.sources import code_digest
+from plumbline.rows import Message
+
+DESCRIPTION = "reward.json"
+
+KINDS = {
+    "model": "plumbline.rewards.model",
+    "rules": "plumbline.rewards.rules",
+    "judge": "plumbline.rewards.judged",
+    "closed_world": "plumbline.rewards.verified",
+    "math": "plumbline.checking.maths",
+    "code": "plumbline.checking.code",
+}
+"""A kind of reward → the module whose `load(folder, description, run)` loads it. A `sum` is put together in this module."""
+
+
+class Reward(Protocol):
+    """Scores completions: one number for each (prompt, completion text)."""
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]: ...
+
+
+class WeightedSum:
+    """A sum of rewards, each times its weight (negative for a cost)."""
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+        self.parts = parts
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        columns = [[weight * value for value in reward(prompts, completions)] for weight, reward in self.parts]
+        return [sum(values) for values in zip(*columns, strict=True)]
+
+
+def describe(folder: Path, kind: str, **values: Any) -> None:
+    """Writes a reward's description: its kind, the values that its module needs to load it, and the digest of its code."""
+    code = {"code": code_digest(KINDS[kind])} if kind in KINDS else {}
+    write_json(folder / DESCRIPTION, {"kind": kind, **values, **code})
+
+
+def load_reward(folder: Path, run: str = "") -> Reward:
+    """Loads the reward in a folder below artifacts/reward.
+
+    run: the run that a judge's budget (`max_cost`) is counted for.
+
+    Raises:
+        ValueError: the folder does not hold a reward, or holds one of an unknown kind.
+    """
+    description = read_description(folder)
+    kind = description["kind"]
+    if kind == "sum":
+        return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"], run)) for part in description["parts"]])
+    if kind not in KINDS:
+        raise ValueError(f"{folder / DESCRIPTION}: expected a kind among {', '.join([*KINDS, 'sum'])}, found {kind!r}")
+    reward: Reward = importlib.import_module(KINDS[kind]).load(folder, description, run)
+    return reward
+
+
+def read_description(folder: Path) -> Mapping[str, Any]:
+    """The contents of a reward's reward.json.
+
+    Raises:
+        ValueError: the folder does not hold a reward.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(
+            f"expected a reward at {folder}, found no {DESCRIPTION} there: name an entry of reward_model, reward_rules, reward_verifier, "
+            "reward_judge or reward_sum (params.yaml), and let `dvc repro` make it"
+        )
+    description: Mapping[str, Any] = read_json(folder / DESCRIPTION)
+    return description
+
+
+def outcomes(reward: Reward) -> dict[str, int]:
+    """Counts of the outcomes of all checks and questions so far (`verifier_timeout`, `judge_unparsed`, …).
+
+    Empty for a reward that neither checks answers nor asks a judge.
+    """
+    prefix = getattr(reward, "outcome_prefix", "verifier")
+    counts = Counter({f"{prefix}_{name}": count for name, count in getattr(reward, "outcomes", {}).items()})
+    for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
+        counts.update(outcomes(part))
+    return dict(sorted(counts.items()))
+
+
+def finish(reward: Reward) -> dict[str, float]:
+    """Tells a reward that nothing more will be scored, and returns what its judges' replies took (`judge_calls`, `judge_cost`, …).
+
+    The figures depend on what was cached, so they belong in logs and never in outputs. Empty for a reward without a judge.
+    """
+    end = getattr(reward, "finish", None)
+    totals: dict[str, float] = end() if end else {}
+    for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
+        for name, value in finish(part).items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+def held_out_accuracy(folder: Path) -> float | None:
+    """The lowest accuracy on held-out preferences among the models behind a reward; None if there is no model behind it."""
+    description = read_description(folder)
+    if description["kind"] == "sum":
+        accuracies = [held_out_accuracy(folder.parent / part["reward"]) for part in description["parts"]]
+        return min((accuracy for accuracy in accuracies if accuracy is not None), default=None)
+    return description.get("accuracy")
+
+
+def require_accuracy(accuracy: float | None, limit: float, folder: Path, method: str) -> None:
+    """The gate: refuses a reward model that orders held-out preferences too poorly to be optimised against.
+
+    accuracy: None for a reward without a model behind it, such as a verifier; it passes.
+
+    Raises:
+        ValueError: the accuracy is below the limit.
+    """
+    if accuracy is not None and accuracy < limit:
+        raise ValueError(
+            f"{method}: expected a reward model with a held-out accuracy of at least {limit:.3f} (min_reward_accuracy), found "
+            f"{accuracy:.3f} at {folder}. A policy would learn its errors: give the reward model more preferences, or check their quality"
+        )

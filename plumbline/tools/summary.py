@@ -1,0 +1,45 @@
+"""Prints what each evaluated policy achieved and where to look next: the end of `make repro`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from plumbline.pipeline.composing import load_params
+from plumbline.pipeline.records import read_json
+from plumbline.report.tables import plain_table
+
+EVALUATED, REPORT = Path("artifacts/evaluate"), Path("artifacts/report/report.html")
+
+
+def summarise(section: dict[str, Any]) -> str:
+    """The table of the policies that params.yaml's `evaluate` section names, and where to look next.
+
+    Raises:
+        FileNotFoundError: a policy has no figures yet.
+    """
+    files = {policy: EVALUATED / policy / "figures.json" for policy in section["policies"]}
+    if missing := [policy for policy, file in files.items() if not file.is_file()]:
+        raise FileNotFoundError(f"no figures for {', '.join(missing)} in {EVALUATED}/ yet: run `make repro`")
+    by_policy = {policy: read_json(file) for policy, file in files.items()}
+    opponent = by_policy[section["against"]]
+    split, temperature = section["split"], section["temperature"]
+    return f"""
+{plain_table(by_policy, section["against"])}
+
+{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, sampled at temperature {temperature}.
+Gain, win rate and KL are against {section["against"]}. Brackets hold 95 % intervals, bootstrapped over prompts.
+
+  {REPORT}   the report: open it in a browser
+  make ui                        every run with its curves and tables, in MLflow on 127.0.0.1
+  make show                      this result next to earlier ones"""
+
+
+def main() -> None:
+    try:
+        print(summarise(load_params()["evaluate"]))
+    except FileNotFoundError as error:
+        sys.exit(f"summary: {error}")
+
+
+if __name__ == "__main__":
+    main()

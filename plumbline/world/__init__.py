@@ -1,0 +1,1 @@
+"""The closed world, a small bilingual world of verifiable questions. Import it by three doors: `generate`, `verify`, `annotate`."""

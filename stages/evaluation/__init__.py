@@ -1,1 +1,0 @@
-"""What evaluation and the report share: intervals, figures of one policy, tables, charts, the page."""

@@ -1,1 +1,0 @@
-"""The judge: questions rendered from templates, replies parsed into verdicts, verdicts turned into preferences."""

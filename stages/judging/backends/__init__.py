@@ -1,1 +1,0 @@
-"""What can answer a judge's questions; each is a `Chat`."""

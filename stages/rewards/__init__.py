@@ -1,1 +1,0 @@
-"""Rewards that are computed, not trained: rules, answers that can be checked, programs that can be run."""

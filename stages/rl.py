@@ -1,0 +1,70 @@
+"""Aligns a policy by reinforcement learning: the policy samples completions during training, and a reward scores them.
+
+Reads `artifacts/policy/<init>`, `artifacts/reward/<reward>` and the rollout prompts in `artifacts/data/prompts`; writes `artifacts/policy/<entry>`,
+`artifacts/figures/rl/<entry>.json` and a training curve.
+
+Each method is a package of plumbline/methods/online, which names its paper and its deviations; conf/method/<method>.yaml has its values.
+Every method works with every kind of reward. Watch the KL as well as the reward: a reward that rises at a KL of tens of nats is the reward
+model's error.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import MISSING, DictConfig
+
+from plumbline.methods.job import OnlineJob
+from plumbline.pipeline.composing import entry_name, method_module, register, typed
+from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.records import write_json
+
+PROMPTS = Path("artifacts/data/prompts/train.jsonl")
+
+
+@dataclass
+class RlStage:
+    """The config of the stage; `rl` is an entry, in the schema of its method."""
+
+    seed: int = MISSING
+    threads: int = MISSING
+    rl: Any = MISSING
+
+
+def run(config: RlStage, entry: str) -> None:
+    """Trains the policy of one entry."""
+    settings = config.rl
+    init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
+    with executing("rl", entry, config, [init, reward, PROMPTS]) as work:
+        from plumbline.models.determinism import make_deterministic
+
+        make_deterministic(config.seed, config.threads)
+        policy = work.output(f"artifacts/policy/{entry}")
+        with work.checkpoints() as checkpoints:
+            job = OnlineJob(
+                init=init,
+                output=policy,
+                curve=work.output(f"artifacts/curves/rl/{entry}.csv"),
+                checkpoints=checkpoints,
+                run=work.run,
+                seed=config.seed,
+                reward=reward,
+                prompts=PROMPTS,
+            )
+            figures = importlib.import_module(method_module("rl", settings.method)).align(settings, job)
+        write_json(work.output(f"artifacts/figures/rl/{entry}.json"), figures)
+        # `final/` keeps figures apart from curves: under a curve's name, each would be logged as another first step
+        work.run.log_metrics({f"final/{name}": value for name, value in figures.items()})
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="rl")
+@explained
+def main(config: DictConfig) -> None:
+    run(typed(config), entry_name("rl"))
+
+
+if __name__ == "__main__":
+    register("rl", RlStage)
+    main()

@@ -1,1 +1,0 @@
-"""The closed world: a small bilingual world of questions in which every answer can be verified."""

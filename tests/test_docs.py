@@ -1,0 +1,48 @@
+"""What the pages promise a reader: links lead somewhere, commands exist, examples are sound, tables are whole."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from plumbline import graph
+from plumbline.pipeline.sources import module_file
+from stages.check import SECTIONS
+from tests.conftest import ROOT
+from tests.dag import METHODS
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "data/README.md", ROOT / "data/annotations/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_paths_and_modules_of_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    paths = re.findall(r"`((?:plumbline|stages|tests|conf|docs)/[\w./-]+)`", text)
+    modules = re.findall(r"python -m ((?:plumbline|stages)[\w.]*)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in paths if "mine" not in path and not (ROOT / path).exists()]
+    missing += [module for module in modules if not module_file(module)]
+    examples = {"docs/add-a-method.md": "simpo", "CHANGELOG.md": "conf/"}.get(str(page.relative_to(ROOT)), "\0")
+    assert [item for item in missing if examples not in item] == []
+
+
+@pytest.mark.parametrize("name", ["concepts", "methods", "rewards", "judging", "data", "reproducibility"])
+def test_examples_of_params_yaml_have_sections_that_exist(name: str) -> None:
+    text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        values = OmegaConf.to_container(OmegaConf.create(block))
+        if isinstance(values, dict) and set(values) & set(graph.REPEATED):
+            assert set(values) <= set(SECTIONS), block
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_tables_name_every_stage_and_every_method() -> None:
+    stages = re.findall(r"^\| `(\w+)[`@]", (ROOT / "docs/concepts.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"check", *graph.STAGES} <= set(stages)
+    methods = re.findall(r"^\| `(\w+)`", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(METHODS) <= set(methods)

@@ -1,0 +1,53 @@
+"""Pools: two samples in one, prompt by prompt."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plumbline.pipeline.composing import problems
+from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.rows import DEMONSTRATIONS, Row, assistant, text_of
+from stages.pool import PoolEntry, PoolStage, run
+
+
+def row(prompt: str, index: int, text: str, policy: str) -> Row:
+    question = [{"role": "user", "content": prompt}]
+    return {"id": prompt, "prompt": question, "index": index, "completion": assistant(text), "finished": True, "policy": policy}
+
+
+def stage(first: str = "one", second: str = "two") -> PoolStage:
+    return PoolStage(seed=1, threads=1, pool=PoolEntry(first=first, second=second))
+
+
+@pytest.fixture
+def pooled(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The pool of two samples whose prompts come in different orders, and of which `p` has a demonstration in both."""
+    monkeypatch.setenv("DVC_STAGE", "pool@both")
+    write_jsonl("artifacts/sample/one/completions.jsonl", [
+        row("p", 0, "p, a first", "a"), row("p", 1, "p, a second", "a"), row("p", 2, "p, by hand", DEMONSTRATIONS), row("q", 0, "q, a", "a"),
+    ])  # fmt: skip
+    write_jsonl("artifacts/sample/two/completions.jsonl", [
+        row("r", 0, "r, b", "b"), row("q", 0, "q, b", "b"), row("q", 1, "q, by hand", DEMONSTRATIONS),
+        row("p", 0, "p, b", "b"), row("p", 1, "p, by hand", DEMONSTRATIONS),
+    ])  # fmt: skip
+    run(stage(), "both")
+    return read_jsonl("artifacts/sample/both/completions.jsonl")
+
+
+def test_a_prompts_completions_are_the_first_samples_then_the_seconds_numbered_anew(pooled: list[Row]) -> None:
+    assert [(row["id"], row["index"], text_of(row["completion"])) for row in pooled] == [
+        ("p", 0, "p, a first"), ("p", 1, "p, a second"), ("p", 2, "p, by hand"), ("p", 3, "p, b"),
+        ("q", 0, "q, a"), ("q", 1, "q, b"), ("q", 2, "q, by hand"),
+        ("r", 0, "r, b"),
+    ]  # fmt: skip
+
+
+def test_rows_keep_their_other_columns(pooled: list[Row]) -> None:
+    assert [row["policy"] for row in pooled] == ["a", "a", DEMONSTRATIONS, "b", "a", "b", DEMONSTRATIONS, "b"]
+    assert pooled[3] == row("p", 3, "p, b", "b")
+
+
+def test_a_sample_is_not_pooled_with_itself() -> None:
+    (complaint,) = problems(stage(second="one"))
+    assert complaint.startswith("pool.second: ")

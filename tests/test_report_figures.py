@@ -1,0 +1,88 @@
+"""Claims about the report's numbers, sentences and charts, each from plain values."""
+
+import re
+from typing import Any
+
+import pytest
+
+from plumbline.report import tables
+from plumbline.report.charts import Share, calibration_chart
+from plumbline.report.pictures import curve_panels
+
+SHARES = [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.7, 0.6, 0.5, 0.7, 101), Share(0.95, 0.9, 0.83, 0.95, 101)]
+
+
+# ---- numbers and sentences ------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_shown_as_people_write_them() -> None:
+    for value, style, text in (
+        (0.1234, "number", "0.12"),
+        (-0.001, "gain", "0.00"),
+        (-0.12, "gain", "−0.12"),
+        (0.12, "gain", "+0.12"),
+        (0.634, "percent", "63 %"),
+        (0.0123, "percent", "1.2 %"),
+        (0.0, "percent", "0 %"),
+        (None, "number", "–"),
+    ):
+        assert tables.show(value, style).replace("\N{NARROW NO-BREAK SPACE}", " ") == text
+
+
+def test_a_gain_is_read_by_its_interval() -> None:
+    for gain, low, high, sentence in (
+        (0.12, 0.10, 0.14, "dpo beats sft by 0.12 gold [0.10, 0.14] (0.50 → 0.62)."),
+        (-0.12, -0.14, -0.10, "dpo is worse than sft by 0.12 gold [0.10, 0.14] (0.50 → 0.38)."),
+        (0.01, -0.01, 0.03, "dpo and sft cannot be told apart by gold: the difference is +0.01 [−0.01, 0.03]."),
+    ):
+        of_dpo = {"gold": 0.5 + gain, "gold_gain": gain, "gold_gain_low": low, "gold_gain_high": high}
+        first = tables.reading("dpo", {"sft": {"gold": 0.5}, "dpo": of_dpo}, "sft")[0]
+        assert first.replace("\N{NO-BREAK SPACE}", " ") == sentence
+
+
+def test_families_are_named_whose_accuracy_changed_beyond_its_interval() -> None:
+    change = {"fact": (0.1, 0.2), "list": (-0.2, -0.1), "python": (-0.1, 0.1)}
+    of_dpo: dict[str, Any] = {f"accuracy_{family}": 0.5 for family in change}
+    for family, (low, high) in change.items():
+        of_dpo |= {f"accuracy_gain_{family}_low": low, f"accuracy_gain_{family}_high": high}
+    [sentence] = [text for text in tables.reading("dpo", {"sft": {}, "dpo": of_dpo}, "sft") if text.startswith("Accuracy")]
+    assert re.findall(r"\d+|fact|list|python", sentence) == ["1", "3", "fact", "1", "list"]
+
+
+def test_a_reward_that_rises_while_gold_falls_is_called_over_optimised() -> None:
+    lost = {"gold": 0.4, "gold_gain": -0.1, "gold_gain_low": -0.2, "gold_gain_high": -0.05}
+    sentences = tables.reading("ppo", {"sft": {"gold": 0.5, "reward": 1.0}, "ppo": lost | {"reward": 3.5}}, "sft")
+    assert "over-optimised" in sentences[-1]
+    sentences = tables.reading("ppo", {"sft": {"gold": 0.5, "reward": 1.0}, "ppo": lost | {"reward": 0.5}}, "sft")
+    assert "over-optimised" not in " ".join(sentences)
+
+
+# ---- charts ---------------------------------------------------------------------------------------------------------
+
+
+def test_validation_is_drawn_with_its_training_metric_and_the_loss_first() -> None:
+    points = [(1.0, 1.0), (2.0, 0.5)]
+    panels = curve_panels(dict.fromkeys(("rewards/margins", "eval_loss", "learning_rate", "loss"), points))
+    assert [title for title, _ in panels] == ["loss", "rewards/margins"]
+    assert [line.is_validation for line in panels[0][1]] == [False, True]
+
+
+def test_each_kind_of_training_metric_is_drawn_once() -> None:
+    points = [(1.0, 1.0), (2.0, 0.5)]
+    rewards = [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
+    panels = curve_panels(dict.fromkeys((*rewards, "value_loss", "kl_k1", "kl_k3", "clipped"), points))
+    assert [title for title, _ in panels] == ["rewards/margins", "rewards/accuracies", "rewards/chosen", "kl_k1"]
+
+
+def test_calibration_dots_and_intervals_lie_where_their_figures_say() -> None:
+    """Pixels are affine in the figures, and the dashed line goes from one half to one, so that every dot and interval can be read back."""
+    picture = calibration_chart(SHARES, name="x")
+    line = r'<path d="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" [^>]*'
+    [(x0, y0, x1, y1)] = [tuple(map(float, ends)) for ends in re.findall(line + "stroke-dasharray", picture)]
+    intervals = re.findall(line + r"stroke: var\(--policy-0\)", picture)
+    dots = re.findall(r'<use href="#[^"]+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--policy-0\)', picture)
+    assert len(dots) == len(intervals) == len(SHARES)
+    for share, (x, y), (left, low, right, high) in zip(SHARES, dots, intervals, strict=True):
+        assert left == right == x
+        up = [0.5 + 0.5 * (float(pixel) - y0) / (y1 - y0) for pixel in (y, low, high)]
+        assert [0.5 + 0.5 * (float(x) - x0) / (x1 - x0), *up] == pytest.approx(share[:4], abs=1e-3)

@@ -1,0 +1,95 @@
+"""The verifier stage: references, figures and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plumbline.checking.sandbox import Limits
+from plumbline.pipeline.composing import problems
+from plumbline.pipeline.records import read_json, write_jsonl
+from plumbline.rewards.reward import load_reward
+from stages.reward_verifier import RewardVerifierEntry, RewardVerifierStage, run
+from tests.test_sandbox import needs_bubblewrap
+
+QUESTION = [{"role": "user", "content": "How many?"}]
+OTHER = [{"role": "user", "content": "What now?"}]
+SUM = [{"role": "user", "content": "What is 2 + 3?"}]
+
+
+def stage(kind: str, **changes: Any) -> RewardVerifierStage:
+    settings: dict[str, Any] = {"measure": "gold", "isolation": "bubblewrap", "limits": Limits()}
+    return RewardVerifierStage(seed=1, threads=1, reward_verifier=RewardVerifierEntry(kind=kind, **(settings | changes)))
+
+
+@pytest.fixture
+def prompts(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_STAGE", "reward_verifier@checked")
+    splits: dict[str, list[dict[str, Any]]] = {
+        "train": [{"prompt": QUESTION, "answer": "7", "tests": ["assert f(1) == 2"]}, {"prompt": OTHER}],
+        "validation": [{"prompt": SUM}],
+        "test": [{"prompt": [*QUESTION, *OTHER], "answer": "8", "tests": ["assert f(1) == 3"]}],
+    }
+    for split, rows in splits.items():
+        write_jsonl(f"artifacts/data/prompts/{split}.jsonl", rows)
+    return project
+
+
+def figures() -> dict[str, Any]:
+    return read_json("artifacts/figures/reward_verifier/checked.json")
+
+
+def test_a_maths_reward_is_a_folder_with_the_answers_of_every_split(prompts: Path) -> None:
+    run(stage("math"), "checked")
+    reward = load_reward(prompts / "artifacts/reward/checked")
+    assert reward([QUESTION, [*QUESTION, *OTHER]], ["#### 7", "#### 7"]) == [1.0, 0.0]
+    assert figures() == {"prompts": 4, "prompts_checkable": 2, "uses_gold": False}
+
+
+@needs_bubblewrap
+def test_a_code_reward_is_a_folder_that_names_its_isolation_and_limits(prompts: Path) -> None:
+    run(stage("code", limits=Limits(seconds=30.0)), "checked")
+    description = read_json("artifacts/reward/checked/reward.json")
+    assert (description["isolation"], description["limits"]["seconds"]) == ("bubblewrap", 30.0)
+    assert load_reward(prompts / "artifacts/reward/checked")([QUESTION], ["def f(x):\n    return 2"]) == [1.0]
+    assert figures() == {"prompts": 4, "prompts_checkable": 2, "uses_gold": False}
+
+
+def test_code_is_not_described_where_it_cannot_be_run(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.checking.sandbox.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="isolation: rlimits"):
+        run(stage("code"), "checked")
+    assert not (prompts / "artifacts/reward/checked").exists()
+
+
+def test_a_reference_that_cannot_be_compared_with_stops_the_stage(prompts: Path) -> None:
+    write_jsonl("artifacts/data/prompts/validation.jsonl", [{"prompt": SUM, "answer": r"\frac{"}])
+    with pytest.raises(ValueError, match=r"kind: math: .*frac"):
+        run(stage("math"), "checked")
+    assert not (prompts / "artifacts/reward/checked/reward.json").exists()
+
+
+def test_the_closed_worlds_verifier_is_a_reward_by_any_of_its_measures(prompts: Path) -> None:
+    texts = ["It is 5.", "Of course! It is 6."]
+    rewards = {}
+    for measure in ("gold", "correct", "courteous"):
+        run(stage("closed_world", measure=measure), "checked")
+        rewards[measure] = load_reward(prompts / "artifacts/reward/checked")([SUM, SUM], texts)
+    assert (rewards["correct"], rewards["courteous"]) == ([1.0, 0.0], [0.0, 1.0])
+    assert 0 < rewards["gold"][1] < rewards["gold"][0] < 1
+    assert figures() == {"prompts": 4, "prompts_checkable": 1, "uses_gold": True}
+
+
+def test_the_closed_worlds_verifier_is_refused_for_data_of_which_it_knows_no_prompt(prompts: Path) -> None:
+    write_jsonl("artifacts/data/prompts/validation.jsonl", [])
+    with pytest.raises(ValueError, match=r"kind: closed_world: .*none among 3"):
+        run(stage("closed_world"), "checked")
+    assert not (prompts / "artifacts/reward/checked/reward.json").exists()
+
+
+def test_unknown_kinds_and_measures_are_refused_by_name() -> None:
+    kind, measure = problems(stage("maths", measure="correctness"))
+    assert kind.startswith("reward_verifier.kind: ")
+    assert "'maths'" in kind
+    assert measure.startswith("reward_verifier.measure: ")
+    assert "'correctness'" in measure
