@@ -20,3 +20,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "conf/recipe/default.yaml", tmp_path / "params.yaml")
     return tmp_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest goes first, so that the workers end together."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
