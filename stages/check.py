@@ -173,7 +173,8 @@ def _explained(error: Exception) -> str:
     if not match:
         return text
     known = _schema_fields(ConfigStore.instance().repo).get(match[2], [])
-    return f"unknown key {match[1]!r}.{_suggestion(match[1], known)} Known: {', '.join(known)}"
+    listed = f" Known: {', '.join(known)}" if known else ""
+    return f"unknown key {match[1]!r}.{_suggestion(match[1], known)}{listed}"
 
 
 def _schema_fields(repo: Any) -> dict[str, list[str]]:

@@ -16,9 +16,13 @@ def input_digest(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. It is an output of an earlier stage: `dvc repro` makes it, `dvc checkout` or `dvc pull` restores it."
+        made = path.parts[:1] in (("artifacts",), ("metrics",))
+        remedy = (
+            "It is an output of an earlier stage: `dvc repro` makes it, `dvc checkout` or `dvc pull` restores it."
+            if made
+            else "It is not made by a stage: put it there, or name another in params.yaml (`inputs` for the folder of your files)."
         )
+        raise FileNotFoundError(f"{path} is missing. {remedy}")
     if "DVC_STAGE" in os.environ and (known := _locked_digests().get(path.as_posix())):
         return known
     return content_digest(path, "md5")
