@@ -120,9 +120,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def edited(project: Project) -> Iterator[Project]:
-    """The project, its edits taken back afterwards."""
+    """The project; its edits, and what was computed with them, are taken back afterwards."""
     yield project
     project.run("git", "checkout", "-q", "--", "params.yaml", "conf", "plumbline", "stages", "dvc.lock", "requirements.lock")
+    project.run("dvc", "checkout", "--force", "--quiet")
 
 
 def test_every_policy_has_the_metrics_of_the_contract(project: Project) -> None:
