@@ -46,14 +46,8 @@ class Run:
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs rows as a table that the MLflow UI shows and compares across runs."""
 
-    def log_text(self, name: str, text: str) -> None:
-        """Logs a text file as an artifact."""
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs parameters; nested mappings become dotted names."""
-
-    def log_model(self, name: str, folder: Path) -> None:
-        """Notes where a model's folder is, as a tag; nothing is copied."""
 
 
 class MlflowRun(Run):
@@ -85,18 +79,12 @@ class MlflowRun(Run):
 
         self._client.log_table(self.id, pandas.DataFrame([dict(row) for row in rows]), f"tables/{name}.json")
 
-    def log_text(self, name: str, text: str) -> None:
-        self._client.log_text(self.id, text, name)
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
         flat = [Param(key, str(value)) for key, value in flatten(params).items()]
         for start in range(0, len(flat), 100):
             self._client.log_batch(self.id, params=flat[start : start + 100])
-
-    def log_model(self, name: str, folder: Path) -> None:
-        self._client.set_tag(self.id, f"model.{name}", str(folder))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
