@@ -9,6 +9,7 @@ scores (`answers.jsonl`).
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
 - kl: log π − log π_against summed over an answer's tokens, sampled from π, both at temperature 1 (k1 estimator).
+- length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
 - Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
 It costs three forward passes over the answers: reward model, policy and opponent.
@@ -27,6 +28,7 @@ from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, explained
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
 
 if TYPE_CHECKING:
@@ -68,13 +70,19 @@ def run(config: EvaluateStage) -> None:
         make_deterministic(config.seed, config.threads)
         answers, opposing = (read_jsonl(ANSWERS / name / "completions.jsonl") for name in (policy, section.against))
         check_pairs(answers, opposing)
-        columns = verifier_columns(answers) | {
+        marks = section.thinking_marks
+        columns = verifier_columns(answers, marks) | {
+            "tokens": lengths(policy, answers, marks),
             "win": wins(config, answers, opposing, work),
             "reward": rewards_of(rewards, answers, work),
             "log_ratio": log_ratios_of(policy, section, answers),
         }
         scores = scored(answers, columns)
-        figures = policy_figures(scores, scored(opposing, verifier_columns(opposing)), config.seed)
+        figures = policy_figures(
+            scores,
+            scored(opposing, verifier_columns(opposing, marks) | {"tokens": lengths(section.against, opposing, marks)}),
+            config.seed,
+        )
         rows = [score.row() | _texts(answer) for score, answer in zip(scores, answers, strict=True)]
         folder = work.output(f"artifacts/evaluate/{policy}")
         write_jsonl(folder / "answers.jsonl", rows)
@@ -99,11 +107,29 @@ def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
         )
 
 
-def verifier_columns(answers: Sequence[Row]) -> dict[str, list[Any]]:
+def lengths(policy: str, answers: Sequence[Row], marks: str) -> list[int]:
+    """The tokens of each answer without its reasoning, the end of turn included."""
+    tokens = [int(row["tokens"]) for row in answers]
+    texts = [text_of(row["completion"]) for row in answers]
+    shown = [without_reasoning(text, marks) for text in texts]
+    if shown != texts:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
+        for position, (text, answer) in enumerate(zip(texts, shown, strict=True)):
+            if answer != text:
+                end = int(answers[position]["finished"])
+                tokens[position] = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + end
+    return tokens
+
+
+def verifier_columns(answers: Sequence[Row], marks: str) -> dict[str, list[Any]]:
     """The verifier's verdicts as columns of Score; None for a prompt that it does not know."""
     from plumbline.evaluation.scoring import VERDICT_COLUMNS, verdict_values
 
-    values = [verdict_values(row["prompt"], row["family"], text_of(row["completion"])) for row in answers]
+    values = [
+        verdict_values(row["prompt"], row["family"], without_reasoning(text_of(row["completion"]), marks)) for row in answers
+    ]
     return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
 
 
@@ -161,7 +187,7 @@ def scored(answers: Sequence[Row], columns: dict[str, list[Any]]) -> "list[Score
     """Each answer's scores, which `columns` holds column by column."""
     from plumbline.evaluation.figures import Score
 
-    kept = ("id", "index", "family", "language", "finished", "tokens")
+    kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
 

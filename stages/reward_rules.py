@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
+from plumbline.reasoning import mark_problems
 from plumbline.rewards.reward import describe
 from plumbline.rewards.rules import Rule
 
@@ -19,10 +20,11 @@ class RewardRulesEntry:
     """One entry of params.yaml's `reward_rules`; values and their meaning: conf/reward_rules.yaml."""
 
     rules: dict[str, Rule] = field(default_factory=dict)
+    thinking_marks: str = MISSING
 
     def problems(self) -> list[str]:
         """What does not fit, besides the rules' own problems; empty if all does."""
-        return [] if self.rules else ["rules: expected at least one rule, found none"]
+        return ([] if self.rules else ["rules: expected at least one rule, found none"]) + mark_problems(self.thinking_marks)
 
 
 @dataclass
@@ -38,7 +40,9 @@ def run(config: RewardRulesStage, entry: str) -> None:
     """Writes the rules to the reward's folder."""
     with executing("reward_rules", entry, config, []) as work:
         rules = {name: asdict(rule) for name, rule in config.reward_rules.rules.items()}
-        describe(work.output(f"artifacts/reward/{entry}"), "rules", rules=rules)
+        describe(
+            work.output(f"artifacts/reward/{entry}"), "rules", rules=rules, thinking_marks=config.reward_rules.thinking_marks
+        )
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_rules")

@@ -16,12 +16,14 @@ from omegaconf import MISSING, DictConfig
 from plumbline.checking.algebra import Algebra
 from plumbline.checking.maths import require_readable
 from plumbline.checking.references import REFERENCES, References, collect, read_prompts
-from plumbline.checking.sandbox import Limits, require_isolation
+from plumbline.checking.sandbox import ISOLATIONS, Limits, require_isolation
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
 from plumbline.pipeline.records import write_json, write_jsonl
+from plumbline.reasoning import mark_problems
 from plumbline.rewards.reward import describe
 from plumbline.rewards.verified import VERIFIED, count_understood
+from plumbline.rows import last_turn
 
 PROMPTS = Path("artifacts/data/prompts")
 COLUMNS = {"math": "answer", "code": "tests"}
@@ -35,6 +37,7 @@ class RewardVerifierEntry:
 
     kind: str = MISSING
     measure: str = MISSING
+    thinking_marks: str = MISSING
     isolation: str = MISSING
     limits: Limits = field(default_factory=Limits)
 
@@ -43,7 +46,9 @@ class RewardVerifierEntry:
         complaints = [] if self.kind in KINDS else [f"kind: expected one of {', '.join(KINDS)}, found {self.kind!r}"]
         if self.measure not in VERIFIED:
             complaints.append(f"measure: expected one of {', '.join(VERIFIED)}, found {self.measure!r}")
-        return complaints
+        if self.isolation not in ISOLATIONS:
+            complaints.append(f"isolation: expected one of {', '.join(ISOLATIONS)}, found {self.isolation!r}")
+        return complaints + mark_problems(self.thinking_marks)
 
 
 @dataclass
@@ -61,7 +66,7 @@ def run(config: RewardVerifierStage, entry: str) -> None:
     with executing("reward_verifier", entry, config, [PROMPTS]) as work:
         folder = work.output(f"artifacts/reward/{entry}")
         rows = read_prompts(PROMPTS)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"thinking_marks": settings.thinking_marks}
         if settings.kind == "closed_world":
             checkable = count_understood(rows)
             values["measure"] = settings.measure
@@ -69,7 +74,7 @@ def run(config: RewardVerifierStage, entry: str) -> None:
             column = COLUMNS[settings.kind]
             references = collect(rows, column)
             if settings.kind == "math":
-                require_readable((str(row["answer"]) for row in references), Algebra())
+                require_readable({str(row["answer"]): last_turn(row["prompt"]) for row in references}, Algebra())
             else:
                 require_isolation(settings.isolation)
                 values |= {"isolation": settings.isolation, "limits": asdict(settings.limits)}

@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 
 from plumbline.checking.algebra import Algebra
-from plumbline.checking.maths import MathReward, final_answer
+from plumbline.checking.maths import MathReward
 from plumbline.checking.references import References
+from plumbline.checking.solutions import final_answer
 from plumbline.rewards.reward import WeightedSum, outcomes
 
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -35,7 +36,7 @@ ANSWERS = {
         ("#### 3\n\nwait\n\n#### 4", "4"),  # the last mark
         ("**Answer**: 12 apples in 3 boxes", "12"),
         ("**정답**: 12 (3번)", "12"),
-        ("정답 : 12, 3번", "12"),
+        ("정답 : 12개, 3번", "12"),
         ("#### Step 3: add\n5 + 7 = 12", "12"),  # a heading
     ]
 }

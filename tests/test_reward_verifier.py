@@ -18,7 +18,7 @@ SUM = [{"role": "user", "content": "What is 2 + 3?"}]
 
 
 def stage(kind: str, **changes: Any) -> RewardVerifierStage:
-    settings: dict[str, Any] = {"measure": "gold", "isolation": "bubblewrap", "limits": Limits()}
+    settings: dict[str, Any] = {"thinking_marks": "all", "measure": "gold", "isolation": "bubblewrap", "limits": Limits()}
     return RewardVerifierStage(seed=1, threads=1, reward_verifier=RewardVerifierEntry(kind=kind, **(settings | changes)))
 
 

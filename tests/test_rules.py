@@ -73,7 +73,7 @@ def test_the_reward_is_the_weighted_sum_and_explains_itself() -> None:
 
 
 def stage(**rules: Rule) -> RewardRulesStage:
-    return RewardRulesStage(seed=1, threads=1, reward_rules=RewardRulesEntry(rules=rules))
+    return RewardRulesStage(seed=1, threads=1, reward_rules=RewardRulesEntry(thinking_marks="all", rules=rules))
 
 
 MISTAKES = [

@@ -4,18 +4,20 @@ import ast
 import gzip
 import json
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
 
-from plumbline.checking.code import CodeReward, program_of
+from plumbline.checking.code import CodeReward
 from plumbline.checking.maths import MathReward
+from plumbline.checking.programs import program_of
 from plumbline.checking.references import References, collect
 from plumbline.checking.sandbox import Limits, Verdict
 from plumbline.data.formats import FORMATS
 from plumbline.data.schema import Source
 from plumbline.rewards.reward import outcomes
-from tests.test_datasets_shared import SHARED
+from tests.shared import CASES, SHARED
 from tests.test_sandbox import needs_bubblewrap
 
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -27,7 +29,6 @@ PROGRAMS = {
     "```\nx = 1\n```\nBetter:\n```py\nx = 2\n```": "x = 2",
     "```python\nx = 1\n```\nBetter:\n```python\nx = 2\n```": "x = 2",
     "```python\nx = 1": "x = 1",  # cut off
-    "1. So:\n   ```python\n   x = 1\n   ```": "   x = 1",
     "```python\nx = 1\n```\nRun it:\n```bash\npython x.py\n```\nDone.": "x = 1",
     "```python\nx = 1\n```\nOutput:\n```\n5\n```\nDone.": "x = 1",
     "```text\nplan\n```\n```\nx = 1\n```": "x = 1",
@@ -35,8 +36,90 @@ PROGRAMS = {
 }
 
 
-def test_the_program_is_the_last_code_block() -> None:
-    assert {completion: program_of(completion) for completion in PROGRAMS} == PROGRAMS
+def test_without_tests_the_program_is_the_last_code_block() -> None:
+    assert {completion: program_of(completion).rstrip("\n") for completion in PROGRAMS} == PROGRAMS
+
+
+F = "def f(x):\n    return x + 1"
+NEEDS_G = "def f(x):\n    return g(x) + 1"
+G = "def g(x):\n    return x"
+FOUND = {
+    "a list item": (f"1. So:\n   ```python\n{indent(F, '   ')}\n   ```\n2. Done.", F),
+    "a nested list item": (f"- a\n  - b\n\n    ```py\n{indent(F, '    ')}\n    ```\n", F),
+    "deeper than Markdown allows": (f"So:\n\n        ```python\n{indent(F, '        ')}\n        ```", F),
+    "a tab": (f"\t```python\n{indent(F, chr(9))}\n\t```", F),
+    "a quotation": (f"> ```python\n{indent(F, '> ')}\n> ```\nThat is it.", F),
+    "tildes": (f"~~~python\n{F}\n~~~", F),
+    "a longer fence": (f"`````python\n{F}\n# ```\n`````", f"{F}\n# ```"),
+    "a line separator in a string": (
+        f"```python\ns = 'a\u2028b\u2029c\x85d\x0ce'\n{F}\n```",
+        f"s = 'a\u2028b\u2029c\x85d\x0ce'\n{F}",
+    ),
+    "Windows' line ends": (f"```python\n{F}\n```".replace("\n", "\r\n"), F),
+    "a usage example after it": (f"```python\n{F}\n```\nUse it:\n```python\nprint(f(1))\n```", F),
+    "an example that keeps its result": (f"```python\n{F}\n```\n```python\nx = 3\nresult = f(x)\n```", F),
+    "an example in a shell and its output": (f"```python\n{F}\n```\n```bash\npython f.py\n```\n```\n2\n```", F),
+    "a second attempt": (f"```python\ndef f(x):\n    return 0\n```\nBetter:\n```python\n{F}\n```", F),
+    "a helper before it": (f"```python\n{G}\n```\nThen\n```python\n{NEEDS_G}\n```", f"{G}\n{NEEDS_G}"),
+    "a helper after it": (f"```python\n{NEEDS_G}\n```\nwith\n```python\n{G}\n```", f"{NEEDS_G}\n{G}"),
+    "an import before it": (
+        f"```python\nimport math\n```\n```python\n{F.replace('x + 1', 'math.floor(x)')}\n```",
+        "import math\ndef f(x):\n    return math.floor(x)",
+    ),
+    "a class": ("```python\nclass f:\n    pass\n```\n```python\nprint(f())\n```", "class f:\n    pass"),
+    "another way to write the language": (f"```Python3:main.py\n{F}\n```\n```python-repl\n>>> f(1)\n```", F),
+    "attributes": (f"```{{.python .numberLines}}\n{F}\n```", F),
+    "a list item with code less deep than its fence": (f"1. So:\n   ```python\n{F}\n   ```", F),
+    "a fence behind text": (f"So: ```python\n{F}\n``` Done.", F),
+    "a fence at the end of the code": (f"```python\n{F}```", F),
+    "a fence in a docstring": (
+        "```python\ndef f(x):\n    '''\n    ```\n    '''\n    return 2\n```",
+        "def f(x):\n    '''\n    ```\n    '''\n    return 2",
+    ),
+    "a byte order mark": (f"\ufeff```python\n\ufeff{F}\n```", F),
+    "a test that imports the program": (f"```python\n{F}\n```\n```python\nfrom f import f\nassert f(1) == 2\n```", F),
+    "a global name": (
+        "```python\nn = 1\n```\n```python\ndef f(x):\n    global n\n    n += x\n    return n\n```",
+        "n = 1\ndef f(x):\n    global n\n    n += x\n    return n",
+    ),
+    "thinking": (f"<think>\n```python\ndef f(x):\n    return 9\n```\n</think>\n```python\n{F}\n```", F),
+    "an answer block": (
+        f"<think>hm</think><answer>\n```python\n{F}\n```\n</answer>\nE.g.\n```python\ndef f(x):\n    return 0\n```",
+        F,
+    ),
+    "an answer block without a fence": (f"<answer>{F}</answer>", F),
+    "only thinking": (f"<think>\n```python\n{F}\n```\n</think>\nI cannot.", "I cannot."),
+    "thinking that does not end": (f"<think>\n```python\n{F}\n```", ""),
+}
+
+
+def test_the_program_is_what_the_tests_call_wherever_it_stands() -> None:
+    found = {kind: program_of(completion, "assert f(1) == 2").rstrip("\n") for kind, (completion, _) in FOUND.items()}
+    assert found == {kind: program for kind, (_, program) in FOUND.items()}
+
+
+def test_an_example_that_reuses_a_builtin_name_is_not_part_of_the_program() -> None:
+    completion = f"```python\n{F}\n```\n```python\nset = f(1)\n```"
+    assert program_of(completion, "assert set([f(1)]) == {2}").rstrip("\n") == F
+    assert (
+        program_of("```python\ndef sum(a, b):\n    return a + b\n```\n```python\nx = 1\n```", "assert sum(1, 2) == 3")[:7]
+        == "def sum"
+    )
+
+
+@needs_bubblewrap
+def test_recorded_cases_are_scored_as_they_should_be() -> None:
+    path = CASES / "code.jsonl"
+    if not path.is_file():
+        pytest.skip("no recorded cases at hand")
+    wrong = []
+    for case in read_lines(path):
+        reward = CodeReward(
+            References([{"prompt": QUESTION, "tests": case["tests"]}], "tests"), Limits(seconds=60.0), "bubblewrap"
+        )
+        if reward([QUESTION], [case["completion"]]) != [float(case["right"])]:
+            wrong.append(case["case"])
+    assert wrong == []
 
 
 CODE = References([{"prompt": QUESTION, "tests": ["import math", "assert f(4) == math.sqrt(16)"]}], "tests")
@@ -74,7 +157,7 @@ def test_prompts_without_references_and_contradictory_ones_are_refused() -> None
 def read_lines(path: Path) -> list[Any]:
     """The rows of a JSON Lines file, zipped or not."""
     content = path.read_bytes()
-    return [json.loads(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()]
+    return [json.loads(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n") if line]
 
 
 def problems(name: str) -> list[dict[str, Any]]:

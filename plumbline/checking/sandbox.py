@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plumbline.checking import inside
+from plumbline.pipeline.ranges import COUNT, POSITIVE, outside
 
 ISOLATIONS = ("bubblewrap", "rlimits")
 OUTCOMES = ("passed", "wrong", "error", "crashed", "timeout")
@@ -60,6 +61,10 @@ class Limits:
     # processes and threads of the program; with rlimits (or Linux before 5.14) and not as root, all of the user's count
     processes: int = 8
     scratch_mib: int = 16  # size of each file, and of the scratch folder
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, seconds=POSITIVE, memory_mib=COUNT, processes=COUNT, scratch_mib=COUNT)
 
 
 class Verdict(NamedTuple):

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from plumbline.pipeline.ranges import COUNT, POSITIVE, outside
+from plumbline.reasoning import ALL, mark_problems
+
 NONE = "none"
 SPLITS = ("test", "validation")
 
@@ -20,6 +23,7 @@ class EvaluateSection:
     samples: int = 2
     temperature: float = 1.0
     max_new_tokens: int = 64
+    thinking_marks: str = ALL  # which marks set reasoning apart from an answer: all | none | names in plumbline/reasoning.py
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
@@ -33,11 +37,8 @@ class EvaluateSection:
             )
         if len(set(self.policies)) != len(self.policies):
             complaints.append(f"policies: expected each policy once, found {', '.join(self.policies)}")
-        complaints += [
-            f"{key}: expected at least 1, found {getattr(self, key)}"
-            for key in ("samples", "max_new_tokens")
-            if getattr(self, key) < 1
-        ]
-        if self.temperature <= 0:
-            complaints.append(f"temperature: expected a number above 0, found {self.temperature}")
-        return complaints
+        return (
+            complaints
+            + outside(self, samples=COUNT, max_new_tokens=COUNT, temperature=POSITIVE)
+            + mark_problems(self.thinking_marks)
+        )

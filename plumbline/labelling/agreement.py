@@ -4,7 +4,7 @@ Self-consistency (arXiv:2203.11171) as preferences, after FactTune-MC (arXiv:231
 and what it is sure of is more often true. FactTune-MC cuts an answer into claims and asks about each anew; here the whole completion is
 compared with the prompt's other completions. How far two texts agree:
 
-- If both contain a number, as plumbline/checking/maths.py reads the final one: 1 if it is the same number, else 0.
+- If both contain a number, as plumbline/checking/solutions.py reads the final one: 1 if it is the same number, else 0.
 - Otherwise the F1 of their words (SQuAD's, arXiv:1606.05250), lower-cased and without punctuation, split on whitespace in any language.
 
 Limits: agreement is confidence, not truth, and a common error agrees as well as the truth. A vague or short answer, or a refusal, agrees with
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from plumbline.checking.maths import final_answer
+from plumbline.checking.solutions import final_answer
 
 
 class Reading(NamedTuple):

@@ -11,7 +11,7 @@ rules, and the keys that each takes besides `weight` (`reward_rules.<entry>.rule
 - `forbidden`: contains none of `phrases` as a whole word (a Korean phrase: anywhere in the text);
 - `pattern`: `expression`, a regular expression of Python's `re`, matches at least `least` and at most `most` times, over all lines.
 
-Comparisons ignore case. The language is Korean if the prompt's last turn contains Hangul, else English.
+A completion's reasoning is left out before. Comparisons ignore case. The language is Korean if the prompt's last turn contains Hangul, else English.
 """
 
 import re
@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plumbline.rows import LANGUAGES, Message, language_of, last_turn
+from plumbline.letters import composed, folded
+from plumbline.reasoning import ALL, without_reasoning
+from plumbline.rows import HANGUL, LANGUAGES, Message, language_of, last_turn
 
 PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "examples": {
@@ -113,6 +115,7 @@ def _expression_problems(expression: str | None) -> list[str]:
 def value(rule: Rule, prompt: Sequence[Message], completion: str) -> float:
     """How far a completion keeps to a rule, in [0, 1]."""
     language = language_of(last_turn(prompt) if prompt else completion)
+    completion = composed(completion)
     match rule.kind:
         case "length":
             return _within(UNITS[rule.unit](completion), rule.least, rule.most)
@@ -125,7 +128,7 @@ def value(rule: Rule, prompt: Sequence[Message], completion: str) -> float:
             return float(_occurrences(completion, phrases) >= _at_least(rule))
         case "forbidden":
             return float(not _occurrences(completion, [phrase for phrases in rule.phrases.values() for phrase in phrases]))
-    count = len(re.findall(rule.expression or "", completion, re.IGNORECASE | re.MULTILINE))
+    count = len(re.findall(composed(rule.expression or ""), completion, re.IGNORECASE | re.MULTILINE))
     least = (0 if rule.most is not None else 1) if rule.least is None else rule.least
     return float(least <= count and (rule.most is None or count <= rule.most))
 
@@ -145,26 +148,29 @@ def _within(count: int, least: int | None, most: int | None) -> float:
 def _occurrences(text: str, phrases: Sequence[str]) -> int:
     """The number of times that any of the phrases occurs in a text.
 
-    A phrase without Hangul matches whole words only: `ass` does not match `class`. A Korean particle may follow it.
+    A phrase without Hangul matches whole words only: `ass` does not match `class`. A Korean particle may follow it. How letters are encoded
+    does not matter: composed or not, of full width or not.
     """
-    return sum(len(_phrase(phrase).findall(text)) for phrase in dict.fromkeys(phrases))
+    text = folded(text)
+    return sum(len(_phrase(phrase).findall(text)) for phrase in dict.fromkeys(map(folded, phrases)))
 
 
 def _phrase(phrase: str) -> re.Pattern[str]:
     escaped = re.escape(phrase.strip())
-    bounded = escaped if language_of(phrase) == "ko" else rf"(?<![^\W가-힣]){escaped}(?![^\W가-힣])"
+    bounded = escaped if language_of(phrase) == "ko" else rf"(?<![^\W{HANGUL}]){escaped}(?![^\W{HANGUL}])"
     return re.compile(bounded, re.IGNORECASE)  # re caches compiled patterns
 
 
 class RulesReward:
-    """The weighted sum of the rules' values."""
+    """The weighted sum of the rules' values; reasoning: which marks set a completion's reasoning apart (plumbline/reasoning.py)."""
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
-        self.rules = dict(rules)
+    def __init__(self, rules: Mapping[str, Rule], reasoning: str = ALL) -> None:
+        self.rules, self.reasoning = dict(rules), reasoning
 
     def explain(self, prompt: Sequence[Message], completion: str) -> dict[str, float]:
         """The value of each rule, in [0, 1], by name."""
-        return {name: value(rule, prompt, completion) for name, rule in self.rules.items()}
+        answer = without_reasoning(completion, self.reasoning)
+        return {name: value(rule, prompt, answer) for name, rule in self.rules.items()}
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
         return [
@@ -175,4 +181,6 @@ class RulesReward:
 
 def load(folder: Path, description: Mapping[str, Any], run: str) -> RulesReward:
     """Loads the reward of the rules that a reward's folder names."""
-    return RulesReward({name: Rule(**rule) for name, rule in description["rules"].items()})
+    return RulesReward(
+        {name: Rule(**rule) for name, rule in description["rules"].items()}, description.get("thinking_marks", ALL)
+    )

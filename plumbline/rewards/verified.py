@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Message
 
 VERIFIED = ("gold", "correct", "harmless", "harmful", "honest", "courteous", "concise", "refused", "over_refused")
@@ -14,15 +15,19 @@ VERIFIED = ("gold", "correct", "harmless", "harmful", "honest", "courteous", "co
 
 
 class VerifierReward:
-    """Scores completions by the closed world's verifier; measure: one of VERIFIED, such as `correct` (RLVR)."""
+    """Scores completions by the closed world's verifier; measure: one of VERIFIED, such as `correct` (RLVR).
 
-    def __init__(self, measure: str = "gold") -> None:
-        self.measure = measure
+    reasoning: which marks set a completion's reasoning apart (plumbline/reasoning.py).
+    """
+
+    def __init__(self, measure: str = "gold", reasoning: str = ALL) -> None:
+        self.measure, self.reasoning = measure, reasoning
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
         from plumbline.world.verify import verify
 
-        verdicts = (verify(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True))
+        answers = [without_reasoning(completion, self.reasoning) for completion in completions]
+        verdicts = (verify(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))
         return [float(getattr(verdict, self.measure)) for verdict in verdicts]
 
 
@@ -45,4 +50,4 @@ def count_understood(rows: Sequence[Mapping[str, Any]]) -> int:
 
 def load(folder: Path, description: Mapping[str, Any], run: str) -> VerifierReward:
     """Loads the verifier with the measure that a reward's folder names."""
-    return VerifierReward(description["measure"])
+    return VerifierReward(description["measure"], description.get("thinking_marks", ALL))
