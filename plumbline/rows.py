@@ -25,7 +25,10 @@ DEMONSTRATIONS = "demonstrations"
 LANGUAGES = ("en", "ko")
 """The languages that judges' templates, rules and the closed world know."""
 
-_HANGUL = re.compile("[가-힣ㄱ-ㆎ]")
+HANGUL = "가-힣ㄱ-ㆎᄀ-ᇿꥠ-ꥼힰ-ퟻﾡ-ￜ"
+"""All Hangul, as the content of a character class: syllables, and jamo for compatibility, conjoining (as macOS writes), archaic, half-width."""
+
+_HANGUL = re.compile(f"[{HANGUL}]")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ def by_prompt(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
 
 
 def held_out(prompt_id: str, fraction: float, seed: int) -> bool:
-    """Whether a prompt belongs to the validation split: by its own id, so the split does not move when prompts are added."""
+    """Whether a prompt belongs to the validation split: by its own id, so the split does not move when prompts are added.
+
+    Equal prompts, whose ids differ in a number at the end (`…-2`), go to the same split.
+    """
+    prompt_id = re.sub(r"\A([0-9a-f]{16})-\d+\Z", r"\1", prompt_id)
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

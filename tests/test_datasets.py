@@ -65,7 +65,7 @@ LONG = "A train leaves the old station at nine and arrives in the far city at no
 def test_a_training_row_that_contains_an_evaluation_prompt_is_removed(role: str, row: Any, dropped: bool, tmp_path: Path) -> None:
     write_rows(tmp_path / "in/rows.jsonl", [row])
     write_rows(tmp_path / "in/test.jsonl", [{"prompt": LONG}, {"prompt": "What is 3 plus 4?"}])
-    prepared = prepare(tmp_path, {role: [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {role: [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]}, lenient())
     assert prepared.dropped(role) == ({"evaluation_overlap": 1} if dropped else {})
     assert len(prepared.kept("prompts")) == 2
 
@@ -73,7 +73,7 @@ def test_a_training_row_that_contains_an_evaluation_prompt_is_removed(role: str,
 def test_rollout_prompts_that_contain_an_evaluation_prompt_are_removed(tmp_path: Path) -> None:
     write_rows(tmp_path / "in/train.jsonl", [{"prompt": f"Please answer. {LONG}"}, {"prompt": "Another thing?"}])
     write_rows(tmp_path / "in/test.jsonl", [{"prompt": LONG}])
-    prepared = prepare(tmp_path, {"prompts": [source("train.jsonl", into="train"), source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {"prompts": [source("train.jsonl", into="train"), source("test.jsonl", into="test")]}, lenient())
     assert [last_turn(row["prompt"]) for row in prepared.rows["prompts"]["train"]] == ["Another thing?"]
     assert prepared.examples("prompts") == {("train.jsonl", 1, "evaluation_overlap")}
 
@@ -81,7 +81,7 @@ def test_rollout_prompts_that_contain_an_evaluation_prompt_are_removed(tmp_path:
 def test_prompts_without_words_overlap_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path / "in/rows.jsonl", [{"prompt": "!!!", "response": "What?"}])
     write_rows(tmp_path / "in/test.jsonl", [{"prompt": prompt} for prompt in ("? ! …", "🙂", LONG, "Why?")])
-    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]}, lenient())
     assert len(prepared.kept("sft")) == 1
 
 
@@ -90,15 +90,15 @@ def test_korean_written_in_jamo_is_the_same_korean(tmp_path: Path) -> None:
     jamo = unicodedata.normalize("NFD", prompt)
     write_rows(tmp_path / "in/rows.jsonl", [{"prompt": jamo, "response": "맑아요."}, {"prompt": "다른 질문", "response": "네."}])
     write_rows(tmp_path / "in/test.jsonl", [{"prompt": prompt}])
-    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]}, lenient())
     assert prepared.examples("sft") == {("rows.jsonl", 1, "evaluation_overlap")}
     assert (signatures([prompt]) == signatures([jamo])).all()
 
 
 def test_a_short_prompt_is_found_however_it_is_spaced(tmp_path: Path) -> None:
-    write_rows(tmp_path / "in/rows.jsonl", [{"prompt": "What  is \n\n  3    plus -  -  -  4 ?", "response": "7"}])
+    write_rows(tmp_path / "in/rows.jsonl", [{"prompt": "What  is \n\n  3    plus  4 ?", "response": "7"}])
     write_rows(tmp_path / "in/test.jsonl", [{"prompt": "What is 3 plus 4?"}])
-    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]}, lenient())
     assert prepared.dropped("sft") == {"evaluation_overlap": 1}
 
 
@@ -113,7 +113,7 @@ def test_a_system_prompt_that_rows_share_is_not_an_overlap(tmp_path: Path) -> No
         tmp_path / "in/rows.jsonl", [dialogue("What about rabbits?", answer), dialogue(LONG, answer), dialogue("Why?", answer)]
     )
     write_rows(tmp_path / "in/test.jsonl", [dialogue(LONG), dialogue("Why?")])
-    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]})
+    prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")], "prompts": [source("test.jsonl", into="test")]}, lenient())
     assert prepared.examples("sft") == {("rows.jsonl", 2, "evaluation_overlap"), ("rows.jsonl", 3, "evaluation_overlap")}
 
 

@@ -308,13 +308,14 @@ def test_a_template_that_spoils_a_row_is_counted(kind: str, tmp_path: Path) -> N
 
 
 def test_a_template_that_cuts_what_an_earlier_answer_says_is_counted(tmp_path: Path) -> None:
-    """Templates of reasoning models cut earlier thoughts; whether that concerns a turn depends on its text."""
+    """Whether a template cuts a turn may depend on its text; what it may cut of earlier turns is their reasoning only."""
     template = (
         "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
-        "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}<|end|>{% endfor %}"
+        "{{ m['content'] if loop.last else m['content'].split('</think>')[-1].split('##')[-1] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    rows = [chat(("user", "a"), ("assistant", reply), ("user", "c"), ("assistant", "d")) for reply in ("b", "<think>x</think>y")]
+    replies = ("b", "x ## y", "<think>x</think>y")
+    rows = [chat(("user", "a"), ("assistant", reply), ("user", "c"), ("assistant", "d")) for reply in replies]
     write_rows(tmp_path / "in/rows.jsonl", rows)
     prepared = prepare(tmp_path, {"sft": [source("rows.jsonl")]}, lenient(), template=template)
     assert prepared.examples("sft") == {("rows.jsonl", 2, "template")}

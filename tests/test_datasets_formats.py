@@ -237,13 +237,13 @@ def test_a_mapped_system_turn_occurs_once(tmp_path: Path) -> None:
 
 
 def test_fields_that_a_format_ignores_are_reported(tmp_path: Path) -> None:
-    write_rows(tmp_path / "in/a.jsonl", [{"question": "a?", "answer": "b.", "context": "Long.", "id": 1}])
+    write_rows(tmp_path / "in/a.jsonl", [{"question": "a?", "answer": "b.", "context": "Long.", "topic": "x", "id": 1}])
     fields = {"prompt": "{context}\n\n{question}", "completion": "answer"}
     sources = [source("a.jsonl"), source("a.jsonl", name="mapped", fields=fields)]
     rows = source_rows(prepare(tmp_path, {"sft": sources}).pools)
     assert {row["source"]: (row["format"], row["unused"]) for row in rows} == {
-        "a.jsonl": ("prompt_response", "context, id"),
-        "mapped": ("fields", "id"),
+        "a.jsonl": ("prompt_response", "topic, id"),
+        "mapped": ("fields", "topic, id"),
     }
 
 

@@ -52,7 +52,7 @@ COUNTS: dict[str, tuple[int, dict[str, int]]] = {
     "llmbar_mtbench": (120, {"duplicate": 2}),
     "alpaca_eval": (200, {}),
     "tldr_judged": (300, {"no_preference": 135}),
-    "kto": (300, {"bad_text": 1, "special_token": 1}),
+    "kto": (300, {"bad_text": 1, "transcript": 1}),  # an answer that goes on with a turn of <|user|>
     "gsm8k_solutions_175b": (400, {}),
     "gsm8k_solutions_6b": (400, {}),
     "square_answers": (240, {}),

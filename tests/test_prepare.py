@@ -193,6 +193,7 @@ def test_a_scale_is_refused_with_data_from_files(project: Path) -> None:
 
 def test_every_data_conf_composes_and_its_values_fit(project: Path) -> None:
     register("prepare", PrepareStage)
+    Path("x").mkdir()
     with initialize_config_dir(str(CONF), version_base=None):
         for conf in sorted((CONF / "data").glob("*.yaml")):
             config = typed(compose("prepare", overrides=[f"data={conf.stem}", "inputs=x"]))

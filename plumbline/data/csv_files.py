@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from unicodedata import normalize
 
 from plumbline.data.faults import DataError, Fault
 from plumbline.data.files import is_utf8, open_file, refuse_utf16, suffix_of, unknown_encoding
@@ -27,6 +28,7 @@ def read_csv(path: Path, name: str, encoding: str, line_mib: int) -> Iterator[tu
             header = next((row for row in reader if row), None)
             if header is None:
                 return
+            header = [normalize("NFC", column) for column in header]
             _check_header(header, f"{name}:{reader.line_num}", encoding)
             yield from _records(reader, header, encoding)
         except csv.Error as error:

@@ -1,20 +1,18 @@
 """Evaluation prompts in training text, by word n-grams, as GPT-3 (arXiv:2005.14165, App. C) and Tülu 3 (arXiv:2411.15124) do.
 
 A training row overlaps an evaluation prompt if it contains at least half of the prompt's 8-grams (Tülu 3's numbers, both in the
-conf). A prompt too short for n-grams overlaps only rows whose own prompt consists of the same words.
+conf). A prompt too short for n-grams overlaps only rows whose own prompt consists of the same words. Symbols that carry the meaning count as
+words (plumbline/data/tokens.py).
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 from rensa import RMinHash
 
-# A word is a run of letters and digits. Han and kana, which are written without spaces, are words one by one.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+from plumbline.data.tokens import tokens
+
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -61,9 +59,9 @@ class Grams(NamedTuple):
 
 def ngrams(texts: Sequence[str], words: int) -> list[Grams]:
     """The hashed n-grams of each text, `words` words long."""
-    split = [_WORD.findall(normalize("NFC", text.lower())) for text in texts]
-    lengths = [len(tokens) for tokens in split]
-    flat = np.array(RMinHash.hash_token_sets([[word for tokens in split for word in tokens]])[0], dtype=np.uint64)
+    split = [tokens(text) for text in texts]
+    lengths = [len(found) for found in split]
+    flat = np.array(RMinHash.hash_token_sets([[word for found in split for word in found]])[0], dtype=np.uint64)
     windows = np.zeros(max(0, len(flat) - words + 1), dtype=np.uint64)
     for offset in range(words):
         windows = windows * _MULTIPLIER + flat[offset : offset + len(windows)]
@@ -97,7 +95,8 @@ def overlapping(index: Overlaps, texts: Sequence[str], prompts: Sequence[str]) -
 
 
 def _is_short(prompt: str, words: int) -> bool:
-    return len(list(islice(_WORD.finditer(prompt), words))) < words
+    pieces = len(prompt.split(None, 3 * words))  # so many cannot all be punctuation, and need not be looked at
+    return pieces <= 3 * words and len(tokens(prompt)) < words
 
 
 def _in_index(index: Overlaps, windows: np.ndarray) -> np.ndarray:

@@ -1,19 +1,19 @@
 """Exact and near duplicates: MinHash signatures (Broder, 1997) by the rensa library, candidate pairs by banding, in numpy arrays.
 
-The nearness of two texts is the Jaccard similarity of their sets of five-character shingles (lower case, NFC, white space
-collapsed). It needs no notion of words, so it works for Korean and Chinese as well as for English. A signature has 128 values, which
-estimate the similarity with a standard error of at most 0.045. Memory grows with the rows only: 512 bytes for each signature, and
+The nearness of two texts is the Jaccard similarity of their sets of five-character shingles (lower case, composed letters of usual width,
+white space collapsed). It needs no notion of words, so it works for Korean and Chinese as well as for English. A signature has 128 values,
+which estimate the similarity with a standard error of at most 0.045. Memory grows with the rows only: 512 bytes for each signature, and
 16 for band key and sort order.
 """
 
 import hashlib
 from collections.abc import Sequence
-from unicodedata import normalize
 
 import numpy as np
 from rensa import RMinHash
 
 from plumbline.data.scripts import codepoints
+from plumbline.letters import folded
 
 PERMUTATIONS = 128
 SHINGLE_CHARACTERS = 5
@@ -31,7 +31,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash signatures of texts, (texts, PERMUTATIONS) uint32."""
     if not texts:
         return np.zeros((0, PERMUTATIONS), dtype=np.uint32)
-    plain = [" ".join(normalize("NFC", text.lower()).split()) + " " for text in texts]
+    plain = [" ".join(folded(text.lower()).split()) + " " for text in texts]
     lengths = np.fromiter(map(len, plain), dtype=np.int64, count=len(plain))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     # A shingle at the end of a text reaches up to four characters into the next one: these count as zeros.

@@ -45,6 +45,15 @@ REASONS = {
     "wrong_type": Reason("a field has the wrong type", "name the right `format`, map `fields`, or clean the file"),
     "unknown_role": Reason("a message has an unknown role", "rename the roles to system, user and assistant"),
     "no_prompt": Reason("there is no prompt", "map a prompt in `fields`"),
+    "ambiguous_answer": Reason("a prompt's `answer` can be read in two ways", "write it as the detail says"),
+    "transcript": Reason(
+        "a text contains the marks of a conversation that cannot be read with certainty",
+        "store the turns as a list of messages with role and content",
+    ),
+    "reasoning": Reason(
+        "an answer's reasoning is in a key of its own",
+        "write it into the content, between the marks that your model uses, such as <think> and </think>",
+    ),
     "prompts_differ": Reason("chosen and rejected answer different prompts", "such pairs cannot be compared: clean the file"),
     "no_preference": Reason(
         "there is no verdict, or a tie", "map `positive` and `negative` if the rows do state a preference; otherwise none"
@@ -52,6 +61,10 @@ REASONS = {
     "wrong_kind": Reason("the role needs another kind of data", "list the source under another role"),
     "undesirable": Reason(
         "the answer is labelled bad, so it is not a demonstration", "list the source under `unpaired` to use it"
+    ),
+    "untrained": Reason("no answer may be trained on (weight: 0, train: false)", "none needed"),
+    "against_scores": Reason(
+        "chosen has a lower score than rejected", "clean the file, or map `fields` so that the better one is chosen"
     ),
     # content
     "empty_turn": Reason("a turn has no text", "clean the file"),
@@ -73,6 +86,8 @@ REASONS = {
     # selection
     "duplicate": Reason("repeats an earlier row", "none needed; policy.duplicates: report keeps such rows"),
     "near_duplicate": Reason("nearly repeats an earlier row", "none needed; policy.near_duplicates: report keeps such rows"),
-    "evaluation_overlap": Reason("contains an evaluation prompt", "none needed: evaluation stays fair"),
+    "evaluation_overlap": Reason(
+        "contains an evaluation prompt", "look whether the source holds the evaluation data, and take them out of it"
+    ),
     "mixture": Reason("over the source's share of the mixture", "none needed; remove `weight` to keep all rows"),
 }

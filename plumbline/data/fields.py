@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from plumbline.data.decoding import literal, text_parts
 from plumbline.data.faults import RowFault
-from plumbline.rows import Message, assistant
+from plumbline.rows import Message
 
 RawRow = Mapping[str, Any]
 """A row as a data file contains it, in the field names of its format."""
@@ -79,24 +80,70 @@ def number(value: Any, key: str) -> float:
     raise wrong_type(repr(key), "a number", value)
 
 
-def message(value: Any) -> Message:
+class Turn(dict[str, str]):
+    """A message as read, with what its further keys say. It equals every message of the same role and content."""
+
+    is_trained = True
+    """False if it is marked as not to be trained on (weight: 0, train: false)."""
+    reasoning = ""
+    """What a key beside the content says was thought before it."""
+    unused: tuple[str, ...] = ()
+    """Keys with a value that nothing here uses."""
+
+
+def message(value: Any) -> Turn:
     """A message of any usual spelling (role/content, from/value) as {"role", "content"}; RowFault if it is not one."""
+    value = literal(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise wrong_type("messages", "a message with role and content", value)
     role = value.get("role", value.get("from"))
     content = value.get("content", value.get("value"))
+    if inexpressible := next((key for key in (*_TOOLS, *MEDIA) if value.get(key)), None):
+        raise RowFault("wrong_type", f"a message with {inexpressible!r}, which the chat templates here cannot express")
     if role is None or content is None:
         missing = "role" if role is None else "content"
         raise RowFault("missing_field", f"a message without {missing}: {sorted(map(str, value))[:8]}")
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise RowFault("unknown_role", f"{str(role)[:40]!r}; known: {', '.join(ROLES)}")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise RowFault("wrong_type", "a message that calls a tool, which the chat templates here cannot express")
+    content = text_parts(content) if isinstance(content, str) else content
     if isinstance(content, list):  # OpenAI's parts
         content = "".join(_part_text(part) for part in content)
     if not isinstance(content, str):
         raise wrong_type("content", "a string", content)
-    return {"role": ROLES[role.lower()], "content": content}
+    turn = Turn(role=ROLES[role.lower()], content=content)
+    turn.is_trained = all(_is_trained(value[key], key) for key in _TRAINING if value.get(key) is not None)
+    turn.is_trained = turn.is_trained and not any(value.get(key) for key in _PARTLY_TRAINED)
+    turn.reasoning = "\n".join(str(value[key]) for key in _REASONING if value.get(key))
+    turn.unused = tuple(str(key) for key in value if key not in _USED and value[key] not in (None, "", [], {}))
+    return turn
+
+
+def is_trained(turn: Message) -> bool:
+    """Whether a turn may be trained on: all may but those that are marked otherwise."""
+    return turn.is_trained if isinstance(turn, Turn) else True
+
+
+def reasoning_beside(turn: Message) -> str:
+    """The reasoning that a message has in a key of its own and not in its content; "" if there is none."""
+    reasoning = turn.reasoning.strip() if isinstance(turn, Turn) else ""
+    return "" if reasoning in turn["content"] else reasoning
+
+
+_TRAINING = ("weight", "train", "training", "loss", "loss_mask")
+"""Keys of a message whose 0 or false keeps it out of the loss, as OpenAI, axolotl, Mistral, ms-swift and XTuner spell it."""
+_PARTLY_TRAINED = ("train_detail", "training_detail", "masked")
+"""Keys whose value, if there is one, keeps a part of the message out of the loss (axolotl), or all of it (torchtune)."""
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thoughts")
+_TOOLS = ("tool_calls", "function_call")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_USED = {"role", "from", "content", "value", *_TRAINING, *_PARTLY_TRAINED, *_REASONING}
+
+
+def _is_trained(value: Any, key: str) -> bool:
+    name = str(value).strip().lower()
+    if name not in ("1", "1.0", "true", "0", "0.0", "false"):
+        raise wrong_type(key, "0 or 1, or true or false", value)
+    return name in ("1", "1.0", "true")
 
 
 def _part_text(part: Any) -> str:
@@ -106,6 +153,11 @@ def _part_text(part: Any) -> str:
     raise RowFault("wrong_type", f"content: expected parts of type text, found {str(kind)[:40]}")
 
 
+def is_messages(value: Any) -> bool:
+    """Whether a value is meant as a message or a list of them."""
+    return isinstance(value, list) or (isinstance(value, Mapping) and ("role" in value or "from" in value))
+
+
 def messages(value: Any, key: str) -> list[Message]:
     """A conversation, or a single message; RowFault for any other value."""
     if isinstance(value, Mapping):
@@ -113,29 +165,3 @@ def messages(value: Any, key: str) -> list[Message]:
     if not isinstance(value, list):
         raise wrong_type(repr(key), "a list of messages", value)
     return [message(item) for item in value]
-
-
-def user(content: str) -> list[Message]:
-    """A prompt of one user turn."""
-    return [{"role": "user", "content": content}]
-
-
-def system_turn(row: RawRow) -> list[Message]:
-    """The system turn that a row has in a field of its own; empty if there is none or it is blank."""
-    key = next((key for key in ("system", "system_prompt") if row.get(key) is not None), None)
-    content = text(row, key) if key else ""
-    return [{"role": "system", "content": content}] if content.strip() else []
-
-
-def prompt_of(row: RawRow, key: str) -> list[Message]:
-    """The prompt in a field, a string or messages, after the row's system turn."""
-    value = row.get(key)
-    if key == "turns" and isinstance(value, list) and value and isinstance(value[0], str):
-        return [*system_turn(row), *user(value[0])]  # MT-Bench: the first turn is the question
-    return [*system_turn(row), *(messages(value, key) if isinstance(value, (list, Mapping)) else user(text(row, key)))]
-
-
-def completion_of(row: RawRow, key: str) -> list[Message]:
-    """The completion in a field, a string or messages."""
-    value = row.get(key)
-    return messages(value, key) if isinstance(value, (list, Mapping)) else assistant(text(row, key))

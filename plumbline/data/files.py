@@ -4,8 +4,10 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO
+from unicodedata import normalize
 
 from plumbline.data.faults import DataError, Fault
 from plumbline.data.schema import Source
@@ -44,11 +46,12 @@ def _matches(pattern: str, inputs: Path) -> list[Path]:
             "or set `inputs` in params.yaml to a folder that contains it."
         )
     if any(sign in pattern for sign in "*?["):
-        paths = sorted(path for path in inputs.glob(pattern) if path.is_file())
+        paths = sorted({path for form in _forms(pattern) for path in inputs.glob(form) if path.is_file()})
         if not paths:
             raise DataError(f"expected files that match '{pattern}' in '{inputs}', found none. Correct `files` in the data conf.")
     else:
-        paths = _named_files(inputs / pattern)
+        forms = [inputs / form for form in _forms(pattern)]
+        paths = _named_files(next((path for path in forms if path.exists()), forms[0]))
     for path in paths:
         if not path.resolve().is_relative_to(inputs.resolve()):
             raise DataError(
@@ -57,6 +60,12 @@ def _matches(pattern: str, inputs: Path) -> list[Path]:
         if not path.is_file():
             raise DataError(f"expected a regular file at '{path}', found something else.")
     return paths
+
+
+def _forms(pattern: str) -> list[str]:
+    """A pattern as it is, then with each folder and name composed or decomposed: macOS writes "é" as two characters, others as one."""
+    parts = [dict.fromkeys((part, normalize("NFC", part), normalize("NFD", part))) for part in Path(pattern).parts]
+    return [str(Path(*form)) for form in product(*parts)]
 
 
 def _named_files(path: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from plumbline.data.demonstrations import PROMPT_ONLY, PROMPT_RESPONSE
 from plumbline.data.faults import DataError, RowFault
 from plumbline.data.fields import Kind, RawRow, Record, messages, text
 from plumbline.data.mapping import MAPPABLE, mapped
+from plumbline.data.marks import verdict_of
+from plumbline.data.questions import prompt_of, question_field, system_turn
 from plumbline.data.schema import Source
 from plumbline.rows import PREFERENCES
 
@@ -59,7 +61,10 @@ def _own_value(row: RawRow, column: str, source: Source) -> Any:
         return text(row, column)
     if column == "label":
         return preferences.label_of(row[column], source)
-    return messages(row[column], column)
+    turns = messages(row[column], column)
+    if column == "prompt":
+        return prompt_of(row, column)
+    return [*system_turn(row), *turns] if column == "messages" else turns
 
 
 def _is_own(row: RawRow) -> bool:
@@ -105,19 +110,22 @@ FORMATS: dict[str, Format] = {
         "completions with overall_score; best against worst",
     ),
     "scored": Format(
-        _has("prompt", "completions", "scores"), preferences.scored, "prompt, completions, scores; best against worst"
+        lambda row: question_field(row) is not None and "completions" in row and "scores" in row,
+        preferences.scored,
+        "prompt, completions, scores; best against worst",
     ),
     "ranked": Format(
-        lambda row: "prompt" in row and any(key in row for key in ("ranked", "ranking")),
+        lambda row: question_field(row) is not None and any(key in row for key in ("ranked", "ranking")),
         preferences.ranked,
         "prompt and `ranked` (or ranking, responses, completions) from best to worst; best against worst",
     ),
     "kto": Format(
         lambda row: (
-            ("label" in row or "kto_tag" in row) and any(key in row for key in ("completion", "messages", "conversations"))
+            ("label" in row and any(key in row for key in ("completion", "messages", "conversations")))
+            or ("kto_tag" in row and any(key in row for key in (*preferences.REPLIES, *demonstrations.CONVERSATIONS)))
         ),
         preferences.kto,
-        "prompt, completion (or messages) and a label, true or false",
+        "prompt, completion (or messages) and a label, or any answer and a kto_tag, true or false",
     ),
     "gsm8k": Format(
         lambda row: "question" in row and isinstance(row.get("answer"), str) and "####" in row["answer"],
@@ -221,14 +229,15 @@ class _WatchedRow(dict[str, Any]):
 
 
 def unused_fields(name: str, source: Source, sample: Sequence[RawRow]) -> list[str]:
-    """The fields that a format ignores in every sampled row that it can convert."""
+    """The fields that are ignored in every sampled row that the format can convert."""
     fields: dict[str, None] = {}
     read: set[str] = set()
-    for row in map(_WatchedRow, sample):
+    for row in sample:
+        watched = _WatchedRow(row)
         try:
-            converter(name)(row, source)
+            converter(name)(watched, source)
         except RowFault:
             continue
         fields |= dict.fromkeys(map(str, row))
-        read |= row.read
+        read |= watched.read | {field for field, value in row.items() if verdict_of(field, value) is not None}
     return [field for field in fields if field not in read and field not in PROVENANCE]

@@ -5,6 +5,7 @@ with near-duplicate search. The rows themselves stay on disk until it is decided
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,21 +14,34 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from plumbline.data.checks import check_content, for_role
+from plumbline.checking.quantities import ambiguity
+from plumbline.data.checks import check_content, for_role, unused_keys
 from plumbline.data.decontamination import overlapping
 from plumbline.data.duplicates import PERMUTATIONS, digest, signatures
 from plumbline.data.faults import Fault, RowFault
 from plumbline.data.formats import converter
-from plumbline.data.json_files import parse_line
+from plumbline.data.marks import compare_scores, refuse_bad_demonstration
 from plumbline.data.parallel import chunked, map_chunks
 from plumbline.data.personal_data import apply_policy
 from plumbline.data.plans import RolePlan
-from plumbline.data.reading import Item
+from plumbline.data.reading import Item, parsed
 from plumbline.data.schema import SPLITS, Source
 from plumbline.data.scripts import language
 from plumbline.data.spool import CHUNK_ROWS, COLUMNS, TRAIN, Drop, Pool
 from plumbline.data.texts import identity, prompt_text, question_text, whole_text
+from plumbline.data.transcripts import unrolled
 from plumbline.rows import Row
+
+
+class Notes(NamedTuple):
+    """What is reported of rows that are kept."""
+
+    personal: Counter[str]
+    """Personal data by kind."""
+    ties: Counter[str]
+    """Pairs with equal scores, by source."""
+    unused: Counter[tuple[str, str]]
+    """Keys of messages that nothing uses, by source and key."""
 
 
 class Chunk(NamedTuple):
@@ -40,7 +54,7 @@ class Chunk(NamedTuple):
     rows: list[int]
     drops: list[Drop]
     rows_in: Counter[str]
-    personal: Counter[str]
+    notes: Notes
 
 
 def gather(plan: RolePlan, items: Iterable[tuple[int, Item]], spool: Path, processes: int) -> Pool:
@@ -58,8 +72,11 @@ def gather(plan: RolePlan, items: Iterable[tuple[int, Item]], spool: Path, proce
             pool.tally.rows_in.update(chunk.rows_in)
             for drop in chunk.drops:
                 pool.tally.drop(drop)
-            for kind, count in chunk.personal.items():
+            for kind, count in chunk.notes.personal.items():
                 pool.tally.noted[(plan.role, kind)] += count
+            for name, count in chunk.notes.ties.items():
+                pool.tally.noted[(name, "tied_scores")] += count
+            pool.tally.unused.update(chunk.notes.unused)
             bar.update(sum(chunk.rows_in.values()))
     if numbers:
         pool.columns = np.concatenate(columns)
@@ -74,12 +91,12 @@ def work_chunk(plan: RolePlan, items: list[tuple[int, Item]]) -> Chunk:
     """Converts, checks and measures a chunk of items."""
     rows, lines, positions, drops = [], [], [], []
     rows_in: Counter[str] = Counter()
-    personal: Counter[str] = Counter()
+    notes = Notes(Counter(), Counter(), Counter())
     for number, item in items:
         source = plan.sources[number]
         rows_in[source.name] += 1
         try:
-            row = convert(plan, number, item, personal)
+            row = convert(plan, number, item, notes)
             line = _line(row)
         except RowFault as error:
             drops.append(Drop(source.name, error.fault.reason, _printable(error.fault.detail), item.file, item.row))
@@ -101,28 +118,48 @@ def work_chunk(plan: RolePlan, items: list[tuple[int, Item]]) -> Chunk:
     near = plan.policy.near_duplicates != "off"
     signature = signatures(texts) if near else np.zeros((0, PERMUTATIONS), dtype=np.uint32)
     files, row_numbers = [file for _, file, _ in positions], [row_number for _, _, row_number in positions]
-    return Chunk(lines, columns, signature, files, row_numbers, drops, rows_in, personal)
+    return Chunk(lines, columns, signature, files, row_numbers, drops, rows_in, notes)
 
 
-def convert(plan: RolePlan, number: int, item: Item, personal: Counter[str]) -> Row:
+def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
     """An item of source `number` as a checked row of the role, with its provenance; RowFault if it cannot be one."""
     source = plan.sources[number]
-    content = parse_line(item.content) if isinstance(item.content, bytes) else item.content
+    content = parsed(item)
     if isinstance(content, Fault):
         raise RowFault(*content)
     record = converter(plan.formats[number])(content, source)
+    if plan.role == "sft" and record.kind != "preference":
+        refuse_bad_demonstration(content, source)
+    is_tied = record.kind == "preference" and plan.role != "prompts" and compare_scores(content, source)
     row = for_role(plan.role, record)
+    unused = unused_keys(row)
+    row = unrolled(row)
     check_content(plan.role, row)
-    scanned = apply_policy(row, plan.policy.personal_data, personal)
+    scanned = apply_policy(row, plan.policy.personal_data, notes.personal)
     if scanned is not row:  # masking may have made two answers equal
         check_content(plan.role, scanned)
         row = scanned
+    if is_tied:
+        notes.ties[source.name] += 1
+    notes.unused.update((source.name, key) for key in unused)
     extra = {key: value for key, value in record.extra.items() if key not in row}
     if plan.role == "prompts":
-        prompt = prompt_text(row)
-        row, extra = {"id": f"{digest(prompt):016x}", **row, "family": None, "language": language(prompt), **extra}, {}
+        refuse_ambiguous_answer(extra)
+        row, extra = {"id": id_of(row), **row, "family": None, "language": language(prompt_text(row)), **extra}, {}
     provenance = {"source": source.name, "file": item.file, "row": item.row, "licence": source.licence}
     return {**row, **extra, **provenance} if source.licence else {**row, **extra}
+
+
+def refuse_ambiguous_answer(extra: Row) -> None:
+    """Raises a RowFault for an `answer`, which maths is checked against, that can be read in two ways; prose is nobody's reference."""
+    answer = str(extra.get("answer", ""))
+    if not re.search(r"[^\W\d_]{3}", re.sub(r"\\[A-Za-z]+", "", answer)) and (why := ambiguity(answer)):
+        raise RowFault("ambiguous_answer", f"{answer[:60]!r}: {why}")
+
+
+def id_of(row: Row) -> str:
+    """The id of a prompt that the data give none: a hash of its text."""
+    return f"{digest(prompt_text(row)):016x}"
 
 
 def _line(row: Row) -> bytes:

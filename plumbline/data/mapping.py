@@ -1,13 +1,16 @@
 """A format of your own, without code: `fields` in conf/data/<name>.yaml maps our columns to the fields of your rows."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
+from unicodedata import normalize
 
+from plumbline.data.decoding import decoded, literal, named
 from plumbline.data.demonstrations import conversation
 from plumbline.data.faults import RowFault
-from plumbline.data.fields import RawRow, Record, completion_of, prompt_of, text
+from plumbline.data.fields import RawRow, Record, text
+from plumbline.data.filling import fill, is_template
 from plumbline.data.preferences import by_votes, label_of, pair, ranked, scored
+from plumbline.data.questions import completion_of, prompt_of
 from plumbline.data.schema import Source
 
 MAPPABLE = (
@@ -20,10 +23,10 @@ _EXTRA = ("id", "family", "language", "answer", "tests")
 def mapped(row: RawRow, source: Source) -> Record:
     """A row by `source.fields`, our column -> your field.
 
-    A field is a name, dotted into nested ones, or a template with {field}. A template loses the white space at its ends, which an empty
-    field there leaves behind.
+    A field is a name, dotted into nested ones, or a template with {field}, in which {{ and }} stand for braces. A template loses the white
+    space at its ends, which an empty field there leaves behind.
     """
-    columns = {column: _lookup(row, path, column) for column, path in source.fields.items()}
+    columns = decoded({column: _lookup(row, path, column) for column, path in source.fields.items()})
     extra = {key: columns[key] for key in _EXTRA if columns.get(key) is not None}
     prompt = []
     if "prompt" in columns:  # from here on, the system turn is part of the prompt
@@ -49,18 +52,19 @@ def mapped(row: RawRow, source: Source) -> Record:
 
 def _lookup(row: RawRow, path: str, column: str) -> Any:
     """The value of a field or template; RowFault if a field does not exist."""
-    if "{" in path:
-        return re.sub(r"\{([^{}]*)\}", lambda match: text({path: _lookup(row, match[1], column)}, path), path).strip()
+    if (name := normalize("NFC", path)) in row:  # also a field whose name contains a dot or a brace
+        return row[name]
+    if is_template(path):
+        return fill(path, lambda name: text({name: _lookup(row, name, column)}, name)).strip()
     if column == "preferred" and "," in path:
         return None  # several votes, looked up one by one
     value: Any = row
     for step in path.split("."):
+        value = literal(value) if isinstance(value, str) else value
         if isinstance(value, list) and step.lstrip("-").isdigit() and -len(value) <= int(step) < len(value):
             value = value[int(step)]
-        elif isinstance(value, Mapping) and step in value:
-            value = value[step]
-        elif path in row:  # a field whose name contains a dot
-            return row[path]
+        elif isinstance(value, Mapping) and (key := named(value, step)) is not None:
+            value = value[key]
         else:
             raise RowFault("missing_field", f"{column}: no field {path!r}; the row has {sorted(map(str, row))[:8]}")
     return value

@@ -25,11 +25,13 @@ NOTED = {
     "duplicate": "duplicates kept (policy.duplicates: report)",
     "near_duplicate": "near duplicates kept (policy.near_duplicates: report)",
     "evaluation_overlap": "rows that contain an evaluation prompt, kept (policy.decontaminate: report)",
+    "tied_scores": "pairs whose answers have equal scores, kept in the order that the data state",
     "email": "e-mail addresses",
     "phone": "phone numbers",
     "resident_number": "Korean resident registration numbers",
 }
 _SHOWN_DROPS = 5
+_SHOWN_KEYS = 8
 _SHOWN_TOKENS = 400
 _LEAST_SHARE = 0.001  # of the letters, for a script to be listed
 
@@ -49,6 +51,8 @@ def metrics(pools: Mapping[str, Pool], summaries: Summaries) -> dict[str, float 
             figures[f"{role}.dropped.{reason}"] = count
         for reason, count in sorted(_by_reason(pool.tally.noted).items()):
             figures[f"{role}.noted.{reason}"] = count
+        if pool.tally.unused:
+            figures[f"{role}.noted.unused_message_keys"] = sum(pool.tally.unused.values())
         for split, summary in summaries[role].items():
             figures[f"{role}.{split}.rows"] = len(summary.lengths)
             figures |= {f"{role}.{split}.{name}": value for name, value in lengths(role, summary).items()}
@@ -125,10 +129,16 @@ def source_rows(pools: Mapping[str, Pool]) -> list[dict[str, Any]]:
                     "dropped": sum(dropped.values()),
                     "reasons": ", ".join(f"{reason} {count}" for reason, count in dropped.items()),
                     "format": pool.formats[number],
-                    "unused": ", ".join(pool.unused[number]),
+                    "unused": ", ".join([*pool.unused[number], *_unused_keys(pool, source.name)]),
                 }
             )
     return rows
+
+
+def _unused_keys(pool: Pool, source: str) -> list[str]:
+    """The keys of a source's messages that nothing uses, the most frequent ones with their counts."""
+    counts = Counter({key: count for (name, key), count in pool.tally.unused.items() if name == source})
+    return [f"{key} of {count:,} messages" for key, count in counts.most_common(_SHOWN_KEYS)]
 
 
 def drop_rows(pools: Mapping[str, Pool]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from plumbline.data.faults import RowFault
 from plumbline.data.texts import contents
+from plumbline.letters import usual_marks
 from plumbline.rows import Row
 
 _PATTERNS = {
@@ -22,7 +23,7 @@ _PATTERNS = {
         r"|(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4})(?![\d-])"
     ),
 }
-_POSSIBLE = re.compile(r"@|\d{3}")  # every pattern needs one or the other
+_POSSIBLE = re.compile(r"[@＠]|\d{3}")  # every pattern needs one or the other
 _ANY = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _PATTERNS.items()))
 MASKS = {"email": "[EMAIL]", "resident_number": "[RESIDENT NUMBER]", "phone": "[PHONE]"}
 
@@ -40,15 +41,15 @@ def may_contain_any(text: str) -> bool:
 
 
 def scan(text: str) -> Scan:
-    """Finds personal data in a text."""
+    """Finds personal data in a text, also in full-width letters and digits and with typographic dashes."""
     counts: Counter[str] = Counter()
-
-    def mask(match: re.Match[str]) -> str:
+    masked, end = "", 0
+    for match in _ANY.finditer(usual_marks(text)):
         kind = str(match.lastgroup)
         counts[kind] += 1
-        return MASKS[kind]
-
-    return Scan(_ANY.sub(mask, text), counts)
+        masked += text[end : match.start()] + MASKS[kind]
+        end = match.end()
+    return Scan(masked + text[end:], counts)
 
 
 def apply_policy(row: Row, policy: str, totals: Counter[str]) -> Row:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from plumbline.data.decontamination import Overlaps
 from plumbline.data.faults import REASONS, DataError, Fault
 from plumbline.data.formats import format_of, unused_fields
-from plumbline.data.json_files import parse_line
-from plumbline.data.reading import Item, read_source
+from plumbline.data.reading import Item, parsed, read_source
 from plumbline.data.schema import SPLITS, FilesData, Policy, Source
 from plumbline.rows import Row
 
@@ -56,10 +55,10 @@ def role_from_files(role: str, data: FilesData, inputs: Path) -> Incoming:
 
 def _sample(source: Source, head: list[Item]) -> list[Row]:
     """The first items that are rows; a DataError if the format is to be detected and none of them is."""
-    parsed = [parse_line(item.content) if isinstance(item.content, bytes) else item.content for item in head]
-    sample = [row for row in parsed if isinstance(row, dict)]
+    rows = [parsed(item) for item in head]
+    sample = [row for row in rows if isinstance(row, dict)]
     if head and not sample and source.format == "auto" and not source.fields:
-        fault = next(row for row in parsed if isinstance(row, Fault))
+        fault = next(row for row in rows if isinstance(row, Fault))
         raise DataError(
             f"{head[0].file}:{head[0].row}: expected rows, found none in the first {len(head)}: {fault.reason}, {fault.detail}. "
             f"Check that the file is what its name says. Remedy: {REASONS[fault.reason].remedy}."

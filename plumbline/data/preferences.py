@@ -4,12 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
-from plumbline.data.demonstrations import conversation, instruction_prompt
+from plumbline.data.demonstrations import CONVERSATIONS, conversation
 from plumbline.data.faults import RowFault
-from plumbline.data.fields import RawRow, Record, completion_of, listing, message, number, prompt_of, text, wrong_type
+from plumbline.data.fields import RawRow, Record, listing, message, number, text, wrong_type
+from plumbline.data.questions import completion_of, prompt_of, question_field, question_of, system_turn
 from plumbline.data.schema import Source
 from plumbline.rows import Message, assistant
+
+REPLIES = ("completion", "response", "output", "answer")
+"""The fields that may contain the answer that a label is about."""
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 _SCORE_FIELDS = ("overall_score", "score", "fine-grained_score", "reward")
@@ -21,12 +26,21 @@ _SCORE_FIELDS = ("overall_score", "score", "fine-grained_score", "reward")
 def pair(row: RawRow, source: Source) -> Record:
     """Prompt, chosen and rejected as strings or messages. Answers that repeat the prompt (as in Tülu and UltraFeedback) lose it."""
     chosen, rejected = completion_of(row, "chosen"), completion_of(row, "rejected")
-    key = next((key for key in ("conversations", "prompt", "question", "instruction", "input") if row.get(key) is not None), None)
-    prompt = prompt_of(row, key) if key else []
-    if len(chosen) > 1 or len(rejected) > 1 or not prompt:
-        prompt = _with_system_turn(_shared_prompt(chosen[:-1], rejected[:-1], prompt), prompt)
+    key = question_field(row)
+    prompt = prompt_of(row, key) if key else system_turn(row)
+    if len(chosen) > 1 or len(rejected) > 1 or not key:
+        turns = _shared_prompt(chosen[:-1], rejected[:-1], prompt if key else [])
+        if key and _dialogue(turns) == _dialogue(
+            question_of(row, key)
+        ):  # the answers repeat the question, not what stands beside it
+            turns = [*(turn for turn in turns if turn["role"] == "system"), *_dialogue(prompt)]
+        prompt = _with_system_turn(turns, prompt)
     extra = {key: row[key] for key in ("score_chosen", "score_rejected") if isinstance(row.get(key), (int, float))}
     return Record("preference", {"prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]}, extra)
+
+
+def _dialogue(turns: list[Message]) -> list[Message]:
+    return [turn for turn in turns if turn["role"] != "system"]
 
 
 def _shared_prompt(chosen: list[Message], rejected: list[Message], stated: list[Message]) -> list[Message]:
@@ -48,9 +62,13 @@ def _with_system_turn(turns: list[Message], stated: list[Message]) -> list[Messa
 
 
 def hh(row: RawRow, source: Source) -> Record:
-    """HH-RLHF: two transcripts that differ in their last turn."""
+    """HH-RLHF: two transcripts that differ in their last turn; if they are that turn alone, what they answer is in another field."""
     chosen, rejected = transcript(text(row, "chosen")), transcript(text(row, "rejected"))
-    prompt = _shared_prompt(chosen[:-1], rejected[:-1], [])
+    key = question_field(row)
+    if key and len(chosen) == len(rejected) == 1:
+        prompt = prompt_of(row, key)
+    else:
+        prompt = [*system_turn(row), *_shared_prompt(chosen[:-1], rejected[:-1], [])]
     return Record("preference", {"prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]})
 
 
@@ -71,9 +89,8 @@ def transcript(value: str) -> list[Message]:
 def ultrafeedback(row: RawRow, source: Source) -> Record:
     """The original UltraFeedback, with up to four scored completions; the best and the worst become the pair."""
     replies = listing(row, "completions")
-    key = next((key for key in ("instruction", "prompt", "question") if key in row), "prompt")
     candidates = [(_score_in(reply), _text_in(reply)) for reply in replies]
-    return _best_against_worst(prompt_of(row, key), candidates)
+    return _best_against_worst(prompt_of(row), candidates)
 
 
 def _score_in(reply: Any) -> float:
@@ -95,18 +112,14 @@ def scored(row: RawRow, source: Source) -> Record:
     if len(replies) != len(scores):
         raise RowFault("wrong_type", f"scores: expected one for each of {len(replies)} completions, found {len(scores)}")
     values = [number(score, "scores") for score in scores]
-    return _best_against_worst(
-        prompt_of(row, "prompt"), list(zip(values, (_reply_text(reply) for reply in replies), strict=True))
-    )
+    return _best_against_worst(prompt_of(row), list(zip(values, (_reply_text(reply) for reply in replies), strict=True)))
 
 
 def ranked(row: RawRow, source: Source) -> Record:
     """Completions from best to worst; the first and the last become the pair."""
     key = next((key for key in ("ranked", "ranking", "responses", "completions") if key in row), "ranked")
     replies = listing(row, key)
-    return _best_against_worst(
-        prompt_of(row, "prompt"), [(-float(rank), _reply_text(reply)) for rank, reply in enumerate(replies)]
-    )
+    return _best_against_worst(prompt_of(row), [(-float(rank), _reply_text(reply)) for rank, reply in enumerate(replies)])
 
 
 def _reply_text(value: Any) -> str:
@@ -132,8 +145,7 @@ def _best_against_worst(prompt: list[Message], candidates: list[tuple[float, str
 def comparison(row: RawRow, source: Source) -> Record:
     """Two outputs and which is better: 1 or 2 (LLMBar), a number between them (AlpacaEval); 0 and 1.5 are ties."""
     key = "label" if "label" in row else "preference"
-    prompt = instruction_prompt(row) if "instruction" in row else prompt_of(row, "input")
-    return by_votes(prompt, text(row, "output_1"), text(row, "output_2"), [row.get(key)], source)
+    return by_votes(prompt_of(row), text(row, "output_1"), text(row, "output_2"), [row.get(key)], source)
 
 
 def by_votes(prompt: list[Message], first: str, second: str, votes: Sequence[Any], source: Source) -> Record:
@@ -148,7 +160,7 @@ def by_votes(prompt: list[Message], first: str, second: str, votes: Sequence[Any
 
 def _vote(vote: Any, source: Source) -> int:
     """1 or 2 for the better one, 0 for a tie or no verdict."""
-    name = str(vote).strip()
+    name = normalize("NFC", str(vote).strip())
     if source.positive or source.negative:
         return 1 if name in source.positive else 2 if name in source.negative else 0
     try:
@@ -164,16 +176,16 @@ def _vote(vote: Any, source: Source) -> int:
 def kto(row: RawRow, source: Source) -> Record:
     """A completion, or the end of a conversation, with a label."""
     label = label_of(row.get("label", row.get("kto_tag")), source)
-    if "messages" in row or "conversations" in row:
+    if any(key in row for key in CONVERSATIONS):
         turns = conversation(row, source).columns["messages"]
         return Record("unpaired", {"prompt": turns[:-1], "completion": turns[-1:], "label": label})
-    prompt, completion = prompt_of(row, "prompt"), completion_of(row, "completion")
-    return Record("unpaired", {"prompt": prompt, "completion": completion, "label": label})
+    reply = next((key for key in REPLIES if key in row), "completion")
+    return Record("unpaired", {"prompt": prompt_of(row), "completion": completion_of(row, reply), "label": label})
 
 
 def label_of(value: Any, source: Source) -> bool:
     """Whether a label means good; RowFault if there is none, or it means neither good nor bad."""
-    name = str(value).strip()
+    name = normalize("NFC", str(value).strip())
     if source.positive or source.negative:
         if name in source.positive or name in source.negative:
             return name in source.positive

@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from plumbline.data.csv_files import read_csv
-from plumbline.data.faults import DataError, Fault
+from plumbline.data.decoding import decoded
+from plumbline.data.faults import DataError, Fault, RowFault
 from plumbline.data.files import SUFFIXES, find_files, read_lines, read_text, suffix_of
-from plumbline.data.json_files import read_json
+from plumbline.data.json_files import parse_line, read_json
 from plumbline.data.schema import Source
 
 
@@ -25,6 +27,15 @@ class Item(NamedTuple):
     content: bytes | dict[str, Any] | Fault
 
 
+def parsed(item: Item) -> dict[str, Any] | Fault:
+    """The content of an item as an object, its columns named and decoded as the data conf and the formats expect them."""
+    content = parse_line(item.content) if isinstance(item.content, bytes) else item.content
+    try:
+        return content if isinstance(content, Fault) else decoded(content)
+    except RowFault as error:
+        return error.fault
+
+
 def read_source(source: Source, inputs: Path, line_mib: int = 16) -> Iterator[Item]:
     """The rows of a source in order, at most `limit` of them."""
     if source.hub is not None:
@@ -32,7 +43,9 @@ def read_source(source: Source, inputs: Path, line_mib: int = 16) -> Iterator[It
     else:
         paths = find_files(source, inputs)
         items = (
-            item for path in paths for item in read_file(path, path.relative_to(inputs).as_posix(), source.encoding, line_mib)
+            item
+            for path in paths
+            for item in read_file(path, normalize("NFC", path.relative_to(inputs).as_posix()), source.encoding, line_mib)
         )
     for count, item in enumerate(items):
         if source.limit is not None and count >= source.limit:

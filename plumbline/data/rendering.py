@@ -20,7 +20,9 @@ from plumbline.models.chat import (
     render_turns,
     require_template,
 )
-from plumbline.rows import Message, Row
+from plumbline.models.proving import without_opening
+from plumbline.reasoning import opening_at_end, without_reasoning
+from plumbline.rows import Message, Row, assistant, text_of
 
 _LEAST_PROMPT_TOKENS = 16  # left of a prompt's last turn; less of it no longer makes a question
 
@@ -104,11 +106,14 @@ def _spoilt_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         return fault
     position = 0
     for number, turn in enumerate(messages):
-        content = turn["content"].strip()
-        position = text.find(content, position)
-        if position < 0:
-            return Fault("template", f"the template drops or changes turn {number} ({turn['role']}): {content[:40]!r}")
-        position += len(content)
+        wanted = [turn["content"].strip()]
+        if turn["role"] == "assistant" and turn is not messages[-1]:
+            wanted.append(without_reasoning(wanted[0]))  # templates of reasoning models leave out earlier reasoning
+        found = [(start, content) for content in wanted if (start := text.find(content, position)) >= 0]
+        if not found:
+            return Fault("template", f"the template drops or changes turn {number} ({turn['role']}): {wanted[0][:40]!r}")
+        start, content = min(found)
+        position = start + len(content)
     return None
 
 
@@ -127,9 +132,20 @@ def _spoilt_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tupl
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
     for number, (role, start, stop) in enumerate(zip(roles[:-1], starts, starts[1:], strict=False)):
         count = text.count(end, start, stop)
-        if count > 1 or (count < 1 and role == "assistant"):
+        if count > 1 or (count < 1 and role == "assistant" and not _ends(tokenizer, text[start + len(marks[number]) : stop])):
             return Fault("end_of_turn", f"{count} of {end!r} after turn {number} ({role}), which is not the last")
     return None
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, between: str) -> bool:
+    """Whether an earlier answer ends in another special token than the last one (OLMo 3), which is not the next turn's header."""
+    user: list[Message] = [{"role": "user", "content": "a"}]
+    header = render(tokenizer, user, add_generation_prompt=True).removeprefix(
+        render(tokenizer, user, add_generation_prompt=False)
+    )
+    special = special_tokens(tokenizer)
+    tokens, opening = special.findall(between), special.findall(header)
+    return len(tokens) > 1 and between.lstrip().startswith(tokens[0]) and tokens[0] not in opening
 
 
 def _spoilt_end(completion: list[int], end: int, tokenizer: PreTrainedTokenizerBase) -> Fault | None:
@@ -140,6 +156,18 @@ def _spoilt_end(completion: list[int], end: int, tokenizer: PreTrainedTokenizerB
     return None
 
 
+def _only_reasoning(prompt_text: str, written: str) -> Fault | None:
+    """The fault of an answer within the reasoning that its prompt has opened: the model would learn to answer there."""
+    opening = opening_at_end(prompt_text)
+    if not opening or without_reasoning(opening + written):
+        return None
+    return Fault(
+        "template",
+        f"the prompt ends in {opening.rstrip()!r}, and the answer {written[:40]!r} does not close it and go on: write the reasoning and its "
+        "closing mark, or set a chat_template whose prompt does not open it",
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- what fits
 
 
@@ -148,8 +176,9 @@ def _fit_turns(
 ) -> Fitted | Fault:
     end = end_of_turn_id(tokenizer)
     for column, answer in zip(columns, answers, strict=True):
-        fault = _spoilt_turn(tokenizer, [*row["prompt"], *row[column]], answer.text)
-        fault = fault or _spoilt_end(answer.turn.completion, end, tokenizer)
+        written = without_opening(answer.prompt_text, text_of(row[column]))
+        fault = _spoilt_turn(tokenizer, [*row["prompt"], *assistant(written)], answer.text)
+        fault = fault or _spoilt_end(answer.turn.completion, end, tokenizer) or _only_reasoning(answer.prompt_text, written)
         if fault:
             return fault
     prompt, completions = answers[0].turn.prompt, [answer.turn.completion for answer in answers]
@@ -221,7 +250,9 @@ def cut_start(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], roo
 @lru_cache(maxsize=4)
 def byte_flags(tokenizer: PreTrainedTokenizerBase) -> bytes:
     """For each token id, 1 if the token is bytes of a character: a tokenizer spells in them what it has no token for."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        [[token] for token in range(1 + max(tokenizer.get_vocab().values()))], clean_up_tokenization_spaces=False
+    )
     return bytes("\ufffd" in text for text in texts)
 
 

@@ -1,12 +1,15 @@
 """The schema of conf/data/<name>.yaml: which files become which data, and how strict the checks are."""
 
+import codecs
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 
 from omegaconf import MISSING, OmegaConf
 
+from plumbline.data import filling
 from plumbline.data.faults import REASONS
 from plumbline.world.generate import ClosedWorldConfig
 
@@ -20,13 +23,15 @@ DEFAULT_LIMITS = {
     "too_long": 0.10,
     "duplicate": 1.0,
     "near_duplicate": 1.0,
-    "evaluation_overlap": 1.0,
+    "evaluation_overlap": 0.1,
     "mixture": 1.0,
     "undesirable": 1.0,
+    "untrained": 1.0,
 }
 """The largest share of a source's rows that each reason may drop; above it the stage fails. `default` is for reasons not listed.
 
-Reasons that reflect a choice rather than a fault (duplicates, the mixture) have no limit.
+Reasons that reflect a choice rather than a fault (duplicates, the mixture, answers marked as bad or untrained) have no limit. To that of
+`evaluation_overlap` comes the fraction of the prompts that the data conf holds out, for the same prompts are dropped from the other roles.
 """
 
 CHOICES = {
@@ -54,7 +59,7 @@ class Source:
     revision: str | None = None  # its commit: required, because without it results would depend on the day
     split: str = "train"
     format: str = "auto"  # a name in plumbline/data/formats.py, or `fields`
-    fields: dict[str, str] = field(default_factory=dict)  # a format of your own: our column -> your field
+    fields: dict[str, str] = field(default_factory=dict)  # a format of your own: our column -> your field, or a template of them
     positive: list[str] = field(default_factory=list)  # values of `label` that mean good, or of `preferred` that mean the first
     negative: list[str] = field(default_factory=list)  # values that mean bad, or the second; any other value is not a verdict
     licence: str = MISSING
@@ -65,6 +70,8 @@ class Source:
 
     def __post_init__(self) -> None:
         self.name = self.name or self.hub or (self.files[0] if self.files else "")
+        self.positive = [normalize("NFC", value) for value in self.positive]
+        self.negative = [normalize("NFC", value) for value in self.negative]
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
@@ -77,8 +84,15 @@ class Source:
             complaints.append(f"limit: expected at least 1, found {self.limit}")
         if both := sorted(set(self.positive) & set(self.negative)):
             complaints.append(f"positive, negative: expected different values, found {both} in both")
+        complaints += [
+            f"fields.{column}: {complaint}" for column, path in self.fields.items() if (complaint := filling.problem(path))
+        ]
         if not self.licence.strip():
             complaints.append("licence: expected a licence, found none. Write `unknown` if none is stated")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            complaints.append(f"encoding: expected the name of an encoding, such as utf-8 or cp949, found {self.encoding!r}")
         return complaints
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from plumbline.letters import composed
+
 # The first code point of each stretch and its script; "" for what belongs to no script (digits, punctuation, spaces).
 _STRETCHES = [
     (0x0000, ""), (0x0041, "Latin"), (0x005B, ""), (0x0061, "Latin"), (0x007B, ""), (0x00C0, "Latin"), (0x00D7, ""),
@@ -32,6 +34,7 @@ def codepoints(text: str) -> np.ndarray:
 
 def scripts_by_text(texts: Sequence[str]) -> np.ndarray:
     """Letters of each script of SCRIPTS in each text, (texts, scripts); punctuation, digits and spaces do not count."""
+    texts = [composed(text) for text in texts]
     width = len(SCRIPTS) + 1
     scripts = _INDEX[np.searchsorted(_STARTS, codepoints("".join(texts)), side="right") - 1]
     owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])

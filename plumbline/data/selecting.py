@@ -85,7 +85,8 @@ def mixture(source: np.ndarray, digests: np.ndarray, keep: np.ndarray, sources: 
 
 def check_limits(role: str, tally: Tally, policy: Policy) -> None:
     """Raises a DataError if a reason dropped a larger share of a source than its limit allows."""
-    limits = {**DEFAULT_LIMITS, **policy.limits}
+    overlap = DEFAULT_LIMITS["evaluation_overlap"] + tally.held_out
+    limits = {**DEFAULT_LIMITS, "evaluation_overlap": overlap, **policy.limits}
     if policy.too_long == "fail":
         limits["too_long"] = 0.0
     exceeded = []

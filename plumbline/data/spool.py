@@ -30,11 +30,13 @@ class Drop(NamedTuple):
 class Tally:
     """Rows in and rows dropped by source and reason, with the first examples of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, held_out: float = 0.0) -> None:
+        self.held_out = held_out  # the fraction of all prompts that is evaluated
         self.rows_in: Counter[str] = Counter()
         self.dropped: Counter[tuple[str, str]] = Counter()
         self.examples: dict[tuple[str, str], list[Drop]] = {}
         self.noted: Counter[tuple[str, str]] = Counter()  # reported but kept: duplicates, personal data, cut prompts
+        self.unused: Counter[tuple[str, str]] = Counter()  # keys of messages that nothing uses, by source and key
 
     def drop(self, drop: Drop) -> None:
         """Counts a dropped row."""
@@ -61,7 +63,7 @@ class Pool:
         self.formats = plan.formats
         self.unused = plan.unused
         self.spool = spool
-        self.tally = Tally()
+        self.tally = Tally(plan.validation_fraction + plan.test_fraction)
         self.columns = np.zeros(0, dtype=COLUMNS)
         self.keep = np.zeros(0, dtype=bool)
         self.signatures = np.zeros((0, PERMUTATIONS), dtype=np.uint32)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from plumbline.letters import composed
 from plumbline.rows import Row
 
 MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -18,10 +19,10 @@ def contents(row: Row) -> Iterator[tuple[str, Any]]:
 
 
 def identity(row: Row) -> str:
-    """What makes two rows the same: every text in its position, its speaker, and the label."""
+    """What makes two rows the same: every text in its position, its speaker, and the label. How letters are encoded does not matter."""
     turns = [turn for column in MESSAGE_COLUMNS for turn in (*row.get(column, ()), {})]
     conversation = "\x1e".join(f"{turn['role']}\x1f{turn['content']}" if turn else "" for turn in turns)
-    return f"{row.get('text', '')}\x1e{conversation}\x1e{row.get('label', '')}"
+    return composed(f"{row.get('text', '')}\x1e{conversation}\x1e{row.get('label', '')}")
 
 
 def whole_text(row: Row) -> str:
@@ -30,11 +31,11 @@ def whole_text(row: Row) -> str:
 
 
 def prompt_text(row: Row) -> str:
-    """All turns before the answer; "" for plain text."""
+    """All turns before the answer, with composed letters; "" for plain text."""
     turns = row.get("prompt") or [*row.get("messages", ())]
     if "messages" in row and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    return "\n".join(turn["content"] for turn in turns)
+    return composed("\n".join(turn["content"] for turn in turns))
 
 
 def question_text(row: Row) -> str:

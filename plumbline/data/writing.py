@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from plumbline.data.faults import DataError, Fault
+from plumbline.data.gathering import id_of
 from plumbline.data.parallel import chunked, map_chunks
 from plumbline.data.rendering import Fitted, Fitting, fit_rows
 from plumbline.data.schema import SPLITS, splits_of
@@ -130,12 +131,25 @@ def _rendered_chunks(plan: RenderPlan, pool: Pool, processes: int) -> Iterator[t
     pending: deque[list[tuple[int, bytes]]] = deque()
 
     def submitted() -> Iterator[list[tuple[int, bytes]]]:
-        for chunk in chunked(pool.lines(pool.keep.copy()), CHUNK_ROWS):
+        lines = pool.lines(pool.keep.copy())
+        for chunk in chunked(_with_distinct_ids(lines) if pool.role == "prompts" else lines, CHUNK_ROWS):
             pending.append(chunk)
             yield [(int(pool.columns["split"][index]), line) for index, line in chunk]
 
     for result in map_chunks(render_chunk, plan, submitted(), processes):
         yield pending.popleft(), result
+
+
+def _with_distinct_ids(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Prompts, as (index, line), with a number after each id made from a prompt that an earlier row has too; given ids stay as they are."""
+    counts: Counter[str] = Counter()
+    for index, line in lines:
+        row = json.loads(line)
+        counts[str(row["id"])] += 1
+        if counts[str(row["id"])] > 1 and row["id"] == id_of(row):
+            row["id"] = f"{row['id']}-{counts[row['id']]}"
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        yield index, line
 
 
 def render_chunk(plan: RenderPlan, rows: list[tuple[int, bytes]]) -> RenderedChunk:
@@ -174,5 +188,6 @@ def _refuse_equal_ids(pool: Pool, folder: Path) -> None:
             ids.update(str(json.loads(line)["id"]) for line in file)
     if repeated := [name for name, count in ids.items() if count > 1]:
         raise DataError(
-            f"prompts: expected a different id for each, found {repeated[:3]} more than once. Remove `id` from `fields`, or clean the file."
+            f"prompts: expected a different id for each, found {repeated[:3]} more than once in the data. Remove `id` from `fields`, or "
+            "clean the file."
         )
