@@ -19,6 +19,7 @@ from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model
 from plumbline.models.training import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.ranges import Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class PretrainConfig(Validated):
     """Values and their meaning: conf/pretrain.yaml."""
 
     block_tokens: int = MISSING
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        least = Range("at least 2, since a token alone predicts nothing", lambda value: value >= 2)
+        return [*super().problems(), *outside(self, block_tokens=least)]
 
 
 @dataclass
@@ -102,13 +108,27 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
 
 
 def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
-    """Loads the model in the config; its embeddings grow if the tokenizer has a new token."""
+    """Loads the model in the config; its embeddings get as many rows as the tokenizer has ids.
+
+    They grow by one if `prepare` added a padding token, and lose rows that only pad the vocabulary (plumbline/models/loading.py).
+
+    Raises:
+        ValueError: the tokenizer has tokens that the model does not know.
+    """
+    from plumbline.models.loading import vocabulary_size
     from plumbline.models.training import write_curve
 
     model = load_hub_model(config)
     embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    rows, size = embeddings.num_embeddings, vocabulary_size(tokenizer)
+    if size > rows + (tokenizer.pad_token_id == rows):
+        raise ValueError(
+            f"conf/model/hub.yaml: path: expected an embedding for each token, found {rows} rows in the model and ids up to {size - 1} in its "
+            f"tokenizer ({tokenizer.convert_ids_to_tokens(rows)!r} is the first without a row). Take the tokenizer that belongs to the model"
+        )
+    if size != rows:
+        print(f"pretrain: the embeddings have {rows} rows and the tokenizer {size} ids: they are resized to {size}")
+        model.resize_token_embeddings(size)
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), [], work.run)
     write_json(
         work.output("artifacts/figures/pretrain/pretrain.json"), {"validation_loss": None, "parameters": model.num_parameters()}

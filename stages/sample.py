@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.models.completions import complete
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 from plumbline.rows import DEMONSTRATIONS as DEMONSTRATED
 from plumbline.rows import by_prompt, last_turn, text_of
@@ -44,15 +45,9 @@ class SampleEntry:
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
         complaints = [] if self.of in SOURCES else [f"of: expected one of {', '.join(SOURCES)}, found {self.of!r}"]
-        least = {"n": 1, "prompts": 0, "max_new_tokens": 1, "batch_size": 1}
-        complaints += [
-            f"{key}: expected at least {low}, found {getattr(self, key)}"
-            for key, low in least.items()
-            if getattr(self, key) < low
-        ]
-        if self.temperature <= 0:
-            complaints.append(f"temperature: expected above 0, found {self.temperature}")
-        return complaints
+        return complaints + outside(
+            self, n=COUNT, prompts=NOT_NEGATIVE, temperature=POSITIVE, max_new_tokens=COUNT, batch_size=COUNT
+        )
 
 
 @dataclass

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_families import byte_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from plumbline.methods.offline.kto import KtoConfig, encode_labels
+from plumbline.methods.offline.orpo import orpo_row
 from plumbline.models.chat import (
     ASSISTANT,
     DEFAULT_TEMPLATE,
@@ -21,6 +24,7 @@ from plumbline.models.chat import (
     ChatTemplateError,
     completion_ids,
     encode_demonstrations,
+    encode_pairs,
     encode_preferences,
     encode_turns,
     end_of_turn_id,
@@ -29,6 +33,7 @@ from plumbline.models.chat import (
     token_pieces,
 )
 from plumbline.models.tokenizers import SMALLEST_VOCABULARY, load_tokenizer, make_ready, train_tokenizer
+from plumbline.models.training import takes_ids
 
 TEXTS = ["What is 12 plus 34? It is 46.", "안녕하세요, 무엇을 도와드릴까요?", "def f(x):\n    return x + 1"] * 20
 SYSTEM_TURN = {"role": "system", "content": "Be brief."}
@@ -99,13 +104,15 @@ def test_the_generation_mask_of_trl_covers_the_completion_and_its_end(tokenizer:
     assert encoded["assistant_masks"] == [0] * len(prompt) + [1] * len(completion)
 
 
-@pytest.mark.parametrize("template", [TINY_TEMPLATE, DEFAULT_TEMPLATE])
-def test_every_stage_reads_the_same_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
-    """SFT, the reward model and DPO, as TRL reads them; sampling, PPO and evaluation use `prompt_ids`, rewards use `encode_turns`."""
+@pytest.mark.parametrize(("template", "merges"), [(TINY_TEMPLATE, False), (DEFAULT_TEMPLATE, False), (DEFAULT_TEMPLATE, True)])
+def test_every_stage_reads_the_same_tokens(tokenizer: PreTrainedTokenizerFast, template: str, merges: bool) -> None:
+    """SFT, the reward model, DPO, KTO and ORPO, as TRL reads them; sampling, PPO and evaluation use `prompt_ids`, rewards `encode_turns`."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+    if merges:  # a new line at the end of a prompt and one at the start of an answer
+        tokenizer = train_tokenizer(["a\n\nb"] * 50 + TEXTS, 400)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -128,15 +135,17 @@ def test_every_stage_reads_the_same_tokens(tokenizer: PreTrainedTokenizerFast, t
     row = reward.train_dataset[0]
     assert row["chosen_ids"] == turn.prompt + turn.completion  # as plumbline/rewards/model.py asks for a reward
     assert row["rejected_ids"] == turn.prompt + worse.completion
-    dpo = DPOTrainer(model, ref_model=copy.deepcopy(model), args=DPOConfig(**options), processing_class=tokenizer,
-                     train_dataset=Dataset.from_list([pair]))  # fmt: skip
+    dpo = takes_ids(DPOTrainer)(model, ref_model=copy.deepcopy(model), args=DPOConfig(**options), processing_class=tokenizer,
+                                train_dataset=Dataset.from_list(encode_pairs(tokenizer, [pair])))  # fmt: skip
     row = dpo.train_dataset[0]
-    after = tokenizer("\n", add_special_tokens=False)["input_ids"] if template is DEFAULT_TEMPLATE else []
-    assert row["prompt_ids"] == turn.prompt
-    assert (
-        row["chosen_ids"] == turn.completion + after
-    )  # DPO takes only text, so the newline after the end of turn is on both sides
-    assert row["rejected_ids"] == worse.completion + after
+    assert (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) == (turn.prompt, turn.completion, worse.completion)
+    (row,) = encode_labels(
+        tokenizer, [{"prompt": prompt, "completion": rejected, "label": False}], KtoConfig(loss="apo_zero_unpaired")
+    )
+    assert row == {"prompt_ids": worse.prompt, "completion_ids": worse.completion, "label": False}
+    orpo = orpo_row(*encode_pairs(tokenizer, [pair])[0].values())
+    assert orpo["rejected_input_ids"] == worse.prompt + worse.completion
+    assert orpo["rejected_labels"] == [-100] * len(worse.prompt) + worse.completion
 
 
 def test_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
@@ -183,19 +192,9 @@ def test_padding_that_is_the_end_of_turn_is_replaced_and_noted() -> None:
 
 
 def test_a_model_without_any_candidate_gets_a_new_padding_token() -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_words(), eos_token="</s>")
-    ready = make_ready(tokenizer)
+    ready = make_ready(byte_level(("</s>",), eos_token="</s>"))
     assert ready.tokenizer.pad_token == PAD
     assert "the embeddings grow by one row" in ready.notes[-1]
-
-
-def _words() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(["</s>"])
-    return words
 
 
 def test_the_end_of_turn_as_padding_is_refused() -> None:
@@ -205,7 +204,7 @@ def test_the_end_of_turn_as_padding_is_refused() -> None:
 
 def test_a_tokenizer_without_end_of_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="eos_token: expected an end-of-sequence token"):
-        make_ready(PreTrainedTokenizerFast(tokenizer_object=_words()))
+        make_ready(byte_level(("</s>",)))
 
 
 def test_a_template_without_end_of_turn_is_refused() -> None:
@@ -219,7 +218,9 @@ def test_a_template_that_renders_the_prompt_alone_differently_is_refused() -> No
         "{% if add_generation_prompt %}Answer this: {% endif %}"
         "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
     )
-    tokenizer = make_ready(train_tokenizer(TEXTS, 400), chat_template=template).tokenizer
+    tokenizer = train_tokenizer(TEXTS, 400)
+    with pytest.raises(ChatTemplateError, match="renders the prompt alone differently"):
+        make_ready(tokenizer, chat_template=template)
     with pytest.raises(ChatTemplateError, match="renders the prompt alone differently"):
         completion_ids(tokenizer, PROMPT, COMPLETION)
 

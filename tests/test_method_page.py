@@ -40,6 +40,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", "pyproject.toml", "requirements.lock", "requirements-torch.txt"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "docs").mkdir()
+    (folder / "data/raw").mkdir(parents=True)
     (folder / "docs/add-a-method.md").write_text(PAGE, encoding="utf-8")
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")

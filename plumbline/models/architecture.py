@@ -1,12 +1,13 @@
 """The model that is aligned: one trained here from scratch, or an existing Hugging Face causal LM."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from plumbline.pipeline.digests import pinned
+from plumbline.pipeline.digests import pin_problems, pinned
+from plumbline.pipeline.ranges import COUNT, POSITIVE, Range, outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,18 @@ class ScratchModel:
     intermediate_size: int = MISSING
     initializer_range: float = MISSING
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        sizes = dict.fromkeys(("context_tokens", "hidden_size", "layers", "heads", "intermediate_size"), COUNT)
+        tokens = Range("at least 261, for 256 bytes and 5 special tokens", lambda value: value >= 261)
+        complaints = outside(self, vocabulary_size=tokens, **sizes, initializer_range=POSITIVE)
+        if not complaints and self.hidden_size % (2 * self.heads):
+            complaints.append(
+                f"hidden_size: expected a multiple of twice heads, {2 * self.heads}, since each head rotates pairs of numbers, found "
+                f"{self.hidden_size}"
+            )
+        return complaints
+
 
 @dataclass
 class HubModel:
@@ -34,8 +47,13 @@ class HubModel:
     path: str = MISSING
     revision: str | None = None
     chat_template: str | None = None
+    template_variables: dict[str, Any] = field(default_factory=dict)
     pad_token: str | None = None
     context_tokens: int | None = None
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return [*outside(self, context_tokens=COUNT), *pin_problems(self.path, self.revision)]
 
 
 SCHEMAS = {"scratch_schema": ScratchModel, "hub_schema": HubModel}
@@ -73,11 +91,8 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     local = Path(config.path).is_dir()
-    if not local and config.revision is None:
-        raise ValueError(
-            f"conf/model/hub.yaml: revision: expected a commit, because path {config.path!r} is a hub id and not a local folder, found "
-            "null. Set revision, so that the result does not depend on the day of the download, or set path to a folder."
-        )
+    if complaints := pin_problems(config.path, config.revision, "conf/model/hub.yaml: revision"):
+        raise ValueError(complaints[0])
     if local:
         pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
     try:

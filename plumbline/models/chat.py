@@ -5,9 +5,12 @@ Everything rests on one split. A conversation is a prompt (all messages but the 
     prompt_ids      = template(prompt, add_generation_prompt=True)      never carries loss
     completion_ids  = the rest of template(prompt + completion), up to and including its end-of-turn token      carries loss
 
-So `prompt_ids + completion_ids` is what TRL's trainers make of the same two columns, and what `generate` continues. Some templates
-cannot be split like this: they render the prompt alone differently, drop turns, or write no end-of-turn token. They raise an error
-here, instead of making a silent difference between stages.
+So `prompt_ids + completion_ids` is what every trainer learns from, and what `generate` continues. Some templates cannot be split like
+this: they render the prompt alone differently, drop turns, or write no end-of-turn token. `prepare` mends or refuses a model's template
+(plumbline/models/proving.py), and what still cannot be split raises an error here, instead of making a silent difference between stages.
+
+If a prompt ends in a mark that opens reasoning (DeepSeek-R1's `<think>`), the mark's tokens are the prompt's. A completion's text begins
+with it, and its tokens do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from plumbline.reasoning import opening_at_end
 from plumbline.rows import Message
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -86,6 +90,14 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]
     return encode_turns(tokenizer, [(prompt, completion)])[0].completion
 
 
+def openings(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """The mark of reasoning, such as `<think>`, with which each rendered prompt ends; "" if it ends in none.
+
+    It is not among a completion's tokens. A text begins with it nevertheless, or reasoning that was cut off would look like an answer.
+    """
+    return [opening_at_end(text) for text in _render(tokenizer, prompts, True)] if prompts else []
+
+
 def encode_turns(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[Sequence[Message], Sequence[Message]]]
 ) -> list[Turn]:
@@ -119,6 +131,15 @@ def encode_demonstrations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Map
     return [
         {"input_ids": turn.prompt + turn.completion, "completion_mask": [0] * len(turn.prompt) + [1] * len(turn.completion)}
         for turn in turns
+    ]
+
+
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, list[int]]]:
+    """Pairs in the tokenised form of TRL's DPO trainer: `prompt_ids`, and `chosen_ids` and `rejected_ids` without their prompt."""
+    turns = encode_turns(tokenizer, [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")])
+    return [
+        {"prompt_ids": chosen.prompt, "chosen_ids": chosen.completion, "rejected_ids": rejected.completion}
+        for chosen, rejected in zip(turns[::2], turns[1::2], strict=True)
     ]
 
 

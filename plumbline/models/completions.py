@@ -33,7 +33,7 @@ def complete(
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
-    from plumbline.models.chat import prompt_ids
+    from plumbline.models.chat import openings, prompt_ids
     from plumbline.models.loading import context_of, load_policy, rows_in_cache
     from plumbline.models.sampling import sample
 
@@ -57,8 +57,10 @@ def complete(
             progress=bar.update,
         )
     texts = tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
+    starts = openings(tokenizer, [row["prompt"] for row in prompts])
     return [
-        _row(prompts[number // n], number % n, one, text) for number, (one, text) in enumerate(zip(samples, texts, strict=True))
+        _row(prompts[number // n], number % n, one, starts[number // n] + text)
+        for number, (one, text) in enumerate(zip(samples, texts, strict=True))
     ]
 
 

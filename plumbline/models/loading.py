@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CACHE_BYTES = 8 * 2**30
 """The most memory that the keys and values of a batch may take."""
+
+NEVER = -1e4
+"""A logit whose probability is exactly 0, even at a temperature of 10. It is finite, so that an entropy is not 0 · −∞."""
 
 
 def device() -> str:
@@ -19,10 +22,58 @@ def device() -> str:
 
 def load_policy(folder: Path) -> "PreTrainedModel":
     """Loads a causal LM that answers or is scored, in the precision in which it was saved."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = load_causal_lm(folder)
     return model.to(device()).eval()
+
+
+def load_causal_lm(folder: Path, **options: Any) -> "PreTrainedModel":
+    """Loads the causal LM in a policy's folder, whose distribution is over the tokens of its tokenizer only.
+
+    options: those of `from_pretrained`.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    mask_rows(model, rows_without_token(AutoTokenizer.from_pretrained(folder), model.get_input_embeddings().num_embeddings))
+    return model
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The number of embedding rows that a tokenizer needs: its highest id and one. `len(tokenizer)` is less if ids are left out."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def rows_without_token(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[int]:
+    """Embedding rows that no token has, such as those that pad a vocabulary to a round number.
+
+    What is sampled from them would vanish from the text and count in ids, lengths and likelihoods.
+    """
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
+
+
+def mask_rows(model: "PreTrainedModel", rows: list[int]) -> None:
+    """Gives embedding rows the probability 0, in sampling and in every loss, by the output layer's bias; `save_policy` leaves it out.
+
+    A bias is what all of them read: our sampler, transformers' `generate`, and TRL, which multiplies by the layer's weight itself.
+
+    Raises:
+        ValueError: the output is not one linear layer, or caps its logits, which would undo the mask.
+    """
+    import torch
+
+    if not rows:
+        return
+    output: Any = model.get_output_embeddings()
+    if not isinstance(output, torch.nn.Linear) or getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise ValueError(
+            f"expected a model with a token for each row of its embeddings, or one whose output is a linear layer without soft-capping, so that "
+            f"rows can be masked; found {len(rows)} rows without a token (first: {rows[0]}) in {type(model).__name__}. Add tokens for them"
+        )
+    if output.bias is None:
+        output.bias = torch.nn.Parameter(output.weight.new_zeros(len(output.weight)), requires_grad=False)
+        output.bias_is_mask = True
+    with torch.no_grad():
+        output.bias[rows] = NEVER
 
 
 def training_dtype(lora_rank: int) -> Any:

@@ -1,7 +1,8 @@
 """Tokenizers ready for chat: trained here from scratch, or a hub model's own, completed with documented defaults."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Pre
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.models.chat import DEFAULT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
 from plumbline.models.loading import context_of
+from plumbline.models.proving import keep_marks, prove
 
 SMALLEST_VOCABULARY = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
 
@@ -63,7 +65,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def load_tokenizer(
-    path: str, revision: str | None = None, *, chat_template: str | None = None, pad_token: str | None = None
+    path: str,
+    revision: str | None = None,
+    *,
+    chat_template: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    pad_token: str | None = None,
 ) -> ReadyTokenizer:
     """Loads the tokenizer of a model folder or hub id and makes it ready for chat.
 
@@ -78,22 +85,32 @@ def load_tokenizer(
             f"expected a Hugging Face tokenizer at '{path}' (revision {revision or 'default'}), but none loads: {reason}. Set path in "
             "conf/model/<name>.yaml to a folder that holds tokenizer.json, or to a hub id that is downloaded."
         ) from error
-    return make_ready(tokenizer, chat_template=chat_template, pad_token=pad_token)
+    return make_ready(tokenizer, chat_template=chat_template, template_variables=template_variables, pad_token=pad_token)
 
 
 def make_ready(
-    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, pad_token: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    pad_token: str | None = None,
 ) -> ReadyTokenizer:
     """Sets what alignment needs and `tokenizer` lacks: a chat template, and a padding token that is not the end-of-turn token.
 
     Changes `tokenizer` in place. A `chat_template` or `pad_token` argument comes first, then what the tokenizer has, then a documented
-    default, which `notes` mention. A padding token outside the vocabulary is added to it, and the model's embeddings must then grow to
-    `len(tokenizer)`.
+    default, which `notes` mention. The template is proven and, if need be, mended (plumbline/models/proving.py). A padding token outside
+    the vocabulary is added to it, and the model's embeddings must then grow by a row.
+
+    template_variables: values for variables that the template reads, such as Qwen 3's `enable_thinking`.
 
     Raises:
-        ValueError: there is no end-of-sequence token or no usable chat template, or `pad_token` is the end-of-turn token.
+        ValueError: there is no end-of-sequence token or no usable chat template, the template reads no such variable, or `pad_token` is the
+            end-of-turn token.
     """
     notes = []
+    if tokenizer.clean_up_tokenization_spaces:
+        tokenizer.clean_up_tokenization_spaces = False
+        notes.append("clean_up_tokenization_spaces: set to false, because decoding would drop spaces before punctuation")
     if tokenizer.eos_token is None:
         raise ValueError(
             f"eos_token: expected an end-of-sequence token, found none in '{tokenizer.name_or_path}'. Without one no turn can end: set "
@@ -116,11 +133,29 @@ def make_ready(
     if "strftime_now" in str(tokenizer.chat_template):
         tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
         notes.append("chat template: it writes the day's date, which is now fixed, so that prompts do not change from day to day")
+    if template_variables:
+        tokenizer.chat_template = with_variables(str(tokenizer.chat_template), template_variables)
+    notes += [*keep_marks(tokenizer), *prove(tokenizer)]
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
     if pad_token is not None or tokenizer.pad_token in (None, end):
         notes.append(_set_pad_token(tokenizer, end, pad_token))
     tokenizer.padding_side = "right"
     return ReadyTokenizer(tokenizer, notes)
+
+
+def with_variables(template: str, values: Mapping[str, Any]) -> str:
+    """A template with fixed values for variables that it reads, so that every program that loads it uses them.
+
+    Raises:
+        ValueError: the template does not read a variable.
+    """
+    if unknown := [name for name in values if not re.search(rf"\b{re.escape(name)}\b", template)]:
+        raise ValueError(
+            f"template_variables: expected variables that the chat template reads, found {', '.join(unknown)}, which it does not mention. Look "
+            "for the name in the model's chat_template.jinja"
+        )
+    assigned = "".join(f"{{%- set {name} = {value!r} %}}" for name, value in values.items())
+    return f"{assigned}\n{template}"  # Jinja drops the new line
 
 
 def context_tokens(model: ScratchModel | HubModel) -> int | None:

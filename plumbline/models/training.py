@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from plumbline.pipeline.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, outside
+
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -51,15 +53,22 @@ class Optimisation:
                 f"batch_size: expected a multiple of micro_batch_size {self.micro_batch_size}, found {self.batch_size}. Set micro_batch_size "
                 f"to {below}, or batch_size to {above}"
             )
-        if self.learning_rate <= 0:
-            complaints.append(f"learning_rate: expected above 0, found {self.learning_rate}")
-        if self.epochs <= 0 and self.max_steps <= 0:
+        if self.max_steps < 1 and self.max_steps != -1:
+            complaints.append(f"max_steps: expected at least 1, or -1 for as many as the epochs take, found {self.max_steps}")
+        if self.epochs == 0 and self.max_steps <= 0:
             complaints.append(f"epochs: expected above 0 unless max_steps says how long, found {self.epochs}")
         if self.schedule not in SCHEDULES:
             complaints.append(f"schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
-        if self.checkpoint_every < 1:
-            complaints.append(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
-        return complaints
+        return complaints + outside(
+            self,
+            learning_rate=POSITIVE,
+            epochs=NOT_NEGATIVE,
+            warmup_fraction=BELOW_ONE,
+            weight_decay=NOT_NEGATIVE,
+            adam_beta2=BELOW_ONE,
+            max_grad_norm=NOT_NEGATIVE,
+            checkpoint_every=COUNT,
+        )
 
 
 @dataclass
@@ -71,14 +80,16 @@ class Validated(Optimisation):
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        complaints = super().problems()
-        if self.evaluate_every < 1:
-            complaints.append(f"evaluate_every: expected at least 1, found {self.evaluate_every}")
+        complaints = super().problems() + outside(self, evaluate_every=COUNT)
         if self.keep not in ("last", "best"):
             complaints.append(f"keep: expected last or best, found {self.keep!r}")
         if self.keep == "best" and self.checkpoint_every % max(1, self.evaluate_every):
             complaints.append(
                 f"checkpoint_every: expected a multiple of evaluate_every {self.evaluate_every} with keep: best, found {self.checkpoint_every}"
+            )
+        if self.keep == "best" and 0 < self.max_steps < self.evaluate_every:
+            complaints.append(
+                f"evaluate_every: expected at most max_steps {self.max_steps} with keep: best, found {self.evaluate_every}"
             )
         return complaints
 
@@ -93,9 +104,10 @@ class Lora:
 
     def lora_problems(self) -> list[str]:
         """What is wrong with these values; empty if nothing is."""
-        if self.lora_output in ("merged", "adapter"):
-            return []
-        return [f"lora_output: expected merged or adapter, found {self.lora_output!r}"]
+        complaints = outside(self, lora_rank=NOT_NEGATIVE, lora_alpha=COUNT)
+        if self.lora_output not in ("merged", "adapter"):
+            complaints.append(f"lora_output: expected merged or adapter, found {self.lora_output!r}")
+        return complaints
 
 
 def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dict[str, Any]:
@@ -137,6 +149,15 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }
+
+
+def takes_ids(trainer: Any) -> Any:
+    """One of TRL's trainers, made to take rows that the one chat template has tokenised.
+
+    TRL's own tokenising leaves out the end of a prompt that merges with the start of its completion, and adds what the template writes after
+    the end of turn, so the model would learn other tokens than it samples.
+    """
+    return type(trainer.__name__, (trainer,), {"_prepare_dataset": lambda self, dataset, *_: dataset})
 
 
 def train(trainer: "Trainer", checkpoints: Path) -> None:
@@ -249,15 +270,29 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     from transformers import GenerationConfig
 
     from plumbline.models.chat import end_of_turn_id
+    from plumbline.models.loading import rows_without_token
 
     end = end_of_turn_id(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = end
     model.config.use_cache = True
+    embeddings: Any = model.get_input_embeddings()
     model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        suppress_tokens=rows_without_token(tokenizer, embeddings.num_embeddings) or None,
     )
+    output = model.get_output_embeddings()
+    mask = output.bias if getattr(output, "bias_is_mask", False) else None
+    if mask is not None:
+        output.bias = None  # no part of the architecture: whoever loads the folder masks anew
     model.save_pretrained(folder)
+    if mask is not None:
+        output.bias = mask
     tokenizer.save_pretrained(folder)
 
 

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
 from plumbline.models.training import Lora, Validated
+from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -55,8 +56,12 @@ class DpoConfig(Validated, Lora):
         """What is wrong with the values, including what TRL would ignore or refuse halfway; empty if nothing is."""
         losses, smoothing = weighted_losses(self), self.label_smoothing
         complaints = [*super().problems(), *self.lora_problems()]
-        if self.beta <= 0:
-            complaints.append(f"beta: expected above 0, found {self.beta}")
+        complaints += outside(self, beta=POSITIVE, sft_weight=NOT_NEGATIVE, discopop_tau=POSITIVE)
+        complaints += [
+            f"loss_weights.{name}: expected 0 or above, found {weight}"
+            for name, weight in self.loss_weights.items()
+            if not weight >= 0
+        ]
         complaints += [
             f"loss: expected one of {', '.join(LOSSES)}, found {name!r}"
             for name in sorted({self.loss, *losses} - {"sft"})
@@ -78,6 +83,10 @@ class DpoConfig(Validated, Lora):
         elif self.f_divergence != "reverse_kl" and (fixed := sorted(set(losses) - set(DIVERGENCE_LOSSES))):
             complaints.append(
                 f"f_divergence: expected reverse_kl with {', '.join(fixed)}, found {self.f_divergence}; {', '.join(DIVERGENCE_LOSSES)} take others"
+            )
+        if self.f_divergence == "alpha_divergence" and not 0 < self.f_alpha < 1:
+            complaints.append(
+                f"f_alpha: expected above 0 and less than 1 with f_divergence: alpha_divergence, found {self.f_alpha}"
             )
         if self.length_alpha is not None and not 0 <= self.length_alpha <= 1:
             complaints.append(f"length_alpha: expected null or a weight in [0, 1], found {self.length_alpha}")
@@ -153,22 +162,27 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     below zero, the better answers themselves have become less likely. `both_fell` is 1 if both have while the margin grew.
     """
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
 
-    from plumbline.models.loading import training_dtype
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
+    from plumbline.models.chat import encode_pairs
+    from plumbline.models.loading import load_causal_lm, training_dtype
+    from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
     from plumbline.pipeline.records import read_columns
     from plumbline.rows import PREFERENCES
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    trainer = DPOTrainer(
+
+    def pairs(split: str) -> Dataset:
+        return Dataset.from_list(encode_pairs(tokenizer, read_columns(job.signal / f"{split}.jsonl", PREFERENCES, "dpo")))
+
+    trainer = takes_ids(DPOTrainer)(
         # also the reference, whose log-probabilities are computed before the first step
-        model=AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank)),
+        model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(**trainer_arguments(config, job.checkpoints, job.seed), **loss_arguments(config)),
-        train_dataset=Dataset.from_list(read_columns(job.signal / "train.jsonl", PREFERENCES, "dpo")),
-        eval_dataset=Dataset.from_list(read_columns(job.signal / "validation.jsonl", PREFERENCES, "dpo")),
+        train_dataset=pairs("train"),
+        eval_dataset=pairs("validation"),
         processing_class=tokenizer,
         callbacks=[warn_of_displacement(config.beta)],
         peft_config=lora_config(config),

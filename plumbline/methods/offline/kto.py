@@ -9,15 +9,19 @@ speed.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
 from plumbline.models.training import Lora, Validated
+from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOSSES = ("kto", "apo_zero_unpaired")
 
@@ -37,8 +41,11 @@ class KtoConfig(Validated, Lora):
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
         complaints = [*super().problems(), *self.lora_problems()]
-        if self.beta <= 0:
-            complaints.append(f"beta: expected above 0, found {self.beta}")
+        complaints += outside(self, beta=POSITIVE, desirable_weight=NOT_NEGATIVE, undesirable_weight=NOT_NEGATIVE)
+        if self.desirable_weight == self.undesirable_weight == 0:
+            complaints.append(
+                "desirable_weight, undesirable_weight: expected at least one above 0, found 0 twice: nothing would be learnt"
+            )
         if self.loss not in LOSSES:
             complaints.append(f"loss: expected one of {', '.join(LOSSES)}, found {self.loss!r}")
         if self.loss == "kto" and self.micro_batch_size < 2:
@@ -81,6 +88,29 @@ def read_labels(file: Path, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def encode_labels(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Mapping[str, Any]], config: KtoConfig
+) -> list[dict[str, Any]]:
+    """Rows in the tokenised form of TRL's KTO trainer.
+
+    `KL_completion_ids`, from which z is estimated, are the completion of the row before, and in the first row of a forward pass that of its
+    last.
+    """
+    from plumbline.models.chat import encode_turns
+
+    turns = encode_turns(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    tokenised: list[dict[str, Any]] = [
+        {"prompt_ids": turn.prompt, "completion_ids": turn.completion, "label": row["label"]}
+        for turn, row in zip(turns, rows, strict=True)
+    ]
+    if config.loss == "kto":
+        for start in range(0, len(rows), config.micro_batch_size):
+            batch = tokenised[start : start + config.micro_batch_size]
+            for number, row in enumerate(batch):
+                row["KL_completion_ids"] = batch[number - 1]["completion_ids"]
+    return tokenised
+
+
 def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     """Trains `job.init` on the labels in `job.signal`, with `job.init` as reference, and writes the policy to `job.output`.
 
@@ -88,18 +118,19 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     mean of z, which comes from mismatched completions and is never below 0.
     """
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import KTOConfig as Arguments
     from trl import KTOTrainer
 
-    from plumbline.models.loading import training_dtype
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
+    from plumbline.models.loading import load_causal_lm, training_dtype
+    from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
 
     splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    trainer = KTOTrainer(
+    tokenised = {split: encode_labels(tokenizer, rows, config) for split, rows in splits.items()}
+    trainer = takes_ids(KTOTrainer)(
         # also the reference, whose log-probabilities are computed before the first step
-        model=AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank)),
+        model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(
             **trainer_arguments(config, job.checkpoints, job.seed),
             train_sampling_strategy="sequential",
@@ -111,8 +142,8 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
             precompute_ref_log_probs=True,
             precompute_ref_batch_size=4 * config.micro_batch_size,
         ),
-        train_dataset=Dataset.from_list(splits["train"]),
-        eval_dataset=Dataset.from_list(splits["validation"]),
+        train_dataset=Dataset.from_list(tokenised["train"]),
+        eval_dataset=Dataset.from_list(tokenised["validation"]),
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

@@ -9,11 +9,13 @@ authors' code, the SFT loss covers the prompt's tokens too.
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
 from plumbline.models.training import Lora, Validated
+from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 
 UNLIMITED = 1 << 30  # tokens; TRL reads None as 512 and cuts longer rows
 
@@ -29,14 +31,23 @@ class OrpoConfig(Validated, Lora):
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        complaints = [*super().problems(), *self.lora_problems()]
-        if self.beta < 0:
-            complaints.append(f"beta: expected 0 or above, found {self.beta}")
-        return complaints
+        return [*super().problems(), *self.lora_problems(), *outside(self, beta=NOT_NEGATIVE)]
 
 
 LEARNS_FROM = ("preferences",)  # the kinds of rows that `signal` may hold, as plumbline/graph.py names them
 SCHEMAS = {"orpo_schema": OrpoConfig}
+
+
+def orpo_row(prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> dict[str, list[int]]:
+    """A pair in the tokenised form of TRL's ORPO trainer; labels of -100 carry no loss."""
+    columns = {"prompt_input_ids": prompt_ids, "prompt_attention_mask": [1] * len(prompt_ids)}
+    for side, completion in (("chosen", chosen_ids), ("rejected", rejected_ids)):
+        columns |= {
+            f"{side}_input_ids": prompt_ids + completion,
+            f"{side}_attention_mask": [1] * (len(prompt_ids) + len(completion)),
+            f"{side}_labels": [-100] * len(prompt_ids) + completion,
+        }
+    return columns
 
 
 def align(config: OrpoConfig, job: OfflineJob) -> dict[str, float]:
@@ -46,26 +57,35 @@ def align(config: OrpoConfig, job: OfflineJob) -> dict[str, float]:
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # silences a warning at import that repeats the docstring above
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl.experimental.orpo import ORPOConfig as Arguments
     from trl.experimental.orpo import ORPOTrainer
 
-    from plumbline.models.loading import training_dtype
+    from plumbline.models.chat import encode_pairs
+    from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
     from plumbline.pipeline.records import read_columns
     from plumbline.rows import PREFERENCES
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    trainer = ORPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank)),
+
+    def pairs(split: str) -> Dataset:
+        return Dataset.from_list(encode_pairs(tokenizer, read_columns(job.signal / f"{split}.jsonl", PREFERENCES, "orpo")))
+
+    class Tokenised(ORPOTrainer):  # for the reason that `takes_ids` gives
+        def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
+            return orpo_row(**feature)
+
+    trainer = Tokenised(
+        model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(
             **trainer_arguments(config, job.checkpoints, job.seed),
             remove_unused_columns=False,  # the collator needs all columns
             max_length=UNLIMITED,
             beta=config.beta,
         ),
-        train_dataset=Dataset.from_list(read_columns(job.signal / "train.jsonl", PREFERENCES, "orpo")),
-        eval_dataset=Dataset.from_list(read_columns(job.signal / "validation.jsonl", PREFERENCES, "orpo")),
+        train_dataset=pairs("train"),
+        eval_dataset=pairs("validation"),
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

@@ -54,12 +54,12 @@ def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> No
 def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     """Trains `job.init` on the demonstrations in `job.signal`, writes the policy to `job.output`, and returns its validation loss."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
     from plumbline.models.chat import encode_demonstrations
-    from plumbline.models.loading import context_of, training_dtype
+    from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
     from plumbline.pipeline.records import read_columns
 
@@ -70,7 +70,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
             encode_demonstrations(tokenizer, read_columns(job.signal / f"{split}.jsonl", ("prompt", "completion"), "sft"))
         )
 
-    policy = AutoModelForCausalLM.from_pretrained(job.init, dtype=training_dtype(config.lora_rank))
+    policy = load_causal_lm(job.init, dtype=training_dtype(config.lora_rank))
     context = context_of(policy.config)
     train_rows = demonstrations("train")
     if config.packing:

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from omegaconf import MISSING
 from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.start import load_start
 from plumbline.models.training import Lora, Optimisation, trainer_arguments
+from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message, last_turn, text_of
 
@@ -48,22 +50,25 @@ class Grouped(Optimisation, Lora):
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
         complaints = [*super().problems(), *self.lora_problems()]
-        minima = {"num_generations": 2, "update_epochs": 1, "max_new_tokens": 1}
-        complaints += [
-            f"{name}: expected at least {least}, found {getattr(self, name)}"
-            for name, least in minima.items()
-            if getattr(self, name) < least
-        ]
+        complaints += outside(self, update_epochs=COUNT, max_new_tokens=COUNT)
+        if self.num_generations < 2:
+            complaints.append(
+                f"num_generations: expected at least 2, found {self.num_generations}: they are compared with each other"
+            )
         if not complaints:
             complaints = self._size_problems()
         if self.temperature <= 0:
             complaints.append(
                 f"temperature: expected above 0, because a group of equal completions teaches nothing, found {self.temperature}"
             )
-        for name in ("beta", "missing_eos_penalty"):
-            if getattr(self, name) < 0:
-                complaints.append(f"{name}: expected 0 or above, found {getattr(self, name)}")
-        return complaints
+        return complaints + outside(
+            self,
+            beta=NOT_NEGATIVE,
+            missing_eos_penalty=NOT_NEGATIVE,
+            clip_range=POSITIVE,
+            clip_range_high=POSITIVE,
+            min_reward_accuracy=FRACTION,
+        )
 
     def _size_problems(self) -> list[str]:
         complaints = []
@@ -112,7 +117,7 @@ def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
     """
     from datasets import Dataset
 
-    from plumbline.models.chat import end_of_turn_id
+    from plumbline.models.chat import end_of_turn_id, openings
     from plumbline.rewards.reward import load_reward
 
     policy, tokenizer, prompts = load_start(config, method, job)
@@ -128,7 +133,7 @@ def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
         job.reward, job.checkpoints.name
     )  # the name identifies the computation, to which a judge's budget belongs
     end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
-    functions = reward_functions(reward, end_ids, config.missing_eos_penalty)
+    functions = reward_functions(reward, end_ids, config.missing_eos_penalty, partial(openings, tokenizer))
     return GroupStart(policy, tokenizer, reward, functions, Dataset.from_list([{"prompt": prompt} for prompt in order]), steps)
 
 
@@ -141,14 +146,21 @@ def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) ->
     return order[:count]
 
 
-def reward_functions(reward: Reward, end_ids: Sequence[int], missing_eos_penalty: float) -> list[RewardFunction]:
+def reward_functions(
+    reward: Reward,
+    end_ids: Sequence[int],
+    missing_eos_penalty: float,
+    openings_of: Callable[[Sequence[list[Message]]], list[str]] = lambda prompts: [""] * len(prompts),
+) -> list[RewardFunction]:
     """The reward as TRL calls it, and the penalty for a completion that does not reach its end of turn; TRL adds them up.
+
+    openings_of: the starts of the texts, which the prompts hold (plumbline.models.chat.openings).
 
     The first function raises FloatingPointError at a reward that is NaN or infinite. No other number replaces it.
     """
 
     def rewards(prompts: list[list[Message]], completions: list[list[Message]], **_: Any) -> list[float]:
-        texts = [text_of(completion) for completion in completions]
+        texts = [start + text_of(completion) for start, completion in zip(openings_of(prompts), completions, strict=True)]
         values = reward(prompts, texts)
         for prompt, text, value in zip(prompts, texts, values, strict=True):
             if not math.isfinite(value):

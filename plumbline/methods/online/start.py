@@ -37,17 +37,17 @@ def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
             completion.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from plumbline.models.chat import prompt_ids
     from plumbline.models.completions import require_room
-    from plumbline.models.loading import context_of
+    from plumbline.models.loading import context_of, load_causal_lm
     from plumbline.pipeline.records import read_jsonl
     from plumbline.rewards.reward import held_out_accuracy, require_accuracy
 
     require_accuracy(held_out_accuracy(job.reward), config.min_reward_accuracy, job.reward, method)
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    policy = AutoModelForCausalLM.from_pretrained(job.init, dtype=torch.float32)
+    policy = load_causal_lm(job.init, dtype=torch.float32)
     prompts = prompts_of(read_jsonl(job.prompts), config.families, method)
     require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context_of(policy.config), config.max_new_tokens, method)
     return Start(policy, tokenizer, prompts)

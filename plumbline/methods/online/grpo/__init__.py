@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.groups import Grouped
+from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 
 
 @dataclass
@@ -30,11 +31,12 @@ class GrpoConfig(Grouped):
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        return super().problems() + [
+        unknown = [
             f"{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}"
             for name, choices in CHOICES.items()
             if getattr(self, name) not in choices
         ]
+        return [*super().problems(), *unknown, *outside(self, entropy_coefficient=NOT_NEGATIVE)]
 
 
 SCHEMAS = {"grpo_schema": GrpoConfig}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.models.batching import batches_by_length
-from plumbline.models.loading import context_of
+from plumbline.models.loading import context_of, load_causal_lm
 from plumbline.models.training import lora_config
 from plumbline.pipeline.records import read_json
 
@@ -120,11 +120,9 @@ def load_networks(
     policy: PreTrainedModel, config: "PpoConfig", init: Path, reward: Path, tokenizer: PreTrainedTokenizerBase
 ) -> Networks:
     """Loads the reference from `init` and the value model from `reward` or `init`, and adds adapters if the config asks for them."""
-    from transformers import AutoModelForCausalLM
-
     value_model = load_value_model(reward, init, tokenizer)
     if not config.lora_rank:
-        return Networks(policy, AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32), value_model)
+        return Networks(policy, load_causal_lm(init, dtype=torch.float32), value_model)
     adapted = add_adapter(policy, config)
     value_model.backbone = add_adapter(value_model.backbone, config)
     return Networks(adapted, None, value_model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from plumbline.methods.online.ppo.guard import require_finite
 from plumbline.methods.online.ppo.losses import entropies, kl_k1, kl_k3
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, micro_batches
+from plumbline.models.chat import openings
 from plumbline.models.logps import per_token_logps
 from plumbline.models.sampling import Sampled, sample
 from plumbline.rewards.reward import Reward
@@ -104,7 +105,8 @@ class Sampler:
             ValueError: the reward did not return one value per completion.
             FloatingPointError: a reward is not finite.
         """
-        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        decoded = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        texts = [start + text for start, text in zip(openings(self.tokenizer, prompts), decoded, strict=True)]
         return texts, _scores(self.reward, "reward", prompts, texts)
 
     def costs(self, prompts: Sequence[list[Message]], texts: Sequence[str]) -> list[float]:

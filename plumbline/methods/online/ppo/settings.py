@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from plumbline.models.training import Lora
+from plumbline.models.training import SCHEDULES, Lora
+from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 
 
 @dataclass
@@ -121,29 +122,42 @@ def _divisor_below(whole: int, part: int) -> int:
 
 
 def _range_problems(config: PpoConfig) -> list[str]:
-    rules = {
-        "temperature": (config.temperature > 0, "above 0: greedy decoding has no log-probabilities to learn from"),
-        "max_new_tokens": (config.max_new_tokens >= 1, "at least 1"),
-        "sampling_batch_size": (config.sampling_batch_size >= 1, "at least 1"),
-        "update_epochs": (config.update_epochs >= 1, "at least 1"),
-        "beta": (config.beta >= 0, "0 or above"),
-        "target_kl": (config.target_kl is None or (config.target_kl > 0 and config.beta > 0),
-                      "null, or above 0 with a beta above 0 (the controller multiplies it)"),
-        "missing_eos_penalty": (config.missing_eos_penalty >= 0, "0 or above: it is subtracted"),
-        "clip_score": (config.clip_score is None or config.clip_score > 0, "null or above 0"),
-        "lambda_learning_rate": (config.lambda_learning_rate > 0, "above 0"),
-        "max_lambda": (config.max_lambda > 0, "above 0"),
-        "gamma": (0 <= config.gamma <= 1, "in [0, 1]"),
-        "lam": (0 <= config.lam <= 1, "in [0, 1]"),
-        "clip_range": (config.clip_range > 0, "above 0"),
-        "value_clip_range": (config.value_clip_range > 0, "above 0"),
-        "max_approx_kl": (config.max_approx_kl is None or config.max_approx_kl > 0, "null or above 0"),
-        "max_grad_norm": (config.max_grad_norm > 0, "above 0"),
-        "schedule": (config.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
-        "warmup_fraction": (0 <= config.warmup_fraction < 1, "in [0, 1)"),
-        "checkpoint_every": (config.checkpoint_every >= 1, "at least 1"),
-        "samples_every": (config.samples_every >= 1, "at least 1"),
-    }  # fmt: skip
-    return [
-        f"{name}: expected {expected}, found {getattr(config, name)}" for name, (holds, expected) in rules.items() if not holds
-    ]
+    complaints = []
+    if not config.temperature > 0:
+        complaints.append(
+            f"temperature: expected above 0, since greedy decoding has no log-probabilities to learn from, found {config.temperature}"
+        )
+    if config.target_kl is not None and not (config.target_kl > 0 and config.beta > 0):
+        complaints.append(
+            f"target_kl: expected null, or above 0 with a beta above 0 (the controller multiplies it), found {config.target_kl}"
+        )
+    if config.schedule not in SCHEDULES:
+        complaints.append(f"schedule: expected constant, linear or cosine, found {config.schedule}")
+    return complaints + outside(
+        config,
+        max_new_tokens=COUNT,
+        sampling_batch_size=COUNT,
+        update_epochs=COUNT,
+        checkpoint_every=COUNT,
+        samples_every=COUNT,
+        beta=NOT_NEGATIVE,
+        kl_gain=NOT_NEGATIVE,
+        missing_eos_penalty=NOT_NEGATIVE,
+        clip_score=POSITIVE,
+        min_reward_accuracy=FRACTION,
+        lambda_learning_rate=POSITIVE,
+        max_lambda=POSITIVE,
+        gamma=FRACTION,
+        lam=FRACTION,
+        clip_range=POSITIVE,
+        value_clip_range=POSITIVE,
+        entropy_coefficient=NOT_NEGATIVE,
+        max_approx_kl=POSITIVE,
+        learning_rate=POSITIVE,
+        value_learning_rate=POSITIVE,
+        warmup_fraction=BELOW_ONE,
+        weight_decay=NOT_NEGATIVE,
+        max_grad_norm=POSITIVE,
+        warn_entropy_fraction=FRACTION,
+        warn_kl=POSITIVE,
+    )

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.groups import Grouped
+from plumbline.pipeline.ranges import POSITIVE, outside
 
 
 @dataclass
@@ -23,6 +24,10 @@ class RlooConfig(Grouped):
     method: str = "rloo"
     normalise_advantages: bool = MISSING
     clip_score: float | None = MISSING
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        return [*super().problems(), *outside(self, clip_score=POSITIVE)]
 
 
 SCHEMAS = {"rloo_schema": RlooConfig}
