@@ -102,5 +102,5 @@ def test_under_dvc_a_folder_is_pinned_by_its_content(model: Path, monkeypatch: p
 
 
 def test_a_hub_id_needs_a_pinned_revision() -> None:
-    with pytest.raises(ValueError, match=r"judge\.model: .* pinned .* found 'some/model'"):
+    with pytest.raises(ValueError, match=r"judge\.revision: expected a commit, because 'some/model' is a hub id"):
         load_judge(TransformersJudge(model="some/model"), seed=1)

@@ -28,7 +28,7 @@ def load_judge(config: JudgeConfig | DictConfig, *, seed: int, name: str | None 
     config = judge_config(config)
     name = name or config.backend
     if config.backend == "gold":
-        return VerifierJudge()
+        return VerifierJudge(config.thinking_marks)
     if isinstance(config, HumanJudge):
         return load_annotations(config)
     if isinstance(config, PanelJudge):

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Sequence
 from plumbline.judging.asking import Ledger
 from plumbline.judging.judge import Comparison, Judge, Principle, Prompts, Ranking, Rating, Verdict
 from plumbline.judging.verdicts import TIE, A, B, Ranks, ranks_of, scores_from_ranks
+from plumbline.reasoning import ALL
 
 
 class VerifierJudge(Judge):
     """Judges by the verifier's gold score, from 0 to 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, thinking_marks: str = ALL) -> None:
         self.name = "gold"
         self.ledger = Ledger()
+        self.thinking_marks = thinking_marks
 
     def rate(self, prompts: Prompts, completions: Sequence[str]) -> list[Rating]:
         """Maps the gold score to the scale of ratings, 1 to 10."""
@@ -45,7 +47,7 @@ class VerifierJudge(Judge):
     def _gold(self, prompts: Prompts, completions: Iterable[str]) -> list[float]:
         from plumbline.world.verify import verify
 
-        return [verify(prompt, completion).gold for prompt, completion in zip(prompts, completions, strict=True)]
+        return [verify(prompt, self.answer(completion)).gold for prompt, completion in zip(prompts, completions, strict=True)]
 
     def _verdict(self, order: str, value: str | float | Ranks) -> Verdict:
         return Verdict(self.name, "verifier", "", order, value, "")

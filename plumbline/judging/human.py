@@ -18,14 +18,16 @@ from plumbline.judging.judges import HumanJudge
 from plumbline.judging.sheets import EXPECTED, WAYS, export, item_code, read_sheet
 from plumbline.judging.verdicts import COMPARISON, TIE, A, B, Ranks, parse_choice, parse_rating, ranks_of, scores_from_ranks
 from plumbline.pipeline.records import read_jsonl
+from plumbline.reasoning import ALL, mark_problems
 from plumbline.rows import Message, Row
 
 
 class AnnotatorsJudge(Judge):
     """What people said of the same texts, aggregated over annotators; None if nobody said anything."""
 
-    def __init__(self, rows: Sequence[Row], name: str = "human") -> None:
+    def __init__(self, rows: Sequence[Row], name: str = "human", thinking_marks: str = ALL) -> None:
         self.name = name
+        self.thinking_marks = thinking_marks
         self.ledger = Ledger()
         self.annotators = sorted({str(row["annotator"]) for row in rows})
         self._ratings: dict[str, dict[str, str]] = defaultdict(dict)
@@ -77,9 +79,10 @@ class AnnotatorsJudge(Judge):
                     outcome = cast("str | None", verdict.in_order_ab().value) or UNPARSED
                     # Somebody who was shown both orders has one opinion, as a judge has.
                     opinions[annotator] = both_orders(opinions[annotator], outcome) if annotator in opinions else outcome
-            if not verdicts and a != b:
+            equal = self.answer(a) == self.answer(b)
+            if not verdicts and not equal:
                 opinions = self._preferences(codes)
-            comparisons.append(Comparison(TIE if a == b else majority([*opinions.values()]), verdicts, opinions))
+            comparisons.append(Comparison(TIE if equal else majority([*opinions.values()]), verdicts, opinions))
         return comparisons
 
     def rank(self, prompts: Prompts, groups: Sequence[Sequence[str]]) -> list[Ranking]:
@@ -106,7 +109,7 @@ class AnnotatorsJudge(Judge):
             print(f"judge: human: {unknown} of {len(judged)} judged completions are not among those to label", file=sys.stderr)
 
     def _code(self, prompt: Sequence[Message], completion: str) -> str:
-        code = item_code(prompt, completion)
+        code = item_code(prompt, self.answer(completion))
         self._asked.add(code)
         return code
 
@@ -125,10 +128,13 @@ class AnnotatorsJudge(Judge):
 
     def _values(self, annotator: str, codes: Sequence[str]) -> tuple[list[float], list[str]]:
         """An annotator's ranks or ratings of these answers, the smallest the best, and as written; empty unless all have one."""
-        for verdicts, sign in ((self._ranks, 1), (self._ratings, -1)):
-            replies = [verdicts[code][annotator] for code in codes if annotator in verdicts.get(code, {})]
-            if len(replies) == len(codes):
-                return [sign * float(reply.split("/")[0]) for reply in replies], replies
+        ranks = [self._ranks[code][annotator] for code in codes if annotator in self._ranks.get(code, {})]
+        if len(ranks) == len(codes):
+            return [float(rank) for rank in ranks], ranks
+        replies = [self._ratings[code][annotator] for code in codes if annotator in self._ratings.get(code, {})]
+        ratings = [parse_rating(f"Rating: {reply}") for reply in replies]
+        if len(ratings) == len(codes):
+            return [-rating for rating in ratings if rating is not None], replies
         return [], []
 
 
@@ -144,7 +150,7 @@ def load_annotations(config: HumanJudge) -> AnnotatorsJudge:
             f"judge: human: {path} is missing. `python -m plumbline.judging.human artifacts/sample/<entry>/completions.jsonl "
             f"scratch/{path.stem}` writes a blank sheet; put the filled one there (data/annotations/README.md)."
         )
-    return AnnotatorsJudge(read_sheet(path))
+    return AnnotatorsJudge(read_sheet(path), thinking_marks=config.thinking_marks)
 
 
 def main() -> None:
@@ -154,10 +160,16 @@ def main() -> None:
     parser.add_argument("stem", type=Path, help="where to write, without a suffix")
     parser.add_argument("--way", choices=WAYS, default="ranking", help="rank all, rate each or compare pairs (default: ranking)")
     parser.add_argument("--prompts", type=int, default=0, help="how many prompts to annotate (default: all)")
+    parser.add_argument(
+        "--thinking-marks", default=ALL, help="which marks set reasoning apart, as conf/judge says (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=17, help="decides the order in which answers are shown (default: 17)")
     options = parser.parse_args()
+    if complaints := mark_problems(options.thinking_marks, "--thinking-marks"):
+        sys.exit(complaints[0])
     try:
-        written = export(read_jsonl(options.completions), options.stem, options.way, options.seed, options.prompts)
+        rows = read_jsonl(options.completions)
+        written = export(rows, options.stem, options.way, options.seed, options.prompts, options.thinking_marks)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"wrote {written[0]} and {written[1]}; fill in `annotator` and `verdict` ({EXPECTED[options.way]}) of either")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from plumbline.judging.aggregation import UNPARSED, WINS
 from plumbline.judging.asking import Ledger
 from plumbline.judging.verdicts import Ranks, other_way_round
+from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Message
 
 Prompts = Sequence[list[Message]]
@@ -101,10 +102,16 @@ class Ranking(NamedTuple):
 
 
 class Judge(ABC):
-    """What stages call."""
+    """What stages call. Completions come as they were sampled; judged is what `answer` leaves of them."""
 
     name: str
     ledger: Ledger
+    thinking_marks: str = ALL
+    """Which marks set a completion's reasoning apart (plumbline/reasoning.py)."""
+
+    def answer(self, completion: str) -> str:
+        """What is judged of a completion, and shown to whoever judges it: all but its reasoning."""
+        return without_reasoning(completion, self.thinking_marks)
 
     @abstractmethod
     def rate(self, prompts: Prompts, completions: Sequence[str]) -> list[Rating]:

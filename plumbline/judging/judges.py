@@ -6,6 +6,12 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from plumbline.pipeline.composing import problems
+from plumbline.pipeline.digests import pin_problems
+from plumbline.pipeline.misfits import misfits
+from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, outside
+from plumbline.reasoning import ALL, mark_problems
+from plumbline.rows import LANGUAGES
 from plumbline.world.annotate import AnnotatorConfig
 
 
@@ -28,6 +34,12 @@ class GateLimits:
     minimum: int = 30
     """Fewest cases for which a limit applies; a fraction of fewer is noise."""
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        fractions = ("unparsed_fraction", "inconsistent_fraction", "tied_fraction", "longer_fraction", "known_agreement")
+        agreement = Range("from -1 to 1", lambda value: -1 <= value <= 1)
+        return outside(self, **dict.fromkeys(fractions, FRACTION), kappa=agreement, minimum=NOT_NEGATIVE)
+
 
 @dataclass
 class JudgeConfig:
@@ -40,6 +52,8 @@ class JudgeConfig:
     """Names from conf/judge/templates/criteria.yaml that ratings, comparisons and rankings go by."""
     reasoning: bool = False
     """Whether to ask for reasoning before the verdict."""
+    thinking_marks: str = ALL
+    """Which marks set a model's own reasoning apart: in the completions, of which the judge is shown the rest, and in the judge's replies."""
     both_orders: bool = True
     """Whether each comparison and ranking is asked in both orders."""
     samples: int = 1
@@ -49,6 +63,41 @@ class JudgeConfig:
     principles: dict[str, Any] = field(default_factory=dict)
     """A constitution: each principle as put to a judge (`judge`), to a critic (`critique`) and to a writer (`revision`), by language."""
     gate: GateLimits = field(default_factory=GateLimits)
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        from plumbline.judging.templates import criteria_texts
+
+        complaints = outside(self, samples=COUNT, attempts=COUNT) + mark_problems(self.thinking_marks)
+        if self.language not in ("auto", *LANGUAGES):
+            complaints.append(f"language: expected auto, {' or '.join(LANGUAGES)}, found {self.language!r}")
+        try:
+            criteria_texts(self.criteria, LANGUAGES[0] if self.language == "auto" else self.language)
+        except ValueError as error:
+            complaints.append(str(error).removeprefix("judge.").removeprefix("judge: "))
+        if self.samples > 1 and getattr(self, "sampling", SamplingConfig()).temperature == 0 and self.backend in ASKED:
+            complaints.append(
+                f"samples: expected 1 at temperature 0, where all samples are the same, found {self.samples}: set sampling.temperature, or "
+                "samples: 1"
+            )
+        return complaints + _principle_problems(self.principles)
+
+
+ASKED = ("simulated", "openai", "transformers")
+"""The backends that answer a judge's questions in text."""
+
+
+def _principle_problems(principles: dict[str, Any]) -> list[str]:
+    """Complaints about principles that are not texts by language for a judge, a critic or a writer."""
+    return [
+        f"principles.{name}: expected a mapping of judge, critique, revision to texts by language ({', '.join(LANGUAGES)}), found {principle!r}"
+        for name, principle in principles.items()
+        if not (
+            isinstance(principle, dict)
+            and set(principle) <= {"judge", "critique", "revision"}
+            and all(isinstance(texts, dict) and set(texts) <= set(LANGUAGES) for texts in principle.values())
+        )
+    ]
 
 
 @dataclass
@@ -96,6 +145,10 @@ class Prices:
     input: float = 0.0
     output: float = 0.0
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, input=NOT_NEGATIVE, output=NOT_NEGATIVE)
+
 
 @dataclass
 class SamplingConfig:
@@ -105,6 +158,11 @@ class SamplingConfig:
     top_p: float = 1.0
     max_tokens: int = 512
     seed: int | None = None
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        share = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+        return outside(self, temperature=NOT_NEGATIVE, top_p=share, max_tokens=COUNT)
 
 
 @dataclass
@@ -142,6 +200,19 @@ class OpenaiJudge(JudgeConfig):
         if self.base_url and self.base_url != MISSING:
             check_address(self.base_url)
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return super().problems() + outside(
+            self,
+            concurrency=COUNT,
+            requests_per_minute=POSITIVE,
+            timeout_seconds=POSITIVE,
+            retries=NOT_NEGATIVE,
+            backoff_seconds=NOT_NEGATIVE,
+            longest_wait_seconds=NOT_NEGATIVE,
+            max_cost=NOT_NEGATIVE,
+        )
+
 
 @dataclass
 class TransformersJudge(JudgeConfig):
@@ -153,6 +224,10 @@ class TransformersJudge(JudgeConfig):
     device: str = "cpu"
     batch: int = 16
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return [*super().problems(), *outside(self, batch=COUNT), *pin_problems(self.model, self.revision)]
 
 
 @dataclass
@@ -175,6 +250,29 @@ class PanelJudge(JudgeConfig):
         for member in self.members.values():
             if address := member.get("base_url"):
                 check_address(address)
+
+    def problems(self) -> list[str]:
+        """What does not fit in the panel and in each member; empty if all does."""
+        complaints = super().problems()
+        if not self.members:
+            complaints.append("members: expected at least one judge in the panel, found none")
+        for name, values in self.members.items():
+            complaints += _member_problems(f"members.{name}", values)
+        return complaints
+
+
+def _member_problems(where: str, values: Any) -> list[str]:
+    """Complaints about a member of a panel, whose values Hydra does not look into."""
+    if not isinstance(values, dict):
+        return [f"{where}: expected the values of a judge, found {values!r}"]
+    if values.get("backend") not in ASKED:
+        return [f"{where}.backend: expected one of {', '.join(ASKED)}, which can be asked, found {values.get('backend')!r}"]
+    if complaints := [*misfits(values, BACKENDS[values["backend"]], where)]:
+        return complaints
+    member = OmegaConf.merge(OmegaConf.structured(BACKENDS[values["backend"]]), values)
+    if missing := OmegaConf.missing_keys(member):
+        return [f"{where}: no value for {', '.join(sorted(missing))}"]
+    return [f"{where}.{complaint}" for complaint in problems(OmegaConf.to_object(member))]
 
 
 SCHEMAS: dict[str, type] = {

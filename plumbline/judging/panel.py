@@ -7,6 +7,7 @@ majority, rankings by the mean of their scores.
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from plumbline.judging.aggregation import both_orders, majority, mean
@@ -27,10 +28,11 @@ from plumbline.judging.verdicts import (
     scores_from_ranks,
     win_probability,
 )
+from plumbline.reasoning import without_reasoning
 from plumbline.rows import Message
 
-Parser = Callable[[str], Any]
-"""Reads a verdict's value from a reply; None if there is none."""
+Parser = Callable[..., Any]
+"""Reads a verdict's value from a reply, whose reasoning `marks` set apart; None if there is none."""
 
 CRITERIA = ("rating", "pairwise", "ranking")
 """The templates that list criteria; the others go by a principle alone."""
@@ -71,6 +73,7 @@ class AskingJudge(Judge):
     def __init__(self, name: str, members: Sequence[Member], config: JudgeConfig, seed: int) -> None:
         self.name = name
         self.config = config
+        self.thinking_marks = config.thinking_marks
         self._members = list(members)
         self._seed = seed
 
@@ -97,24 +100,25 @@ class AskingJudge(Judge):
             raise SystemExit("\n".join(estimates))
 
     def rate(self, prompts: Prompts, completions: Sequence[str]) -> list[Rating]:
-        items = [Item(prompt, (text,)) for prompt, text in zip(prompts, completions, strict=True)]
+        items = [Item(prompt, (self.answer(text),)) for prompt, text in zip(prompts, completions, strict=True)]
         return [
             Rating(mean([cast("float | None", verdict.value) for verdict in verdicts]), verdicts)
             for verdicts in self._ask("rating", items, parse_rating)
         ]
 
     def check(self, prompts: Prompts, completions: Sequence[str], principles: Sequence[Principle]) -> list[Rating]:
-        items = [Item(p, (text,), "", principle) for p, text, principle in zip(prompts, completions, principles, strict=True)]
+        answers = [self.answer(text) for text in completions]
+        items = [Item(prompt, (text,), "", rule) for prompt, text, rule in zip(prompts, answers, principles, strict=True)]
         return [
             Rating(mean([None if v.value is None else float(v.value == PASS) for v in verdicts]), verdicts)
-            for verdicts in self._ask("principle", items, lambda reply: parse_choice(reply, PASS_FAIL))
+            for verdicts in self._ask("principle", items, partial(parse_choice, choices=PASS_FAIL))
         ]
 
     def compare(
         self, prompts: Prompts, first: Sequence[str], second: Sequence[str], principles: Sequence[Principle] | None = None
     ) -> list[Comparison]:
         shown = [
-            self._orders(prompt, a, b, principles[index] if principles else None)
+            self._orders(prompt, self.answer(a), self.answer(b), principles[index] if principles else None)
             for index, (prompt, a, b) in enumerate(zip(prompts, first, second, strict=True))
         ]
         verdicts = iter(self._ask("pairwise", [item for items in shown for item in items], parse_choice))
@@ -134,10 +138,10 @@ class AskingJudge(Judge):
         items: list[Item] = []
         orders: list[list[int]] = []
         for prompt, group in zip(prompts, groups, strict=True):
-            order = list(range(len(group)))
-            random.Random(content_key([self._seed, prompt, list(group)])[:16]).shuffle(order)
+            answers, order = [self.answer(text) for text in group], list(range(len(group)))
+            random.Random(content_key([self._seed, prompt, answers])[:16]).shuffle(order)
             for shown in (order, order[::-1])[: 1 + self.config.both_orders]:
-                items.append(Item(prompt, tuple(group[index] for index in shown), " ".join(map(str, shown))))
+                items.append(Item(prompt, tuple(answers[index] for index in shown), " ".join(map(str, shown))))
                 orders.append(shown)
         verdicts = self._ask("ranking", items, None)
         step = 1 + self.config.both_orders
@@ -154,11 +158,11 @@ class AskingJudge(Judge):
         """Has the first member write a `critique` or `revision` of each response by a principle; the value is None if unreadable."""
         notes = critiques or [""] * len(responses)
         items = [
-            Item(prompt, (response,), "", principle, note)
+            Item(prompt, (self.answer(response),), "", principle, note)
             for prompt, response, principle, note in zip(prompts, responses, principles, notes, strict=True)
         ]
         author = self._members[0]._replace(config=replace(self._members[0].config, samples=1))
-        texts = self._ask(template, items, lambda reply: parse_text(reply, template), [author])
+        texts = self._ask(template, items, partial(parse_text, label=template), [author])
         return [verdicts[0] for verdicts in texts]
 
     def _ask(
@@ -169,7 +173,9 @@ class AskingJudge(Judge):
         for member in members or self._members:
             queries = [
                 Query(
-                    request, parse or _ranking_parser(len(item.responses)), chosen_language(member.config.language, item.prompt)
+                    request,
+                    parse or partial(parse_ranking, count=len(item.responses)),
+                    chosen_language(member.config.language, item.prompt),
                 )
                 for item in items
                 for request in self._requests(member, template, item)
@@ -222,20 +228,18 @@ def _request_key(request: Request) -> tuple[str, int]:
     return request.messages[-1]["content"], request.sample
 
 
-def _ranking_parser(count: int) -> Parser:
-    return lambda reply: parse_ranking(reply, count)
-
-
 def _verdict(member: Member, template: str, request: Request, parse: Parser, reply: Reply) -> Verdict:
     """The verdict in a reply."""
-    # A reply that was cut off may end inside a quoted answer, unless it is a single word.
-    whole = reply.finish not in CUT_OFF or (reply.finish == "length" and len(reply.text.split()) == 1)
+    marks = member.config.thinking_marks
+    # A reply that was cut off may end inside a quoted answer, unless it is a single word and nothing but that.
+    word = len(reply.text.split()) == 1 and without_reasoning(reply.text, marks) == reply.text
+    whole = reply.finish not in CUT_OFF or (reply.finish == "length" and word)
     return Verdict(
         judge=member.name,
         model=member.chat.model,
         template=request.version,
         order="",
-        value=parse(reply.text) if whole else None,
+        value=parse(reply.text, marks=marks) if whole else None,
         reply=reply.text,
         attempts=request.attempt,
         input_tokens=reply.input_tokens,

@@ -1,10 +1,10 @@
 """Sheets for annotators: blank sheets out, filled sheets in.
 
-A blank sheet has each prompt's distinct completions, shuffled and without the policy's name. Annotators fill in `annotator` and `verdict`: for
-each row a rank (1 is the best) or a rating from 1 to 10, as its column `way` says, or `A`, `B` or `tie` for each pair. Several filled sheets
-may be joined in one file, or lie in one folder, such as a sheet for each annotator.
+A blank sheet has each prompt's distinct answers, shuffled, without their reasoning and without the policy's name. Annotators fill in
+`annotator` and `verdict`: for each row a rank (1 is the best) or a rating from 1 to 10, as its column `way` says, or `A`, `B` or `tie` for
+each pair. Several filled sheets may be joined in one file, or lie in one folder, such as a sheet for each annotator.
 
-Completions are identified by a digest of their text, so that no key to the sheet is needed, and a verdict stays valid in another sample.
+Answers are identified by a digest of their text, so that no key to the sheet is needed, and a verdict stays valid in another sample.
 """
 
 import csv
@@ -18,6 +18,7 @@ from plumbline.judging.store import content_key
 from plumbline.judging.templates import rendered_conversation
 from plumbline.judging.verdicts import COMPARISON, parse_choice, parse_rating
 from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Message, Row, conversation_text, text_of
 
 WAYS = ("ranking", "rating", "pairwise")
@@ -33,16 +34,18 @@ def item_code(prompt: Sequence[Message], completion: str) -> str:
     return "c" + content_key([prompt, completion])[:16]
 
 
-def sheet(rows: Iterable[Mapping[str, Any]], way: str, seed: int, prompts: int = 0) -> list[Row]:
-    """The rows to annotate: prompts in order, the distinct completions of each shuffled, and nothing that tells who wrote them.
+def sheet(rows: Iterable[Mapping[str, Any]], way: str, seed: int, prompts: int = 0, thinking_marks: str = ALL) -> list[Row]:
+    """The rows to annotate: prompts in order, the distinct answers to each shuffled, and nothing that tells who wrote them.
 
-    Prompts with fewer than two distinct completions are left out unless completions are rated. `prompts` limits their number (0: all).
+    Prompts with fewer than two distinct answers are left out unless answers are rated. `prompts` limits their number (0: all), and
+    `thinking_marks` set apart the reasoning of a completion, which is not shown.
     """
     groups: dict[str, tuple[list[Message], list[str]]] = {}
     for row in rows:
         texts = groups.setdefault(row["id"], (row["prompt"], []))[1]
-        if text_of(row["completion"]) not in texts:
-            texts.append(text_of(row["completion"]))
+        answer = without_reasoning(text_of(row["completion"]), thinking_marks)
+        if answer not in texts:
+            texts.append(answer)
     blank = []
     selected = [group for group in groups.values() if way == "rating" or len(group[1]) > 1][: prompts or None]
     for number, (prompt, texts) in enumerate(selected, 1):
@@ -58,14 +61,16 @@ def sheet(rows: Iterable[Mapping[str, Any]], way: str, seed: int, prompts: int =
     return blank
 
 
-def export(rows: Iterable[Mapping[str, Any]], stem: Path, way: str, seed: int, prompts: int = 0) -> list[Path]:
+def export(
+    rows: Iterable[Mapping[str, Any]], stem: Path, way: str, seed: int, prompts: int = 0, thinking_marks: str = ALL
+) -> list[Path]:
     """Writes the blank sheet as `<stem>.csv` and `<stem>.jsonl`, and returns their paths.
 
     Raises:
         FileExistsError: one of the files exists; it may be a filled sheet.
         ValueError: there is nothing to annotate.
     """
-    blank = sheet(rows, way, seed, prompts)
+    blank = sheet(rows, way, seed, prompts, thinking_marks)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".csv", ".jsonl")]
     if existing := [str(path) for path in paths if path.exists()]:
         raise FileExistsError(f"export: {', '.join(existing)} exists and may be filled in: choose another name, or remove it")

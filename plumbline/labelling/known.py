@@ -1,12 +1,14 @@
 """Known answers to compare a judge with: the closed world's verifier, recorded preferences, or annotators' sheets."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from plumbline.judging.human import AnnotatorsJudge
 from plumbline.judging.sheets import read_sheet
 from plumbline.pipeline.records import read_jsonl
+from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Preference, text_of
 
 Advantages = Mapping[tuple[int, int], float]
@@ -15,25 +17,25 @@ Advantages = Mapping[tuple[int, int], float]
 Group = Sequence[Mapping[str, Any]]
 
 
-def known_advantages(source: str) -> Callable[[Group], Advantages]:
-    """A function that returns what is known of the completions of one prompt.
+def known_advantages(source: str, marks: str = ALL) -> Callable[[Group], Advantages]:
+    """A function that returns what is known of the completions of one prompt, without their reasoning, which `marks` set apart.
 
     source: `none`, `gold`, or a file or folder of annotators' sheets, or a file of preferences.
     """
     if source == "none":
         return lambda group: {}
     if source == "gold":
-        return gold_advantages
+        return partial(gold_advantages, marks=marks)
     if source.endswith(".csv") or Path(source).is_dir() or "annotator" in (read_jsonl(source) or [{}])[0]:
-        return _annotated(AnnotatorsJudge(read_sheet(Path(source))))
-    return _recorded([Preference.of(row) for row in read_jsonl(source)])
+        return _annotated(AnnotatorsJudge(read_sheet(Path(source)), thinking_marks=marks))
+    return _recorded([Preference.of(row) for row in read_jsonl(source)], marks)
 
 
-def gold_advantages(group: Group) -> Advantages:
+def gold_advantages(group: Group, marks: str = ALL) -> Advantages:
     """The differences of gold scores; only for prompts of the closed world."""
     from plumbline.world.verify import verify
 
-    gold = [verify(row["prompt"], text_of(row["completion"])).gold for row in group]
+    gold = [verify(row["prompt"], without_reasoning(text_of(row["completion"]), marks)).gold for row in group]
     return {(i, j): gold[i] - gold[j] for i in range(len(gold)) for j in range(len(gold)) if i != j}
 
 
@@ -52,13 +54,13 @@ def _annotated(people: AnnotatorsJudge) -> Callable[[Group], Advantages]:
     return advantages
 
 
-def _recorded(preferences: Sequence[Preference]) -> Callable[[Group], Advantages]:
+def _recorded(preferences: Sequence[Preference], marks: str) -> Callable[[Group], Advantages]:
     """By recorded preferences, for the pairs among them."""
-    preferred = {(_texts(pair.prompt), _texts(pair.chosen), _texts(pair.rejected)) for pair in preferences}
+    preferred = {(_texts(pair.prompt, marks), _texts(pair.chosen, marks), _texts(pair.rejected, marks)) for pair in preferences}
 
     def advantages(group: Group) -> Advantages:
-        prompt = _texts(group[0]["prompt"])
-        completions = [_texts(row["completion"]) for row in group]
+        prompt = _texts(group[0]["prompt"], marks)
+        completions = [_texts(row["completion"], marks) for row in group]
         known = {}
         for i, first in enumerate(completions):
             for j, second in enumerate(completions):
@@ -69,5 +71,5 @@ def _recorded(preferences: Sequence[Preference]) -> Callable[[Group], Advantages
     return advantages
 
 
-def _texts(messages: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    return tuple(message["content"].strip() for message in messages)
+def _texts(messages: Sequence[Mapping[str, str]], marks: str) -> tuple[str, ...]:
+    return tuple(without_reasoning(message["content"], marks).strip() for message in messages)

@@ -9,6 +9,7 @@ from plumbline.judging.gate import Quality
 from plumbline.judging.judge import Comparison, Judge, Principle, Rating, Verdict, rater_names
 from plumbline.judging.verdicts import TIE, A, B
 from plumbline.labelling.agreement import agreement_scores
+from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Row, text_of
 
 Group = list[Row]
@@ -81,11 +82,12 @@ def check(judge: Judge, groups: Sequence[Group], principles: Mapping[str, Princi
     return [_rated([next(joined) for _ in group], group, same_question=False) for group in groups]
 
 
-def agree(groups: Sequence[Group]) -> list[Opinion]:
-    """Scores each completion by its agreement with the others of its prompt. Nobody is asked, so nothing counts as a verdict."""
+def agree(groups: Sequence[Group], marks: str = ALL) -> list[Opinion]:
+    """Scores each completion, without its reasoning, by its agreement with the others of its prompt. Nobody is asked: there are no verdicts."""
     opinions = []
     for group in groups:
-        scores = agreement_scores([text_of(row["completion"]) for row in group], [row.get("finished", True) for row in group])
+        texts = [without_reasoning(text_of(row["completion"]), marks) for row in group]
+        scores = agreement_scores(texts, [row.get("finished", True) for row in group])
         ratings = [Rating(score, [Verdict("agreement", "none", "", "", score, "")]) for score in scores]
         opinions.append(_rated(ratings, group)._replace(verdicts=[]))
     return opinions
@@ -212,8 +214,11 @@ def _compared(group: Group, comparisons: list[Compared]) -> Opinion:
     return Opinion(judged, rows, opinions, flipped, verdicts)
 
 
-def observe(quality: Quality, group: Group, opinion: Opinion, known: Mapping[tuple[int, int], float]) -> None:
-    """Counts a judged group; `known` maps two positions to the known advantage of the first over the second."""
+def observe(quality: Quality, group: Group, opinion: Opinion, known: Mapping[tuple[int, int], float], marks: str = ALL) -> None:
+    """Counts a judged group; `known` maps two positions to the known advantage of the first over the second.
+
+    marks: what sets a completion's reasoning apart, which the judge did not see.
+    """
     judged, prompt_id = opinion.judged, group[0]["id"]
     for verdict in opinion.verdicts:
         quality.unparsed.add(verdict.value is None, f"{prompt_id}: {verdict.reply!r}")
@@ -225,7 +230,7 @@ def observe(quality: Quality, group: Group, opinion: Opinion, known: Mapping[tup
         (i, j): _difference(judged.scores[i], judged.scores[j]) for i in range(len(group)) for j in range(i + 1, len(group))
     }
     for (i, j), difference in differences.items():
-        first, second = text_of(group[i]["completion"]), text_of(group[j]["completion"])
+        first, second = (without_reasoning(text_of(group[position]["completion"]), marks) for position in (i, j))
         quality.add_preference(first, second, difference, where=str(prompt_id))
         if (i, j) in known:
             quality.add_known(difference, known[i, j], where=f"{prompt_id}: {first!r} against {second!r}")

@@ -1,7 +1,8 @@
 """MLflow: one run for each executed stage. A view that no stage reads; files that DVC tracks are the truth.
 
 `MLFLOW_TRACKING_URI` chooses the server; unset, it is `mlflow.db` in the project (with its artifacts under `mlartifacts/`), and
-`off` switches tracking off. A server that does not answer stops the stage here, before any work.
+`off` switches tracking off. If MLflow cannot be used, the stage stops here, before any work; once the work has begun, nothing that MLflow
+does ends it (plumbline/pipeline/outbox.py).
 """
 
 import logging
@@ -17,11 +18,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 from filelock import FileLock
 
+from plumbline.pipeline.outbox import Outbox, SafeNames, reason, safe_value, send_kept, unsent_file, without_password
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "plumbline"
 BATCH = 1000  # MLflow's limit for one batch of metrics; a single one costs about 4 ms, a batch 200 ms
+QUIET_AND_PATIENT = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # at INFO a new database takes a page
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default a server that hangs would take a quarter of an hour of the stage's time
+}
+"""Values for MLflow, unless the environment has others."""
 
 
 class Input(NamedTuple):
@@ -32,7 +41,7 @@ class Input(NamedTuple):
 
 
 class TrackingUnavailable(RuntimeError):
-    """The tracking server does not answer."""
+    """MLflow cannot be used: no server answers, or its database does not fit."""
 
 
 class Run:
@@ -54,37 +63,43 @@ class MlflowRun(Run):
     """A run in MLflow; metrics are sent in batches."""
 
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self._client = client
         self.id: str = run_id
-        self._pending: list[Any] = []
+        self._outbox = Outbox(client, run_id)
+        self._metrics: list[Any] = []
+        self._safe = SafeNames()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        self._pending += [
-            Metric(name.replace("@", "_"), float(value), now, step or 0) for name, value in metrics.items() if value is not None
+        self._metrics += [
+            [self._safe(name, name.replace("@", "_")), float(value), now, step or 0]
+            for name, value in metrics.items()
+            if value is not None
         ]
-        if len(self._pending) >= BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Sends what is pending."""
-        pending, self._pending = self._pending, []
-        for start in range(0, len(pending), BATCH):
-            self._client.log_batch(self.id, metrics=pending[start : start + BATCH])
+        while len(self._metrics) >= BATCH:
+            batch, self._metrics = self._metrics[:BATCH], self._metrics[BATCH:]
+            self._outbox.add({"metrics": batch})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        import pandas
-
-        self._client.log_table(self.id, pandas.DataFrame([dict(row) for row in rows]), f"tables/{name}.json")
+        self._outbox.add({"table": [name, [dict(row) for row in rows]]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        flat = [Param(key, str(value)) for key, value in flatten(params).items()]
+        flat = [[self._safe(name), safe_value(value)] for name, value in flatten(params).items()]
         for start in range(0, len(flat), 100):
-            self._client.log_batch(self.id, params=flat[start : start + 100])
+            self._outbox.add({"params": flat[start : start + 100]})
+
+    def log_inputs(self, inputs: Sequence[Input]) -> None:
+        """Logs which files the stage read."""
+        if inputs:
+            named = [[self._safe(path, Path(path).as_posix().replace("/", ".")), digest, path] for path, digest in inputs]
+            self._outbox.add({"inputs": named})
+
+    def close(self, status: str) -> None:
+        """Sends what is left and ends the run; what cannot be sent is kept for the next stage."""
+        last = [{"metrics": self._metrics}] if self._metrics else []
+        self._outbox.records += [*last, {"end": [status, int(time.time() * 1000)]}]
+        self._outbox.send()
+        if self._outbox.records:
+            self._outbox.keep(unsent_file(_unsent_folder(), tracking_uri(), self.id))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,6 +116,10 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
+def _unsent_folder() -> Path:
+    return project_root() / ".mlflow-unsent"
+
+
 def tracking_uri() -> str:
     """Where runs are logged, or `off`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
@@ -108,62 +127,72 @@ def tracking_uri() -> str:
 
 @contextmanager
 def tracked(name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], inputs: Sequence[Input]) -> Iterator[Run]:
-    """Opens a run for a stage and closes it as FINISHED, or FAILED where the block raises.
+    """Opens a run for a stage and closes it as FINISHED, or FAILED where the block raises. Once it is open, MLflow raises nothing.
 
     Raises:
-        TrackingUnavailable: the server does not answer; nothing has been done yet.
+        TrackingUnavailable: MLflow cannot be used; nothing has been done yet.
     """
     if tracking_uri() == "off":
         yield Run()
         return
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # at INFO a new database takes a page
+    for variable, value in QUIET_AND_PATIENT.items():
+        os.environ.setdefault(variable, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    client, experiment = _connect()
-    run = MlflowRun(client, _start(client, experiment, name, tags))
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it announces each retry
+    logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)  # of what is said in one line here
+    run = _open(name, tags)
     status = "FAILED"
     try:
         run.log_params(params)
-        _log_inputs(client, run.id, inputs)
+        run.log_inputs(inputs)
         yield run
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        run.flush()
-        client.set_terminated(run.id, status)
+        run.close(status)
 
 
-def _connect() -> tuple["MlflowClient", str]:
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+def _open(name: str, tags: Mapping[str, str]) -> MlflowRun:
+    """A new run, after what earlier stages left open or unsent has been settled."""
+    uri = tracking_uri()
+    try:
+        client, experiment = _connect(uri)
+        send_kept(client, _unsent_folder(), uri)
+        return MlflowRun(client, _start(client, experiment, name, tags))
+    except TrackingUnavailable:
+        raise
+    except Exception as error:  # a driver that is not installed, a file that is not a database: each raises its own
+        shown = without_password(uri)
+        raise TrackingUnavailable(
+            f"MLflow at {shown} cannot be used: {reason(error).replace('<database_uri>', shown)}. Fix that, set MLFLOW_TRACKING_URI to "
+            "another server (`make ui` starts the local one), or to `off` to work without tracking."
+        ) from error
+
+
+def _connect(uri: str) -> tuple["MlflowClient", str]:
     """A client and the experiment's id; creating a new SQLite store is serialised (six at once broke it 17 times in 18)."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    uri = tracking_uri()
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    changed = {key: value for key, value in patience.items() if key not in os.environ}
-    os.environ.update(changed)
-    try:
-        with FileLock(project_root() / ".mlflow.lock"):
-            client = MlflowClient(uri)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment:
-                return client, experiment.experiment_id
+    with FileLock(project_root() / ".mlflow.lock"):
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             local = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
             return client, client.create_experiment(EXPERIMENT, artifact_location=local)
-    except (MlflowException, OSError) as error:
+    if experiment.lifecycle_stage == "deleted":
+        shown = without_password(uri)
         raise TrackingUnavailable(
-            f"MLflow at {_without_password(uri)} does not answer ({type(error).__name__}). Start it (`make ui` for the "
-            "local one), set MLFLOW_TRACKING_URI to one that runs, or to `off` to work without tracking."
-        ) from error
-    finally:
-        for key in changed:
-            del os.environ[key]
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+            f"MLflow at {shown}: the experiment {EXPERIMENT!r} was deleted, and its name is still taken. Restore it (`MLFLOW_TRACKING_URI={shown} "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}`), remove it for good (`mlflow gc`), or set "
+            "MLFLOW_TRACKING_URI to `off` to work without tracking."
+        )
+    return client, experiment.experiment_id
 
 
 def _start(client: "MlflowClient", experiment: str, name: str, tags: Mapping[str, str]) -> str:
@@ -174,9 +203,8 @@ def _start(client: "MlflowClient", experiment: str, name: str, tags: Mapping[str
 
 def _close_orphans(client: "MlflowClient", experiment: str, name: str) -> None:
     """Closes runs of this stage whose process was killed: SIGKILL leaves them RUNNING for ever."""
-    running = client.search_runs([experiment], f"attributes.status = 'RUNNING' and attributes.run_name = '{name}'")
-    for run in running:
-        here = run.data.tags.get("host") == socket.gethostname()
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        here = run.info.run_name == name and run.data.tags.get("host") == socket.gethostname()
         if here and not psutil.pid_exists(int(run.data.tags.get("pid", 0))):
             client.set_terminated(run.info.run_id, "KILLED")
 
@@ -189,14 +217,3 @@ def _git_tags() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty.strip())).lower()}
-
-
-def _log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[Input]) -> None:
-    from mlflow.entities import Dataset, DatasetInput
-
-    datasets = [
-        DatasetInput(Dataset(Path(item.path).as_posix().replace("/", "."), item.digest, "local", f'{{"uri": "{item.path}"}}'), [])
-        for item in inputs
-    ]
-    if datasets:
-        client.log_inputs(run_id, datasets=datasets)

@@ -12,7 +12,7 @@ from plumbline.judging.asking import Ledger, Reply, Request
 from plumbline.judging.judges import TransformersJudge
 from plumbline.judging.store import VerdictStore, content_key, store_folder
 from plumbline.models.loading import context_of
-from plumbline.pipeline.digests import pinned
+from plumbline.pipeline.digests import pin_problems, pinned
 
 
 class LocalChat:
@@ -23,10 +23,8 @@ class LocalChat:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = Path(config.model)
-        if not folder.is_dir() and config.revision is None:
-            raise ValueError(
-                f"judge.model: expected a folder, or a hub id with judge.revision pinned to a commit, found {config.model!r} without a revision"
-            )
+        if complaints := pin_problems(config.model, config.revision, "judge.revision"):
+            raise ValueError(complaints[0])
         version = pinned(folder, config.revision, "judge.revision") if folder.is_dir() else config.revision
         commit = None if folder.is_dir() else config.revision
         self._config = config
