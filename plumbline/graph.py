@@ -4,6 +4,7 @@
 All paths are below `artifacts/`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
@@ -71,6 +72,39 @@ class Node(NamedTuple):
     def name(self) -> str:
         """As DVC names it: `align@dpo`, `sft`."""
         return f"{self.stage}@{self.entry}" if self.entry else self.stage
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_LONGEST_NAME = 100
+
+
+def name_problem(stage: str, name: str) -> str:
+    """Why an entry cannot have a name, which becomes part of a node's name, of paths, and of a command; empty if it can."""
+    if not _NAME.fullmatch(name):
+        return "DVC, Hydra or the shell would read it as something else"
+    if len(name) > _LONGEST_NAME:
+        return f"it has {len(name)} characters, more than {_LONGEST_NAME}"
+    if name.lower() in ("true", "false", "null") or _is_number(name):
+        return "Hydra would not read it as a text"
+    if REPEATED[stage].folder == "reward" and name == NOTHING:
+        return f"`{NOTHING}` stands for no reward"
+    return ""
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return float(name) is not None
+    except ValueError:
+        return False
+
+
+def policies_in(sample: str, params: Params) -> set[str]:
+    """The policies whose completions a sample of a sound recipe holds; `demonstrations` for those that come from the data."""
+    if entry := (params.get("sample") or {}).get(sample):
+        return {entry["policy"]} | ({"demonstrations"} if entry.get("of") == "demonstrations" else set())
+    if entry := (params.get("pool") or {}).get(sample):
+        return policies_in(entry["first"], params) | policies_in(entry["second"], params)
+    return policies_in(params["filter"][sample]["sample"], params)
 
 
 def entries(params: Params) -> Iterator[tuple[str, str, Any]]:

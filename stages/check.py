@@ -3,13 +3,11 @@
 Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on which `prepare` depends so that this stage runs first, and
 `artifacts/reward/none`, which `evaluate.reward: none` names. They never change, so this stage never makes another run again.
 
-It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about a second.
+It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds.
 """
 
 import dataclasses
-import difflib
 import importlib
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,28 +17,46 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plumbline.data.schema import FilesData, typed_data
-from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, Params, entries, nodes, options, outputs, rows_of
-from plumbline.pipeline.composing import CONF, LEARNING, has_entries, load_params, method_module, problems, register, typed
+from plumbline.consistency import Node, inconsistencies, where, wrong_policies, wrong_references, wrong_rows
+from plumbline.data.schema import typed_data
+from plumbline.evaluation.section import EvaluateSection
+from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
+from plumbline.pipeline.composing import (
+    CONF,
+    LEARNING,
+    defaults_list,
+    groups,
+    has_entries,
+    method_module,
+    open_groups,
+    problems,
+    register,
+    require_file,
+    typed,
+)
+from plumbline.pipeline.misfits import hints, suggestion
+from plumbline.pipeline.params import Params, load_params
+from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, stage_misfits
 from plumbline.pipeline.sources import module_file
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}")
 SECTIONS = ("seed", "threads", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
+HYDRAS_OWN = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "output", "env")
+"""Parts of Hydra's own config that decide no value of a stage; leaving them out saves a quarter of the time."""
+
 REQUIRED = ("seed", "threads", "inputs", "model", "data", *SINGLE, "evaluate")
 """The sections that every recipe has; of the others it names those that it uses."""
-
-CLOSED_WORLD_ONLY = ("simulated", "gold")
-"""Backends of judges that know what the closed world asks, and nothing else."""
 
 
 def wrong_sections(params: Params) -> list[str]:
     """Errors for sections that nothing reads, that are missing, or that are not mappings."""
     errors = [
-        f"params.yaml: expected sections among {', '.join(SECTIONS)}, found {key!r}.{_suggestion(key, [*SECTIONS])}"
+        f"params.yaml: expected sections among {', '.join(SECTIONS)}, found {key!r}.{suggestion(key, [*SECTIONS])}"
         for key in params
         if key not in SECTIONS
     ]
@@ -52,29 +68,13 @@ def wrong_sections(params: Params) -> list[str]:
     ]
 
 
-def wrong_references(params: Params) -> list[str]:
-    """Errors for entries that name a node which does not exist, that lack the name of one, or that make what another makes."""
-    made = outputs(params)
-    errors = [
-        f"params.yaml: expected each output once, found artifacts/{path} made by {' and '.join(makers)}: rename one of these entries"
-        for path, makers in made.items()
-        if len(makers) > 1
+def wrong_names(params: Params) -> list[str]:
+    """Errors for entries whose name cannot name a node, a folder and an option of Hydra's all at once."""
+    return [
+        f"params.yaml: {stage}: expected a name of letters, digits, `_` and `-`, found {name!r}: {problem}"
+        for stage, name, _ in entries(params)
+        if (problem := name_problem(stage, name))
     ]
-    for stage, name, entry in entries(params):
-        for key, path in REPEATED[stage].slots.items():
-            where = f"params.yaml: {stage}.{name}.{key}"
-            if isinstance(entry, dict) and key not in entry:
-                errors.append(f"{where}: missing; DVC needs it to know what the entry depends on.{_choices(path, made)}")
-            elif isinstance(entry, dict) and str(entry[key]) not in options(path, made):
-                errors.append(f"{where}: there is no {entry[key]!r}.{_choices(path, made, str(entry[key]))}")
-    section = params.get("evaluate") or {}
-    named = [("evaluate.reward", "reward/{}", section.get("reward", NOTHING))]
-    named += [("evaluate", "policy/{}", policy) for policy in [*section.get("policies", []), section.get("against")]]
-    for where, path, name in named:
-        if path.format(name) not in made:
-            what = "there is no policy" if path.startswith("policy") else "there is no"
-            errors.append(f"params.yaml: {where}: {what} {name!r}.{_choices(path, made, str(name))}")
-    return errors
 
 
 def wrong_signals(params: Params) -> list[str]:
@@ -94,40 +94,82 @@ def wrong_signals(params: Params) -> list[str]:
     return errors
 
 
-def composition_errors(params: Params) -> list[str]:
-    """Composes every stage's config, each entry in its turn, and returns what Hydra, the schemas and their `problems` object to."""
-    errors = []
-    closed_world = True  # until `prepare`, the first, says otherwise
+def compositions(params: Params) -> tuple[list[str], dict[Node, Any]]:
+    """What the schemas, Hydra and the configs' `problems` object to in the nodes, and the config of each node that can be composed."""
+    errors, configs = [], {}
+    store = ConfigStore.instance()
+    hydras = dict(store.repo)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base=None):
         for stage in STAGES:
-            schema = stage_schema(stage)
-            try:
-                register(stage, schema)
-            except ValueError as error:
-                errors.append(str(error))
-                continue
-            names = [str(name) for name in params.get(stage) or {}] if has_entries(stage) else [None]
-            policy = ["policy=sft"] if "policy" in {field.name for field in dataclasses.fields(schema)} else []
-            for name in names:
-                where = f"params.yaml: {stage}.{name}" if name else f"params.yaml: {stage}"
-                if moved := misplaced_method(stage, (params.get(stage) or {}).get(name)):
-                    errors.append(f"{where}.method: {moved}")
-                    continue
-                try:
-                    config = typed(compose(stage, overrides=[f"{stage}={name}", *policy] if name else policy))
-                except (HydraException, OmegaConfBaseException, ValueError) as error:
-                    text = _explained(error)
-                    errors.append(text if text.startswith(where) else f"{where}: {text}")
-                    continue
-                errors += [_located(problem, stage, name) for problem in problems(config)]
-                if stage == "prepare":
-                    closed_world = not isinstance(typed_data(config.data), FilesData)
-                elif not closed_world and (only := only_of_the_closed_world(config)):
-                    errors.append(
-                        f"{where}: {only}: expected data: closed_world, which is all that it knows, found data: {params.get('data')}"
-                    )
-    return list(dict.fromkeys(errors))
+            section = params.get(stage, {}) if has_entries(stage) else [None]
+            for node in [(stage, name) for name in section if name is None or not name_problem(stage, name)]:
+                store.repo = dict(hydras)  # each composition copies all that is registered
+                found, config = composed(node, params)
+                errors += found
+                if config is not None:
+                    configs[node] = config
+    return list(dict.fromkeys(errors)), configs
+
+
+def composed(node: Node, params: Params) -> tuple[list[str], Any]:
+    """What is wrong with a node's values, and its config if it can be composed; Hydra has to be initialised."""
+    stage, name = node
+    schema, entry = stage_schema(stage), params[stage][name] if name else {}
+    if not isinstance(entry, dict):
+        return [f"{where(node)}: expected a mapping, found {entry!r}"], None
+    if moved := misplaced_method(stage, entry):
+        return [f"{where(node)}.method: {moved}"], None
+    try:
+        chosen = choices(node, params)
+    except ValueError as error:
+        return [str(error)], None
+    errors = [*stage_misfits(stage, schema, params), *(entry_misfits(stage, name, entry, schema) if name else [])]
+    if errors := [*errors, *(error for choice in chosen.items() for error in file_misfits(*choice))]:
+        return errors, None
+    overrides = [f"~hydra/{group}" for group in HYDRAS_OWN] + ([f"{stage}={name}"] if name else [])
+    overrides += ["policy=sft"] if "policy" in {field.name for field in dataclasses.fields(schema)} else []
+    try:
+        register(stage, schema, params | ({stage: {name: entry}} if name else {}))
+        composition = compose(stage, overrides=overrides)
+        if missing := OmegaConf.missing_keys(composition):
+            return [
+                _located(f"{key}: expected a value, found none", node, params, chosen)
+                for key in sorted(missing - referring(node))
+            ], None
+        config = typed(composition)
+        if "data" in chosen:
+            config.data = typed_data(config.data)
+        return [_located(problem, node, params, chosen) for problem in problems(config)], config
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        text = " ".join(f"{error.__cause__ or error}".split())
+        return [text if text.startswith("params.yaml") else _located(text, node, params, chosen)], None
+
+
+def choices(node: Node, params: Params) -> dict[str, str]:
+    """The files of conf/ that a node's values come from: group → name.
+
+    Raises:
+        ValueError: there is no such file, or no choice although DVC needs one.
+    """
+    stage, name = node
+    chosen = {group: choice for group, choice in defaults_list(stage).items() if group in groups()}
+    entry = params[stage][name] if name else params.get("evaluate" if stage in ("answer", "evaluate") else stage, {})
+    at = where((stage, name) if name else ("evaluate" if stage in ("answer", "evaluate") else stage, None))
+    for group in [*open_groups(stage), *(["method"] if stage in LEARNING else [])]:
+        if group in entry:
+            chosen[group] = require_file(group, entry[group], f"{at}.{group}")
+        elif group in params and group != stage:
+            chosen[group] = require_file(group, params[group], f"params.yaml: {group}")
+        elif group != stage:
+            raise ValueError(f"{at}.{group}: missing; DVC needs it to know what depends on it. Name a file of conf/{group}")
+    return chosen
+
+
+def referring(node: Node) -> set[str]:
+    """The keys of a node's config that `wrong_references` looks at."""
+    slots = REPEATED[node[0]].slots if node[0] in REPEATED else ()
+    return {f"{node[0]}.{slot}" for slot in slots} | {f"evaluate.{field}" for field in hints(EvaluateSection)}
 
 
 def stage_schema(stage: str) -> type:
@@ -145,57 +187,39 @@ def misplaced_method(stage: str, entry: Any) -> str:
     return f"expected a method that learns from {what}, found {method}: move the entry to `{others[0]}`" if others else ""
 
 
-def only_of_the_closed_world(config: Any) -> str:
-    """The judge or reward of a stage that answers for the closed world alone; empty if there is none."""
-    judge, verifier = getattr(config, "judge", None), getattr(config, "reward_verifier", None)
-    backends = [judge.backend, *(member.get("backend") for member in getattr(judge, "members", {}).values())] if judge else []
-    if known := [backend for backend in backends if backend in CLOSED_WORLD_ONLY]:
-        return f"judge: {known[0]}"
-    return "kind: closed_world" if getattr(verifier, "kind", "") == "closed_world" else ""
-
-
-def _located(problem: str, stage: str, name: str | None) -> str:
-    """A problem of a config, `label.pairs: …`, under the key of params.yaml: `label.round1.pairs: …`."""
+def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -> str:
+    """A problem of a config, `label.pairs: …`, with the file and the key to change: `params.yaml: label.round1.pairs: …`."""
+    stage, name = node
     section, dot, rest = problem.partition(".")
+    key = rest.partition(":")[0].partition(".")[0]
+    if dot and section in chosen and section != stage:
+        return f"conf/{section}/{chosen[section]}.yaml: {rest}"
     if section == stage and name:
-        return f"params.yaml: {stage}.{name}.{rest}"
-    return (
-        f"params.yaml: {problem}"
-        if dot and section in SECTIONS
-        else f"params.yaml: {stage}{f'.{name}' if name else ''}: {problem}"
-    )
+        set_here, file = (
+            params[stage][name],
+            f"conf/method/{chosen['method']}.yaml" if stage in LEARNING else f"conf/{stage}.yaml",
+        )
+        return (
+            f"params.yaml: {stage}.{name}.{rest}{'' if key in set_here or ',' in key else f' (or change the default in {file})'}"
+        )
+    if dot and section in SECTIONS:
+        return f"params.yaml: {problem}"
+    return f"params.yaml: {problem}" if problem.partition(":")[0] in SECTIONS else f"{where(node)}: {problem}"
 
 
-def _explained(error: Exception) -> str:
-    """Hydra's error in one line, with the key that was probably meant."""
-    text = " ".join(f"{error.__cause__ or error}".split())
-    match = re.search(r"Key '(\w+)' not in '(\w+)'", text)
-    if not match:
-        return text
-    known = _schema_fields(ConfigStore.instance().repo).get(match[2], [])
-    listed = f" Known: {', '.join(known)}" if known else ""
-    return f"unknown key {match[1]!r}.{_suggestion(match[1], known)}{listed}"
+def no_repository() -> list[str]:
+    """An error for a project outside a Git repository, such as a downloaded archive, unless DVC is told that there is none."""
+    here = Path.cwd()
+    if not Path(".dvc").is_dir() or any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return []
+    from dvc.config import Config
 
-
-def _schema_fields(repo: Any) -> dict[str, list[str]]:
-    fields: dict[str, list[str]] = {}
-    for value in repo.values():
-        if isinstance(value, dict):
-            fields.update(_schema_fields(value))
-        elif (schema := getattr(value.node, "_metadata", None)) and isinstance(schema.object_type, type):
-            fields[schema.object_type.__name__] = [str(key) for key in value.node]
-    return fields
-
-
-def _choices(path: str, made: dict[str, list[str]], word: str = "") -> str:
-    """What a slot may name, the one that was probably meant first."""
-    names = options(path, made)
-    return f"{_suggestion(word, names)} There are: {', '.join(names) or 'none yet'}."
-
-
-def _suggestion(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    if Config(str(here / ".dvc"))["core"].get("no_scm"):
+        return []
+    return [
+        "expected a Git repository, which DVC works in, found none. Run `git init && git add . && git commit -m start`; or "
+        "`dvc config core.no_scm true`, with which `dvc exp` and `make show` do not work"
+    ]
 
 
 def remove_leftovers(params: Params) -> None:
@@ -211,13 +235,21 @@ def remove_leftovers(params: Params) -> None:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def recipe_errors(params: Params) -> list[str]:
+    """Everything that is wrong with a recipe; empty if it is sound."""
+    if errors := wrong_sections(params):
+        return errors
+    errors, configs = compositions(params)
+    if errors := [*wrong_names(params), *errors, *inconsistencies(configs, params), *wrong_references(params)]:
+        return errors
+    nodes(params)
+    return wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params)]
+
+
 def main() -> None:
     try:
         params = load_params()
-        errors = wrong_sections(params) or composition_errors(params) + wrong_references(params)
-        if not errors:
-            nodes(params)
-            errors = wrong_signals(params)
+        errors = no_repository() + recipe_errors(params)
     except (OSError, ValueError) as error:
         errors = [str(error)]
     if errors:

@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import Row, held_out, last_turn, text_of
 
@@ -77,8 +78,14 @@ class LabelEntry:
             complaints.append(
                 f"min_margin: expected less than 1 with way: agreement, which scores from 0 to 1, found {self.min_margin}"
             )
-        if not 0 <= self.validation_fraction < 1:
-            complaints.append(f"validation_fraction: expected at least 0 and less than 1, found {self.validation_fraction}")
+        complaints += outside(
+            self,
+            min_margin=NOT_NEGATIVE,
+            pairs_per_prompt=NOT_NEGATIVE,
+            opponents=NOT_NEGATIVE,
+            prompts=NOT_NEGATIVE,
+            validation_fraction=BELOW_ONE,
+        )
         if self.known not in ("none", "gold"):
             complaints += outside_annotations("known", self.known)
         return complaints
@@ -107,16 +114,20 @@ class LabelStage:
             complaints.append(
                 "label.judge: expected a judge with principles with way: principle, such as constitutional, found one without"
             )
+        if entry.way == "principle" and backend == "human":
+            complaints.append(
+                "label.way: expected rating, ranking or pairwise with people, found principle, which is not on their sheets"
+            )
         if backend == "human":
             complaints += outside_annotations("judge.annotations", self.judge.annotations)
         return complaints
 
 
 def outside_annotations(key: str, path: str) -> list[str]:
-    """A complaint about a path that DVC would not see change; empty if it is in the folder that labels depend on."""
-    if Path(path).resolve().is_relative_to(ANNOTATIONS.resolve()):
-        return []
-    return [f"{key}: expected a path in {ANNOTATIONS}, which labels depend on, found {path}: DVC would not see it change"]
+    """A complaint about a path that is missing, or that DVC would not see change; empty if it is in the folder that labels depend on."""
+    if not Path(path).resolve().is_relative_to(ANNOTATIONS.resolve()):
+        return [f"{key}: expected a path in {ANNOTATIONS}, which labels depend on, found {path}: DVC would not see it change"]
+    return [] if Path(path).exists() else [f"{key}: expected a file or folder, found none at {path}"]
 
 
 def grouped(rows: list[Row]) -> "list[Group]":
@@ -132,7 +143,7 @@ def opinions_on(judge: "Judge | None", groups: "list[Group]", config: LabelStage
     from plumbline.labelling import opinions
 
     if judge is None:
-        return opinions.agree(groups)
+        return opinions.agree(groups, config.judge.thinking_marks)
     entry = config.label
     principles = {name: principle["judge"] for name, principle in config.judge.principles.items()}
     if entry.way == "pairwise":
@@ -167,7 +178,7 @@ def verdicts(
         if judge:
             judge.announce((start + len(chunk)) / len(groups))
         for group, opinion in zip(chunk, opinions_on(judge, chunk, config), strict=True):
-            observe(quality, group, opinion, advantages(group))
+            observe(quality, group, opinion, advantages(group), config.judge.thinking_marks)
             judged.append(opinion.judged)
             yield from opinion.rows
     if judge:
@@ -235,7 +246,7 @@ def run(config: LabelStage, entry: str) -> None:
         from plumbline.labelling.opinions import unjudged
 
         groups = grouped(read_jsonl(sample / "completions.jsonl"))[: settings.prompts or None]
-        advantages = known_advantages(settings.known)
+        advantages = known_advantages(settings.known, config.judge.thinking_marks)
         quality, judged = Quality(), []
         output, replies = work.output(f"artifacts/label/{entry}"), work.output(f"artifacts/verdicts/{entry}.jsonl")
         if settings.pairs == "strong_vs_weak":

@@ -23,6 +23,7 @@ from plumbline.data.schema import ROLES, WORLD_POLICY, FilesData, Policy, typed_
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.ranges import POSITIVE, outside
 from plumbline.pipeline.records import replacing, write_json
 from plumbline.world.generate import ClosedWorldConfig
 
@@ -39,6 +40,10 @@ class PrepareSection:
 
     scale: float = MISSING
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, scale=POSITIVE)
+
 
 @dataclass
 class PrepareStage:
@@ -53,6 +58,8 @@ class PrepareStage:
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
+        if not Path(self.inputs).is_dir():
+            return [f"inputs: expected a folder, found none at {self.inputs}: make it, or name the folder with your files"]
         if isinstance(self.data, FilesData) and self.prepare.scale != 1:
             return [
                 f"prepare.scale: expected 1 with data from files, since it scales only the closed world, found {self.prepare.scale:g}. "
@@ -124,7 +131,13 @@ def make_tokenizer(model: ScratchModel | HubModel, pools: "Mapping[str, Pool]") 
     if isinstance(model, HubModel):
         if Path(model.path).is_dir():
             pinned(Path(model.path), model.revision, "conf/model/hub.yaml: revision")
-        return load_tokenizer(model.path, model.revision, chat_template=model.chat_template, pad_token=model.pad_token)
+        return load_tokenizer(
+            model.path,
+            model.revision,
+            chat_template=model.chat_template,
+            template_variables=model.template_variables,
+            pad_token=model.pad_token,
+        )
     return ReadyTokenizer(train_tokenizer(tokenizer_texts(pools.values()), model.vocabulary_size), [])
 
 

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rewards.rejection import best, matches, reject_statistically, top_fraction_threshold
 from plumbline.rewards.reward import finish, load_reward, outcomes
@@ -49,16 +50,14 @@ class RejectEntry:
             for key, names in (("strategy", STRATEGIES), ("pairs", PAIRS))
             if getattr(self, key) not in names
         ]
-        if self.strategy == "best" and self.keep < 1:
+        if self.strategy == "best" and self.keep == 0:
             complaints.append(f"keep: expected at least 1 with strategy: best, found {self.keep}")
-        if self.keep < 0:
-            complaints.append(f"keep: expected 0 (no limit) or above, found {self.keep}")
-        if self.strategy == "threshold" and self.threshold is None:
-            complaints.append("threshold: expected a number in units of the reward with strategy: threshold, found null")
-        if self.strategy == "fraction" and not 0 < (self.fraction or 0) <= 1:
-            complaints.append(f"fraction: expected above 0 and at most 1 with strategy: fraction, found {self.fraction}")
-        if self.strategy == "statistical" and not (self.beta or 0) > 0:
-            complaints.append(f"beta: expected above 0 with strategy: statistical, found {self.beta}")
+        share = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+        complaints += outside(self, keep=NOT_NEGATIVE, fraction=share, beta=POSITIVE, validation_fraction=BELOW_ONE)
+        needed = {"threshold": "a number in units of the reward", "fraction": share.expected, "statistical": POSITIVE.expected}
+        key = "beta" if self.strategy == "statistical" else self.strategy
+        if self.strategy in needed and getattr(self, key) is None:
+            complaints.append(f"{key}: expected {needed[self.strategy]} with strategy: {self.strategy}, found null")
         if self.pairs != NONE and self.keep == 1:
             complaints.append(f"keep: expected 2 or more, or 0, with pairs: {self.pairs}, found 1")
         return complaints

@@ -20,6 +20,7 @@ from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import Node, nodes
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import read_json, read_jsonl, replacing
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class ReportSection:
     """What the page shows."""
 
     prompts: int = MISSING  # prompts shown with the answers of every policy side by side
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, prompts=COUNT)
 
 
 @dataclass

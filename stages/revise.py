@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import Row, assistant, held_out, last_turn, text_of
 
@@ -41,6 +42,12 @@ class ReviseEntry:
     unread_fraction: float = MISSING
     validation_fraction: float = MISSING
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(
+            self, rounds=COUNT, responses=COUNT, prompts=NOT_NEGATIVE, unread_fraction=FRACTION, validation_fraction=BELOW_ONE
+        )
+
 
 @dataclass
 class ReviseStage:
@@ -53,10 +60,15 @@ class ReviseStage:
 
     def problems(self) -> list[str]:
         """What does not fit between the entry and its judge; empty if all does."""
-        if self.judge.principles:
-            return []
+        name = self.revise.judge
+        if not self.judge.principles:
+            return [f"revise.judge: expected a judge with principles, such as constitutional, found {name}, which has none"]
+        if self.judge.backend in ("gold", "human", "none"):
+            return [f"revise.judge: expected a judge that writes, such as a chat model, found {name}"]
         return [
-            f"revise.judge: expected a judge with principles, such as constitutional, found {self.revise.judge}, which has none"
+            f"judge.principles.{principle}: expected texts for a critic (`critique`) and a writer (`revision`), found only {', '.join(texts)}"
+            for principle, texts in self.judge.principles.items()
+            if not {"critique", "revision"} <= set(texts)
         ]
 
 

@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.models.training import Lora, Validated
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_rows, replacing, write_json
 from plumbline.rewards.margins import (
     Bin,
@@ -53,7 +54,8 @@ class RewardModelEntry(Validated, Lora):
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
         unknown = [] if self.kind in KINDS else [f"kind: expected one of {', '.join(KINDS)}, found {self.kind!r}"]
-        return [*unknown, *super().problems(), *self.lora_problems()]
+        weights = outside(self, margin_scale=NOT_NEGATIVE, centring=NOT_NEGATIVE)
+        return [*unknown, *super().problems(), *self.lora_problems(), *weights]
 
 
 @dataclass

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the current one, with the default recipe as its params.yaml."""
+    """A folder as the current one, with the default recipe as its params.yaml and an empty folder of inputs."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "conf/recipe/default.yaml", tmp_path / "params.yaml")
+    (tmp_path / "data/raw").mkdir(parents=True)
     return tmp_path
 
 

@@ -1,12 +1,18 @@
 """params.yaml and Hydra: what is composed, and what is refused before any work."""
 
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import stages.check
+from plumbline import consistency
+from plumbline.pipeline import composing, recipe_files
 from plumbline.pipeline.composing import load_params, problems, require_sound
 from tests.conftest import ROOT
 
@@ -70,7 +76,7 @@ def test_all_mistakes_in_a_recipe_are_named_at_once_each_with_its_key(project: P
     expect(
         error,
         "params.yaml: align.dpo: unknown key 'btea'. Did you mean 'beta'?",
-        "params.yaml: rl.ppo: ",
+        "params.yaml: rl.ppo.beta: expected a number, found 'strong'",
         "params.yaml: align.rs.signal: there is no 'reject/rz'. Did you mean 'reject/rs'?",
         "params.yaml: reject.rs.beta: ",
         "params.yaml: reward_model.rm.kind: expected one of preference, cost, found 'modle'",
@@ -78,7 +84,7 @@ def test_all_mistakes_in_a_recipe_are_named_at_once_each_with_its_key(project: P
         "params.yaml: label.ranked.judge: ",
         "params.yaml: evaluate.reward: there is no 'rmm'. Did you mean 'rm'?",
         "params.yaml: evaluate.split: expected one of test, validation, found 'tset'",
-        "params.yaml: evaluate: there is no policy 'pppo'",
+        "params.yaml: evaluate.policies: there is no policy 'pppo'",
     )
 
 
@@ -199,3 +205,203 @@ def test_problems_are_collected_from_every_schema_within_a_config() -> None:
     ]
     with pytest.raises(ValueError, match=r"(?s)first\.weight.*rules\.bad\.weight"):
         require_sound(config)
+
+
+READ_DIFFERENTLY = {
+    "017": 'DVC (YAML 1.2) reads as the number 17 and the stages (YAML 1.1) as the number 15. Write 17 or 15',
+    "0o17": 'as the number 15 and the stages (YAML 1.1) as the text "0o17". Write 15 or "0o17"',
+    "-017": "Write -17 or -15",
+    "08": 'Write 8 or "08"',
+    "12:30": 'Write "12:30" or 750',
+    "1:30:00.5": 'Write "1:30:00.5" or 5400.5',
+    "no": 'Write "no" or false',
+    "On": 'Write "On" or true',
+    "[1, off]": 'align.dpo.beta.1: expected a value with one meaning',
+    "+.5": 'Write 0.5 or "+.5"',
+    "{on: 1}": 'align.dpo.beta.on: expected a key with one meaning',
+    "{<<: {a: yes}}": 'align.dpo.beta.a: expected a value with one meaning',
+    "2026-11-26": 'found the date 2026-11-26. To use it as a text, write "2026-11-26"',
+    "2026-11-26T10:00:00Z": "found the date",
+    "!!set {a}": "found set",
+    "!!omap [a: 1]": "found ordereddict",
+    "!!binary aGk=": "found bytes",
+    "{1: a}": 'align.dpo.beta.1: expected a text as key, found the number 1. To use it as a text, write "1"',
+    "{true: a}": 'To use it as a text, write "true"',
+    "{~: a}": "expected a text as key, found null",
+    "{a: 1, a: 1}": 'found duplicate key "a"',
+    "!number 5": "could not determine a constructor for the tag '!number'",
+    "${seed}": "expected a plain value, found '${seed}'",
+}  # fmt: skip
+"""What DVC and the stages read differently, or cannot both use, and what is said of it."""
+
+
+@pytest.mark.parametrize("value", READ_DIFFERENTLY)
+def test_a_value_that_dvc_and_the_stages_read_differently_is_refused_with_both_readings(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"align:\n  dpo:\n    beta: {value}\n")
+    with pytest.raises(ValueError, match=re.escape(READ_DIFFERENTLY[value])) as raised:
+        load_params(path)
+    assert "params.yaml: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e3", "1e-4", ".5", "1_000", "0x1F", "~", "true", ".inf", '"017"', "'no'", "!!str 5", "{<<: {a: 1}, b: 2}", "[]", "y"],
+)
+def test_a_value_that_both_read_alike_is_what_dvc_reads(value: str, tmp_path: Path) -> None:
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(f"align:\n  dpo:\n    beta: {value}\n")
+    assert load_params(path) == load_yaml(str(path))
+
+
+def test_a_stage_refuses_what_dvc_reads_differently_as_check_does(project: Path) -> None:
+    error = check(project, ("seed: 17", "seed: 017"))
+    assert "params.yaml: seed: expected a value with one meaning" in error
+    by_hand = stage("stages.align", "align=dpo", cwd=project).stderr
+    assert "params.yaml: seed: expected a value with one meaning" in by_hand
+
+
+def test_an_entry_has_a_name_that_dvc_hydra_and_the_shell_read_alike() -> None:
+    for name in ("a.b", "a b", "a@b", "a:b", "a/b", "-a", "", "123", "1e5", "null", "nan", "é", "a,b", "a" * 200):
+        (error,) = stages.check.wrong_names({"align": {name: {}}})
+        assert error.startswith(f"params.yaml: align: expected a name of letters, digits, `_` and `-`, found {name!r}: ")
+    assert stages.check.wrong_names({"align": {key: {} for key in ("dpo", "3rounds", "a-b", "_a", "B2", "no")}}) == []
+
+
+def test_a_reward_cannot_have_the_name_that_stands_for_none(project: Path) -> None:
+    assert "`none` stands for no reward" in check(project, ("\n  rm:", "\n  none:"))
+
+
+def test_an_unknown_key_lists_the_known_ones_however_deep_it_is(project: Path) -> None:
+    rules = "\nreward_rules:\n  polite:\n    rules:\n      short: {kind: length, most: 20, pattern: a}\n\nreject:"
+    error = check(project, ("\nreject:", rules))
+    expect(
+        error,
+        "params.yaml: reward_rules.polite.rules.short: unknown key 'pattern'. Known: kind, weight, least, most, unit, phrases, expression",
+    )
+
+
+def test_values_of_another_type_are_refused_also_where_omegaconf_converts_them_or_does_not_look(project: Path) -> None:
+    error = check(
+        project,
+        ("    beta: 0.1", "    beta: 0.1\n    bf16: 8\n    loss_weights: {hinge: [1]}"),
+        ("    n: 8", "    n: [8]"),
+        ("    epochs: 1", "    epochs: null"),
+    )
+    expect(
+        error,
+        "params.yaml: sample.round1.n: expected a whole number, found [8]",
+        "params.yaml: reward_model.rm.epochs: expected a number, found null",
+        "params.yaml: align.dpo.bf16: expected true or false, found 8",
+        "params.yaml: align.dpo.loss_weights.hinge: expected a number, found [1]",
+    )
+
+
+def test_values_that_cannot_work_together_are_refused_although_each_could(project: Path) -> None:
+    error = check(
+        project,
+        ("    n: 8", "    n: 8\n    max_new_tokens: 256"),
+        ("    episodes: 4096", "    episodes: 4000\n    families: [sums]"),
+        ("seed: 17", "seed: -1"),
+        ("inputs: data/raw", "inputs: data/rwa"),
+    )
+    expect(
+        error,
+        "params.yaml: seed: expected a whole number from 0 to 4294967295, found -1",
+        "params.yaml: inputs: expected a folder, found none at data/rwa",
+        "params.yaml: sample.round1.max_new_tokens: expected fewer than the model's context_tokens, 256, found 256",
+        "params.yaml: rl.ppo.episodes: expected a multiple of rollout_batch_size 256, found 4000",
+        "params.yaml: rl.ppo.families: expected families of the closed world",
+    )
+    pairs = "    pairs: strong_vs_weak\n    strong: dpo\n    weak: sft"
+    error = check(project, ("    pairs: best_vs_worst", pairs))
+    expect(
+        error, "params.yaml: label.round1.strong: expected a policy whose completions sample 'round1' holds (sft), found 'dpo'"
+    )
+    error = check(
+        project, ("    judge: simulated\n    pairs: all_pairs", "    judge: simulated\n    known: data/annotations/gone.csv")
+    )
+    expect(error, "params.yaml: label.ranked.known: expected a file or folder, found none at data/annotations/gone.csv")
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ that `recipe_errors` reads in its place."""
+    folder = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", folder)
+    for module in (composing, recipe_files, stages.check):
+        monkeypatch.setattr(module, "CONF", folder)
+    return folder
+
+
+def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, own_conf: Path) -> None:
+    (own_conf / "data/mine.yaml").write_text(
+        "defaults: [files_schema, _self_]\nsft:\n  sources:\n    - {files: [gone.jsonl], licnce: MIT}\npolicy: {limits: {default: many}}\n"
+    )
+    (own_conf / "judge/mine.yaml").write_text("defaults: [openai, _self_]\nsampling: {temprature: 0.5}\n")
+    (own_conf / "judge/both.yaml").write_text(
+        "defaults: [judge_panel, _self_]\nmembers:\n  a: {backend: simulated, sampels: 2}\n"
+    )
+    (own_conf / "judge/bare.yaml").write_text("backend: openai\n")
+    recipe = load_params()
+    recipe["data"] = "mine"
+    recipe["label"]["round1"]["judge"], recipe["label"]["ranked"]["judge"] = "mine", "both"
+    recipe["evaluate"]["judge"] = "bare"
+    errors = stages.check.recipe_errors(recipe)
+    for message in (
+        "conf/data/mine.yaml: sft.sources.0: unknown key 'licnce'. Did you mean 'licence'?",
+        "conf/data/mine.yaml: policy.limits.default: expected a number, found 'many'",
+        "conf/judge/mine.yaml: sampling: unknown key 'temprature'. Did you mean 'temperature'?",
+        "conf/judge/both.yaml: members.a: unknown key 'sampels'. Did you mean 'samples'?",
+        "conf/judge/bare.yaml: expected the name of a schema first in `defaults` (judge_simulated, ",
+    ):
+        assert any(error.startswith(message) for error in errors), errors
+
+
+def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_conf: Path) -> None:
+    hub = own_conf / "model/hub.yaml"
+    hub.write_text(hub.read_text().replace("path: ???", "path: someone/model"))
+    errors = stages.check.recipe_errors(load_params() | {"model": "hub"})
+    assert [error.partition(":")[0] for error in errors] == ["conf/model/hub.yaml"] * len(errors)
+    assert "revision: expected a commit, because 'someone/model' is a hub id" in errors[0]
+
+
+def test_a_source_that_names_no_file_and_a_split_without_prompts_are_named_before_any_work(project: Path) -> None:
+    recipe = load_params() | {"data": "gsm8k"}
+    recipe["label"] |= {name: entry | {"judge": "openai"} for name, entry in recipe["label"].items()}
+    recipe["evaluate"] |= {"judge": "none", "split": "validation"}
+    errors = stages.check.recipe_errors(recipe)
+    assert errors[0].startswith(
+        "conf/data/gsm8k.yaml: prompts: expected a file at 'data/raw/math/gsm8k_train_3000.jsonl', found none"
+    )
+    for name in ("gsm8k_train_3000", "gsm8k_test_400"):
+        (project / "data/raw/math").mkdir(exist_ok=True)
+        (project / f"data/raw/math/{name}.jsonl").write_text("{}\n")
+    errors = stages.check.recipe_errors(recipe)
+    assert [error.partition(", found")[0] for error in errors] == [
+        "params.yaml: evaluate.split: expected a split of the prompts in conf/data/gsm8k.yaml (test, train)"
+    ]
+
+
+def test_a_project_outside_a_git_repository_says_so_before_any_work(project: Path) -> None:
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    error = stage("stages.check", cwd=project).stderr
+    assert (
+        "expected a Git repository, which DVC works in, found none. Run `git init && git add . && git commit -m start`" in error
+    )
+    (project / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    assert stage("stages.check", cwd=project).returncode == 0
+
+
+def test_programs_are_checked_in_a_sandbox_that_this_machine_has(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(project))
+    config = SimpleNamespace(reward_verifier=SimpleNamespace(kind="code", isolation="bubblewrap"))
+    (error,) = consistency.without_sandbox({("reward_verifier", "tests"): config})
+    assert error.startswith(
+        "params.yaml: reward_verifier.tests: isolation: bubblewrap: expected the command `bwrap`, found none."
+    )
+    config.reward_verifier.kind = "math"
+    assert [*consistency.without_sandbox({("reward_verifier", "sums"): config})] == []

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from plumbline import graph
+from plumbline.consistency import wrong_references
 from plumbline.tools.recipe import choose, recipes
-from stages.check import wrong_references, wrong_sections
+from stages.check import wrong_sections
 from tests.benchmarks import recipe_book
 from tests.conftest import ROOT
 from tests.dag import declared_nodes, load_pipeline, load_recipe

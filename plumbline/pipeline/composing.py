@@ -13,52 +13,21 @@ So nothing is stated twice, an unknown key is Hydra's error, and the command lin
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from plumbline.pipeline.misfits import suggestion
+from plumbline.pipeline.params import Params, load_params
+from plumbline.pipeline.ranges import COUNT, SEED, outside
 from plumbline.pipeline.sources import module_file
 
 CONF = Path(__file__).parents[2] / "conf"
-PARAMS = Path("params.yaml")
-
-Params = dict[str, Any]
-
-
-def load_params(path: Path = PARAMS) -> Params:
-    """Reads params.yaml: plain values only.
-
-    Raises:
-        ValueError: the file is not valid YAML or not a mapping, or a value holds `${`: DVC could not see a change of what it refers to.
-    """
-    try:  # OmegaConf and not PyYAML, which reads 1e-4 as a string
-        params = OmegaConf.to_container(OmegaConf.load(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(params, dict):
-        raise ValueError(f"{path}: expected a mapping of sections, found {type(params).__name__}")
-    for key, value in _leaves(params):
-        if isinstance(value, str) and "${" in value:
-            raise ValueError(
-                f"{path}: {key}: expected a plain value, found {value!r}. DVC compares values as written and would miss "
-                "a change of what this refers to: write the value itself."
-            )
-    return {str(key): value for key, value in params.items()}
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield prefix, value
-        return
-    for key, child in items:
-        yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
 
 
 @cache
@@ -84,9 +53,12 @@ def has_entries(stage: str) -> bool:
     return stage in open_groups(stage)
 
 
-def register(stage: str, schema: type) -> None:
-    """Registers `schema` and what params.yaml says for `stage` with Hydra; call before `@hydra.main`'s function."""
-    params = load_params()
+def register(stage: str, schema: type, params: Params | None = None) -> None:
+    """Registers `schema` and what params.yaml says for `stage` with Hydra; call before `@hydra.main`'s function.
+
+    params: what params.yaml says; None to read it.
+    """
+    params = load_params() if params is None else params
     store = ConfigStore.instance()
     store.store(name=f"{stage}_schema", node=schema)
     store.store(name=f"{stage}_params", node=_stage_node(stage, schema, params))
@@ -102,16 +74,15 @@ def _stage_node(stage: str, schema: type, params: Params) -> dict[str, Any]:
     """What params.yaml says to a stage as a whole: its scalars and sections, and the groups that they choose."""
     fields = {field.name for field in dataclasses.fields(schema)} - {stage if has_entries(stage) else ""}
     values = {key: value for key, value in params.items() if key in fields and key not in open_groups(stage)}
-    sections = [params, *(value for value in values.values() if isinstance(value, dict))]
-    choices = {
-        group: section[group]
-        for section in sections
-        for group in open_groups(stage)
-        if isinstance(section.get(group), str) and group != stage
+    sections = {"params.yaml: ": params} | {
+        f"params.yaml: {key}.": value for key, value in values.items() if isinstance(value, dict)
     }
-    for group, choice in choices.items():
-        _require_file(group, choice, f"params.yaml ({stage})")
-        register_schemas(group, choice)
+    choices = {}
+    for where, section in sections.items():
+        for group in open_groups(stage):
+            if group in section and group != stage:
+                choices[group] = require_file(group, section[group], f"{where}{group}")
+                register_schemas(group, choices[group])
     return {"defaults": [{f"override /{group}": choice} for group, choice in choices.items()] + ["_self_"], **values}
 
 
@@ -126,8 +97,8 @@ def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
         )
     defaults: list[Any] = []
     for key, value in entry.items():
-        if key in groups() and isinstance(value, str):
-            _require_file(key, value, where)
+        if key in groups():
+            require_file(key, value, f"{where}.{key}")
             register_schemas(key, value)
             # from inside an entry's package, an override must say where the group lies
             defaults.append(
@@ -137,10 +108,19 @@ def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
     return {"defaults": [*defaults, "_self_"], **entry}
 
 
-def _require_file(group: str, choice: str, where: str) -> None:
-    if not (CONF / group / f"{choice}.yaml").is_file():
-        known = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-        raise ValueError(f"{where}: {group}: {choice!r} has no file conf/{group}/{choice}.yaml; there are: {known}")
+def require_file(group: str, choice: Any, where: str) -> str:
+    """The name of a file in a folder of conf/, as a key of params.yaml says it; `where` names the key in messages.
+
+    Raises:
+        ValueError: there is no such file; the message names those that there are.
+    """
+    known = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    if choice not in known:
+        raise ValueError(
+            f"{where}: expected the name of a file of conf/{group}, found {choice!r}.{suggestion(str(choice), known)} There are: "
+            f"{', '.join(known)}"
+        )
+    return str(choice)
 
 
 SCHEMAS = {
@@ -190,9 +170,30 @@ def problems(config: Any, prefix: str = "") -> list[str]:
         for name, child in nested:
             if dataclasses.is_dataclass(child):
                 complaints += problems(child, f"{prefix}{field.name}.{name}{'.' if name else ''}")
-    if hasattr(config, "problems"):
-        complaints += [f"{prefix}{complaint}" for complaint in config.problems()]
-    return complaints
+    own = config.problems() if hasattr(config, "problems") else []
+    if not prefix:
+        own += outside(config, **{key: limits for key, limits in EVERYWHERE.items() if hasattr(config, key)})
+    own += [
+        complaint
+        for complaint in _not_finite(config)
+        if not any(other.startswith(f"{complaint.split(':')[0]}:") for other in own)
+    ]
+    return complaints + [f"{prefix}{complaint}" for complaint in own]
+
+
+EVERYWHERE = {"seed": SEED, "threads": COUNT}
+"""Values of every stage's config, with their ranges."""
+
+
+def _not_finite(config: Any) -> list[str]:
+    """Complaints about NaN and infinity, which no value may be."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    flat = {f"{key}.{name}": item for key, value in values.items() if isinstance(value, dict) for name, item in value.items()}
+    return [
+        f"{key}: expected a finite number, found {value}"
+        for key, value in (values | flat).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
 
 
 def require_sound(config: Any) -> None:

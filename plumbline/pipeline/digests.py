@@ -57,6 +57,16 @@ def pinned(folder: Path, revision: str | None, key: str) -> str:
     return digest
 
 
+def pin_problems(path: str, revision: str | None, key: str = "revision") -> list[str]:
+    """A complaint about a model from elsewhere that nothing pins; empty for a folder, or for a hub id with its commit."""
+    if Path(path).is_dir() or revision is not None:
+        return []
+    return [
+        f"{key}: expected a commit, because {path!r} is a hub id and not a folder here, found null. Set it, so that the result does not depend on "
+        "the day of the download, or name a folder"
+    ]
+
+
 def _files(path: Path) -> Iterator[Path]:
     yield from [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
 

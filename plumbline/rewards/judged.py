@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from plumbline.judging.building import load_judge
 from plumbline.judging.gate import GateError, Quality, failures
 from plumbline.judging.judge import Judge, Rating
-from plumbline.judging.judges import GateLimits, OpenaiJudge, PanelJudge, judge_config
+from plumbline.judging.judges import GateLimits, PanelJudge, judge_config
 from plumbline.judging.templates import template_digest
 from plumbline.rows import Message, prompt_key
 
@@ -90,19 +89,13 @@ def unsuitable(judge: Any) -> str:
     config = judge_config(judge)
     if config.backend == "none":
         return "judge: expected a judge, found none: name a file of conf/judge, such as simulated, openai or transformers"
-    members = config.members if isinstance(config, PanelJudge) else {}
-    try:
-        judges = [config, *(judge_config(OmegaConf.create(dict(values))) for values in members.values())]
-    except (
-        OmegaConfBaseException
-    ) as error:  # an unknown key or a missing value, which Hydra does not look for in a panel's members
-        return f"judge.members: {' '.join(str(error).split())}"
-    if any(one.backend == "human" for one in judges):
+    members = config.members.values() if isinstance(config, PanelJudge) else ()  # which their panel complains of itself
+    if config.backend == "human":
         return (
             "judge: expected a judge that can be asked while a policy trains, found people: label a sample with `judge: human`, and train a "
             "reward model on that (`reward_model`, `signal: label/<entry>`)"
         )
-    if any(one.dry_run for one in judges if isinstance(one, OpenaiJudge)):
+    if getattr(config, "dry_run", False) or any(member.get("dry_run") for member in members):
         return (
             "judge.dry_run: expected false for a reward, whose questions depend on what is sampled, found true: estimate with an entry of "
             "`label`, and let max_cost limit the reward"

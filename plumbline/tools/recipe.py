@@ -4,7 +4,8 @@ import argparse
 import shutil
 import sys
 
-from plumbline.pipeline.composing import CONF, PARAMS
+from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.params import PARAMS
 
 RECIPES = CONF / "recipe"
 

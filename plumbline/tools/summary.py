@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plumbline.pipeline.composing import load_params
+from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json
 from plumbline.report.tables import plain_table
 

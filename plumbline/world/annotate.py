@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from omegaconf import MISSING
 
+from plumbline.pipeline.ranges import FRACTION, outside
 from plumbline.rows import Message
 from plumbline.world.answers import Style, dress
 from plumbline.world.families.catalog import FAMILIES, understand
@@ -57,6 +58,10 @@ class AnnotatorConfig:
     length_bias: float = MISSING  # fraction of comparisons that the longer response wins whatever it says
     revision_skill: float = MISSING  # fraction of critiques and revisions that find the faults
     seed: int = MISSING
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, error_rate=FRACTION, position_bias=FRACTION, length_bias=FRACTION, revision_skill=FRACTION)
 
 
 class Request(NamedTuple):

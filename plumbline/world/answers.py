@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from omegaconf import MISSING
 
+from plumbline.pipeline.ranges import FRACTION, outside
 from plumbline.world.families.catalog import FAMILIES
 from plumbline.world.families.family import Task
 from plumbline.world.families.phrases import (
@@ -34,6 +35,13 @@ class Habits:
     kind: float = MISSING  # courteous
     rude: float = MISSING  # rude; 1 - kind - rude are neither
     terse: float = MISSING  # without filler
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        complaints = outside(self, **dict.fromkeys(vars(self), FRACTION))
+        if not complaints and self.kind + self.rude > 1:
+            complaints.append(f"kind, rude: expected at most 1 together, found {self.kind} and {self.rude}")
+        return complaints
 
 
 class Style(NamedTuple):

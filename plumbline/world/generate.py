@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from omegaconf import MISSING
 
+from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.rows import LANGUAGES, Message, Row, assistant
 from plumbline.world.answers import Habits, Style, draw_style, write_answer
 from plumbline.world.families.catalog import FAMILIES, GENERAL_FAMILIES, ask
@@ -48,6 +49,10 @@ class PromptCounts:
     harmful: int = MISSING
     lookalike: int = MISSING
 
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        return outside(self, **dict.fromkeys(vars(self), NOT_NEGATIVE))
+
 
 @dataclass
 class PretrainMix:
@@ -64,6 +69,15 @@ class PretrainMix:
     )
     prose_errors: float = MISSING  # fraction of the statements about entities that are wrong
     careful: float = MISSING  # fraction of the dialogues that the careful persona answers; the careless one answers the others
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        kinds = ("fact_prose", "list_prose", "manual_prose", "table_prose", "facts_asked")
+        complaints = outside(self, documents=COUNT, validation_documents=COUNT)
+        complaints += outside(self, **dict.fromkeys((*kinds, "prose_errors", "careful"), FRACTION))
+        if not complaints and (total := sum(getattr(self, kind) for kind in kinds)) > 1:
+            complaints.append(f"{', '.join(kinds)}: expected at most 1 together, found {total:g}")
+        return complaints
 
 
 @dataclass
@@ -83,6 +97,15 @@ class ClosedWorldConfig:
     rollout: PromptCounts = field(default_factory=PromptCounts)
     validation: PromptCounts = field(default_factory=PromptCounts)
     test: PromptCounts = field(default_factory=PromptCounts)
+
+    def problems(self) -> list[str]:
+        """What does not fit; empty if all does."""
+        complaints = outside(self, scale=POSITIVE, korean=FRACTION, validation_intents=FRACTION, test_intents=FRACTION)
+        if not complaints and self.validation_intents + self.test_intents >= 1:
+            complaints.append(
+                f"validation_intents, test_intents: expected less than 1 together, found {self.validation_intents} and {self.test_intents}"
+            )
+        return complaints
 
 
 class World(NamedTuple):

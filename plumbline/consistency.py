@@ -1,0 +1,195 @@
+"""What the values of a recipe demand of each other and of this machine, beyond what one stage's config can tell.
+
+Each function takes every node's composed config, by (stage, entry), and says what does not fit, under the key of params.yaml.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plumbline.checking.sandbox import SandboxUnavailable, require_isolation
+from plumbline.data.faults import DataError
+from plumbline.data.files import find_files
+from plumbline.data.schema import ROLES, FilesData
+from plumbline.graph import NOTHING, REPEATED, Params, entries, options, outputs, policies_in
+from plumbline.models.architecture import ScratchModel
+from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.misfits import suggestion
+from plumbline.world.families.catalog import FAMILIES
+
+Node = tuple[str, str | None]
+Configs = Mapping[Node, Any]
+
+CLOSED_WORLD_ONLY = ("simulated", "gold")
+"""Backends of judges that know what the closed world asks, and nothing else."""
+
+COLUMNS = {"math": "answer", "code": "tests"}
+"""A kind of verifier → the column of the prompts that it needs, which the closed world does not have."""
+
+
+def inconsistencies(configs: Configs, params: Params) -> list[str]:
+    """What does not fit between nodes and with this machine; empty if all does."""
+    prepare = configs.get(("prepare", None))
+    if prepare is None:
+        return []
+    files = isinstance(prepare.data, FilesData)
+    return [
+        *(_wrong_files(prepare, params) if files else []),
+        *_of_another_world(configs, () if files else FAMILIES, params),
+        *_no_room(configs, prepare.model.context_tokens),
+        *without_sandbox(configs),
+    ]
+
+
+def where(node: Node) -> str:
+    """A node's place in params.yaml."""
+    return f"params.yaml: {'.'.join(filter(None, node))}"
+
+
+def settings(node: Node, config: Any) -> Any:
+    """The values of a node's own entry or section."""
+    return config.evaluate if node[0] == "answer" else getattr(config, node[0])
+
+
+def _wrong_files(prepare: Any, params: Params) -> Iterator[str]:
+    """Files that the data conf names and that are not there."""
+    inputs = Path(prepare.inputs)
+    for role in ROLES:
+        for source in getattr(prepare.data, role).sources if inputs.is_dir() else ():
+            try:
+                find_files(source, inputs)
+            except DataError as error:
+                yield f"conf/data/{params['data']}.yaml: {role}: {error}"
+
+
+def wrong_rows(configs: Configs, params: Params) -> Iterator[str]:
+    """Errors for stages of a sound recipe that need rows which the data conf has no source for."""
+    prepare, section = configs["prepare", None], params["evaluate"]
+    data, file = prepare.data, f"conf/data/{params['data']}.yaml"
+    files = isinstance(data, FilesData)
+    missing = {role for role in ROLES if not getattr(data, role).sources} if files else {"unpaired"}
+    needed = {"sft": "sft", "prompts": "evaluate"} | ({"pretrain": "pretrain"} if isinstance(prepare.model, ScratchModel) else {})
+    for stage, name, entry in entries(params):
+        if str(entry.get("signal")).startswith("data/"):
+            needed[entry["signal"].removeprefix("data/")] = f"{stage}.{name}.signal"
+    for role in sorted(missing & set(needed)):
+        yield f"params.yaml: {needed[role]}: expected a source of the role `{role}` in {file}, found none"
+    if files and "prompts" not in missing:
+        by_hash = {"train", *(split for split in ("validation", "test") if getattr(data, f"{split}_fraction"))}
+        splits = {split for source in data.prompts.sources for split in ([source.into] if source.into else by_hash)}
+        if (split := section["split"]) not in splits:
+            yield (
+                f"params.yaml: evaluate.split: expected a split of the prompts in {file} ({', '.join(sorted(splits))}), found {split}. Set `into` "
+                f"of a source to {split}, or {split}_fraction above 0"
+            )
+
+
+def _of_another_world(configs: Configs, world: Any, params: Params) -> Iterator[str]:
+    """Judges and verifiers that know the closed world alone on other data, and kinds that need what the closed world lacks.
+
+    world: the closed world's families; empty for data from files.
+    """
+    for node, config in configs.items():
+        values = settings(node, config) if node[0] in ("label", "reward_verifier", "rl") else None
+        only = "" if world else _only_of_the_closed_world(config, values)
+        if only:
+            yield f"{where(node)}: {only}: expected data: closed_world, which is all that it knows, found data: {params.get('data')}"
+        kind = getattr(values, "kind", "")
+        if world and (column := COLUMNS.get(kind)):
+            yield f"{where(node)}.kind: expected closed_world with data: closed_world, whose prompts have no {column}, found {kind}"
+        if world and (unknown := [family for family in getattr(values, "families", ()) if family not in world]):
+            yield f"{where(node)}.families: expected families of the closed world ({', '.join(world)}), found {', '.join(unknown)}"
+
+
+def _only_of_the_closed_world(config: Any, values: Any) -> str:
+    """The judge or reward of a stage that answers for the closed world alone; empty if there is none."""
+    judge = getattr(config, "judge", None)
+    backends = [judge.backend, *(member.get("backend") for member in getattr(judge, "members", {}).values())] if judge else []
+    if known := [backend for backend in backends if backend in CLOSED_WORLD_ONLY]:
+        return f"judge: {known[0]}"
+    if getattr(values, "known", "") == "gold":
+        return "known: gold"
+    return "kind: closed_world" if getattr(values, "kind", "") == "closed_world" else ""
+
+
+def _no_room(configs: Configs, context_tokens: int | None) -> Iterator[str]:
+    """Answers that could be as long as the model's whole context, in which the prompt has to stand as well."""
+    for node, config in configs.items():
+        longest = getattr(settings(node, config), "max_new_tokens", 0) if node[0] in ("sample", "rl", "answer") else 0
+        if context_tokens and longest >= context_tokens:
+            at = "params.yaml: evaluate" if node[0] == "answer" else where(node)
+            yield f"{at}.max_new_tokens: expected fewer than the model's context_tokens, {context_tokens}, found {longest}"
+
+
+def without_sandbox(configs: Configs) -> Iterator[str]:
+    """Verifiers that run programs with an isolation that this machine does not offer."""
+    nodes = {
+        node: values
+        for node, config in configs.items()
+        if node[0] == "reward_verifier" and (values := settings(node, config)).kind == "code"
+    }
+    for isolation in dict.fromkeys(values.isolation for values in nodes.values()):
+        try:
+            require_isolation(isolation)
+        except SandboxUnavailable as error:
+            yield from (f"{where(node)}: {error}" for node, values in nodes.items() if values.isolation == isolation)
+
+
+def wrong_references(params: Params) -> list[str]:
+    """Errors for entries that name a node which does not exist, that lack the name of one, or that make what another makes."""
+    made = outputs(params)
+    errors = [
+        f"params.yaml: expected each output once, found artifacts/{path} made by {' and '.join(makers)}: rename one of these entries"
+        for path, makers in made.items()
+        if len(makers) > 1
+    ]
+    for stage, name, entry in entries(params):
+        for key, path in REPEATED[stage].slots.items() if isinstance(entry, dict) else ():
+            where = f"params.yaml: {stage}.{name}.{key}"
+            if key not in entry:
+                errors.append(f"{where}: missing; DVC needs it to know what the entry depends on.{_choices(path, made)}")
+            elif isinstance(entry[key], str) and entry[key] not in options(path, made):
+                errors.append(f"{where}: there is no {entry[key]!r}.{_choices(path, made, str(entry[key]))}")
+    return errors + _wrong_evaluation(params["evaluate"], made)
+
+
+def _wrong_evaluation(section: dict[str, Any], made: dict[str, list[str]]) -> list[str]:
+    named_by_dvc = re.findall(r"(?:- |\{)evaluate\.(\w+)", (CONF.parent / "dvc.yaml").read_text(encoding="utf-8"))
+    errors = [
+        f"params.yaml: evaluate.{key}: missing; DVC needs it to know what the evaluation depends on"
+        for key in dict.fromkeys(named_by_dvc)
+        if key not in section
+    ]
+    reward, against, policies = (section.get(key) for key in ("reward", "against", "policies"))
+    if "reward" in section and reward not in (NOTHING, *options("reward/{}", made)):
+        errors.append(
+            f"params.yaml: evaluate.reward: there is no {reward!r}.{_choices('reward/{}', made, str(reward))} {NOTHING}: no reward."
+        )
+    named = [("evaluate.policies", policy) for policy in (policies if isinstance(policies, list) else [])]
+    named += [("evaluate.against", against)] if "against" in section else []
+    return errors + [
+        f"params.yaml: {where}: there is no policy {name!r}.{_choices('policy/{}', made, str(name))}"
+        for where, name in named
+        if name not in options("policy/{}", made)
+    ]
+
+
+def _choices(path: str, made: dict[str, list[str]], word: str = "") -> str:
+    """What a slot may name, the one that was probably meant first."""
+    names = options(path, made)
+    return f"{suggestion(word, names)} There are: {', '.join(names) or 'none yet'}."
+
+
+def wrong_policies(params: Params) -> list[str]:
+    """Errors for pairs of two policies of which the sample holds no completions."""
+    errors = []
+    for name, entry in params.get("label", {}).items():
+        held = policies_in(entry["sample"], params)
+        errors += [
+            f"params.yaml: label.{name}.{key}: expected a policy whose completions sample {entry['sample']!r} holds ({', '.join(sorted(held))}), "
+            f"found {entry[key]!r}"
+            for key in ("strong", "weak")
+            if entry.get(key) is not None and entry[key] not in held
+        ]
+    return errors

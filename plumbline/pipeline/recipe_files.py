@@ -1,0 +1,64 @@
+"""What does not fit its schema in params.yaml and in the files of conf/ that it chooses, each named with its file and its key."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from plumbline.pipeline.composing import CONF, LEARNING, open_groups, schema_module
+from plumbline.pipeline.misfits import hints, misfits
+from plumbline.pipeline.params import Params
+
+PARAMS = "params.yaml"
+
+
+def stage_misfits(stage: str, schema: type, params: Params) -> Iterator[str]:
+    """Of a stage as a whole: its values in conf/<stage>.yaml, and its sections of params.yaml that are not entries."""
+    chosen = {*open_groups(stage)}
+    yield from misfits({key: params[key] for key in hints(schema) if key in params and key not in chosen}, schema, PARAMS)
+    yield from misfits(_read(f"{stage}.yaml"), schema, f"conf/{stage}.yaml")
+
+
+def entry_misfits(stage: str, name: str, entry: Mapping[str, Any], schema: type) -> list[str]:
+    """Of one entry; empty if nothing says which schema it has to fit, such as an entry of `align` with a method that does not exist."""
+    fitting = schema_of("method", str(entry.get("method"))) if stage in LEARNING else hints(schema)[stage]
+    return [*misfits(entry, fitting, f"{PARAMS}: {stage}.{name}")] if fitting else []
+
+
+@cache
+def file_misfits(group: str, choice: str) -> tuple[str, ...]:
+    """Of conf/<group>/<choice>.yaml."""
+    where = f"conf/{group}/{choice}.yaml"
+    try:
+        schema, values = schema_of(group, choice), _read(f"{group}/{choice}.yaml")
+    except (yaml.YAMLError, OSError) as error:
+        return (f"{where}: {' '.join(str(error).split())}",)
+    if schema is None:
+        return (f"{where}: expected the name of a schema first in `defaults` ({', '.join(_schemas(group, choice))}), found none",)
+    return tuple(misfits(values, schema, where))
+
+
+def schema_of(group: str, choice: str) -> type | None:
+    """The dataclass that a file of conf/<group> fills in, as the first of its defaults list that has one says; None if none does."""
+    if not (CONF / group / f"{choice}.yaml").is_file():
+        return None
+    schemas = _schemas(group, choice)
+    names = [item for item in _read(f"{group}/{choice}.yaml", whole=True).get("defaults", []) if isinstance(item, str)]
+    found = (schemas.get(name) or schema_of(group, name) for name in names)
+    return next((schema for schema in found if schema), schemas.get("closed_world_schema"))  # the closed world's file names none
+
+
+def _schemas(group: str, choice: str) -> dict[str, type]:
+    module = schema_module(group, choice)
+    schemas: dict[str, type] = importlib.import_module(module).SCHEMAS if module else {}
+    return schemas
+
+
+@cache
+def _read(file: str, *, whole: bool = False) -> dict[str, Any]:
+    """The values of a file of conf/; without its defaults list unless the whole is asked for."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / file))
+    return {str(key): value for key, value in values.items() if whole or key != "defaults"}
