@@ -66,6 +66,7 @@ class Server:
         self._variables = {BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{database}", ARTIFACT_ROOT_ENV_VAR: str(folder / "artifacts")}
         os.environ |= self._variables
         self.answer: int | str | None = None
+        self.hangs = threading.Event()  # a request is waiting for an answer
         self._app = app
 
         class Threaded(ThreadingMixIn, WSGIServer):
@@ -81,6 +82,7 @@ class Server:
 
     def _respond(self, environ: Any, start: Callable[..., Any]) -> Any:
         if self.answer == "hang":
+            self.hangs.set()
             time.sleep(3)
         if isinstance(self.answer, int):
             start(f"{self.answer} Spoilt", [("Content-Type", "text/html")])

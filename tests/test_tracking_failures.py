@@ -4,6 +4,7 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -75,10 +76,9 @@ def test_a_failing_stage_fails_with_its_own_error_even_if_mlflow_fails_with_it(s
 
 def test_ctrl_c_while_a_server_hangs_ends_the_stage(server: Server, project: Path) -> None:
     code = (
-        "from plumbline.pipeline.tracking import tracked\nimport os, pandas, signal, threading\n"  # pandas takes long to import
+        "from plumbline.pipeline.tracking import tracked\n"
         "with tracked('sft', params={}, tags={}, inputs=[]) as run:\n"
         "    print('running', flush=True); input()\n"
-        "    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    run.log_table('t', [{'a': 1}])\n    print('went on')\n"
     )
     process = subprocess.Popen(
@@ -87,8 +87,14 @@ def test_ctrl_c_while_a_server_hangs_ends_the_stage(server: Server, project: Pat
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
+    server.hangs.clear()
     server.answer = "hang"
-    output, errors = process.communicate("\n", timeout=60)
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert server.hangs.wait(60)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors.splitlines()[-1]
     assert "went on" not in output
     assert len(unsent(project)) == 1
