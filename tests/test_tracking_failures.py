@@ -50,7 +50,10 @@ def test_a_server_that_fails_after_work_began_costs_one_line_and_what_it_missed_
     assert unsent(project) == []
 
 
-def test_a_server_that_comes_back_in_the_same_stage_misses_nothing_and_gets_nothing_twice(server: Server, project: Path) -> None:
+def test_a_server_that_comes_back_in_the_same_stage_misses_nothing_and_gets_nothing_twice(
+    server: Server, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a busy machine is not a server that fails
     with tracked("sft", params={"a": 1}, tags={}, inputs=[]) as run:
         server.answer = 503
         for step in range(1000):
