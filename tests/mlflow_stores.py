@@ -83,7 +83,7 @@ class Server:
     def _respond(self, environ: Any, start: Callable[..., Any]) -> Any:
         if self.answer == "hang":
             self.hangs.set()
-            time.sleep(3)
+            time.sleep(6)
         if isinstance(self.answer, int):
             start(f"{self.answer} Spoilt", [("Content-Type", "text/html")])
             return [b"<html>an error page of some proxy</html>"]
@@ -107,7 +107,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
 @pytest.fixture
 def server(running_server: Server, project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running_server.address)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     yield running_server
     running_server.answer = None

@@ -86,7 +86,7 @@ def test_ctrl_c_while_a_server_hangs_ends_the_stage(server: Server, project: Pat
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"},
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
