@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plumbline.checking.references import REFERENCE_COLUMNS
 from plumbline.checking.sandbox import SandboxUnavailable, require_isolation
 from plumbline.data.faults import DataError
 from plumbline.data.files import find_files
@@ -23,9 +24,6 @@ Configs = Mapping[Node, Any]
 
 CLOSED_WORLD_ONLY = ("simulated", "gold")
 """Backends of judges that know what the closed world asks, and nothing else."""
-
-COLUMNS = {"math": "answer", "code": "tests"}
-"""A kind of verifier → the column of the prompts that it needs, which the closed world does not have."""
 
 
 def inconsistencies(configs: Configs, params: Params) -> list[str]:
@@ -96,7 +94,7 @@ def _of_another_world(configs: Configs, world: Any, params: Params) -> Iterator[
         if only:
             yield f"{where(node)}: {only}: expected data: closed_world, which is all that it knows, found data: {params.get('data')}"
         kind = getattr(values, "kind", "")
-        if world and (column := COLUMNS.get(kind)):
+        if world and (column := REFERENCE_COLUMNS.get(kind)):
             yield f"{where(node)}.kind: expected closed_world with data: closed_world, whose prompts have no {column}, found {kind}"
         if world and (unknown := [family for family in getattr(values, "families", ()) if family not in world]):
             yield f"{where(node)}.families: expected families of the closed world ({', '.join(world)}), found {', '.join(unknown)}"

@@ -63,13 +63,6 @@ def answer_block(text: str) -> str | None:
     return str(blocks[-1]).strip() if blocks else None
 
 
-def answer_text(text: str, marks: str = ALL) -> str:
-    """The answer of a completion: what stands in its last `<answer>…</answer>`, or else the completion without its reasoning."""
-    shown = without_reasoning(text, marks)
-    block = answer_block(shown)
-    return shown if block is None else block
-
-
 def first_mark(text: str) -> int | None:
     """Where the first mark of reasoning begins; None if there is none."""
     mark = _expression(ALL).search(text)

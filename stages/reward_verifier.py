@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.checking.algebra import Algebra
 from plumbline.checking.maths import require_readable
-from plumbline.checking.references import REFERENCES, References, collect, read_prompts
+from plumbline.checking.references import REFERENCE_COLUMNS, REFERENCES, References, collect, read_prompts
 from plumbline.checking.sandbox import ISOLATIONS, Limits, require_isolation
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
@@ -26,9 +26,7 @@ from plumbline.rewards.verified import VERIFIED, count_understood
 from plumbline.rows import last_turn
 
 PROMPTS = Path("artifacts/data/prompts")
-COLUMNS = {"math": "answer", "code": "tests"}
-"""A kind that checks against a reference → the column of the prompts that holds the reference."""
-KINDS = ("closed_world", *COLUMNS)
+KINDS = ("closed_world", *REFERENCE_COLUMNS)
 
 
 @dataclass
@@ -71,7 +69,7 @@ def run(config: RewardVerifierStage, entry: str) -> None:
             checkable = count_understood(rows)
             values["measure"] = settings.measure
         else:
-            column = COLUMNS[settings.kind]
+            column = REFERENCE_COLUMNS[settings.kind]
             references = collect(rows, column)
             if settings.kind == "math":
                 require_readable({str(row["answer"]): last_turn(row["prompt"]) for row in references}, Algebra())

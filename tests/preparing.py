@@ -1,7 +1,6 @@
 """Runs the work of `prepare` on files that a test writes, without the stage around it."""
 
 import json
-import os
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +20,7 @@ from plumbline.pipeline.composing import CONF, require_sound
 from plumbline.pipeline.records import read_jsonl
 from plumbline.rows import Row
 from stages.prepare import gather_all
-
-SHARED = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data"
-"""The folder of public data, which not every machine has."""
+from tests.shared import SHARED
 
 NO_SHARED_DATA = f"no public data at {SHARED} (set PLUMBLINE_SHARED)"
 

@@ -4,5 +4,7 @@ import os
 from pathlib import Path
 
 FOLDER = Path(os.environ.get("PLUMBLINE_SHARED") or Path(__file__).parents[2] / "shared")
+"""The folder of both, which not every machine has."""
+
 SHARED = FOLDER / "data"
 CASES = FOLDER / "cases"

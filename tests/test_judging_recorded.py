@@ -3,9 +3,7 @@
 import csv
 import gzip
 import json
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +11,14 @@ import pytest
 from plumbline.judging.aggregation import UNPARSED, cohen_kappa, majority
 from plumbline.judging.gate import Quality
 from plumbline.judging.verdicts import TIE, A, B, parse_choice, win_probability
+from tests.shared import SHARED
 
-SHARED = Path(os.environ.get("PLUMBLINE_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "judge"
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no recorded verdicts at {SHARED}")
+JUDGED = SHARED / "judge"
+pytestmark = pytest.mark.skipif(not JUDGED.is_dir(), reason=f"no recorded verdicts at {JUDGED}")
 
 
 def read(name: str) -> Any:
-    path = SHARED / name
+    path = JUDGED / name
     return json.loads((gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode())
 
 
@@ -79,7 +78,7 @@ def test_longer_answers_win_more_in_alpacaeval_and_the_tally_says_so() -> None:
 
 
 def tldr() -> list[dict[str, str]]:
-    with (SHARED / "tldr_llm_judged_300.csv").open(encoding="utf-8", newline="") as file:
+    with (JUDGED / "tldr_llm_judged_300.csv").open(encoding="utf-8", newline="") as file:
         return [*csv.DictReader(file)]
 
 

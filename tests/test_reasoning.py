@@ -2,7 +2,7 @@
 
 import pytest
 
-from plumbline.reasoning import MARKS, answer_text, mark_problems, without_reasoning
+from plumbline.reasoning import MARKS, answer_block, mark_problems, without_reasoning
 from plumbline.rewards.rules import Rule, RulesReward
 from plumbline.rewards.verified import VerifierReward
 from plumbline.world.verify import verify
@@ -35,9 +35,9 @@ def test_every_pair_of_marks_is_read_and_only_those_that_are_chosen() -> None:
 
 
 def test_an_answer_block_is_the_answer_and_the_last_one_counts() -> None:
-    assert answer_text("<think>a</think> So: <answer>71</answer> (see above)") == "71"
-    assert answer_text("<answer>70</answer> No: <ANSWER>71") == "71"
-    assert answer_text("<think><answer>72</answer></think>71") == "71"
+    assert answer_block("So: <answer>71</answer> (see above)") == "71"
+    assert answer_block("<answer>70</answer> No: <ANSWER>71") == "71"
+    assert answer_block(without_reasoning("<think><answer>72</answer></think>71")) is None
 
 
 @pytest.mark.parametrize("marks", ["", "thnik", "think, thought", "all none", "all think"])

@@ -9,6 +9,9 @@ from plumbline.rows import Message, Row, last_turn, prompt_key
 
 REFERENCES = "references.jsonl"
 
+REFERENCE_COLUMNS = {"math": "answer", "code": "tests"}
+"""A kind of verifier that checks against a reference → the column of the prompts that holds it."""
+
 
 def read_prompts(folder: Path) -> list[Row]:
     """The prompts of every split in a folder."""
