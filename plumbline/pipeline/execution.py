@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.records import write_json
-from plumbline.pipeline.tracking import Input, Run, TrackingUnavailable, project_root, tracked
+from plumbline.pipeline.tracking import Input, Run, TrackingUnavailable, tracked
 
 
 @dataclasses.dataclass(frozen=True)

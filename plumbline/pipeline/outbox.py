@@ -11,26 +11,16 @@ import logging
 import posixpath
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from plumbline.pipeline.mlflow_calls import MlflowFault, Record, deliver
+from plumbline.pipeline.mlflow_process import Calls
 from plumbline.pipeline.records import read_jsonl, write_jsonl
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-Record = Mapping[str, Any]
-"""What one call sends: {"metrics": [[name, value, milliseconds, step], …]}, {"params": [[name, value], …]}, {"table": [name, rows]},
-{"inputs": [[name, digest, path], …]} or {"end": [status, milliseconds]}."""
 
 WAIT_SECONDS = 60.0  # from a failure to the next try: a server that hangs takes 20 s of the stage's time at each
 LONGEST_NAME, LONGEST_VALUE = 250, 6000  # characters that MLflow takes
-LONGEST_REASON = 400  # characters; a proxy's error page is longer
-MOST_TABLES = 100  # that a run's tag lists, so that it stays below MLflow's 8,000 characters
-
-REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-"""MLflow's error codes for what it would refuse again."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +28,10 @@ logger = logging.getLogger(__name__)
 class Outbox:
     """The records of one run that were not sent yet, in order."""
 
-    def __init__(self, client: "MlflowClient", run_id: str, records: Sequence[Record] = ()) -> None:
+    def __init__(self, calls: Calls, uri: str, run_id: str, records: Sequence[Record] = ()) -> None:
         self.records = list(records)
-        self._client = client
+        self._calls = calls
+        self._uri = uri
         self._run_id = run_id
         self._failed_at: float | None = None
         self._announced: set[str] = set()
@@ -61,13 +52,13 @@ class Outbox:
                 kept.append(record)
                 continue
             try:
-                _deliver(self._client, self._run_id, record)
-            except Exception as error:  # noqa: BLE001  MLflow, its databases' drivers and its stores raise what they like
-                if _is_final(error):
-                    self._announce("refused", f"MLflow refused {', '.join(record)}: {reason(error)}. This is left out.")
+                self._calls(deliver, self._uri, self._run_id, record)
+            except MlflowFault as fault:
+                if fault.final:
+                    self._announce("refused", f"MLflow refused {', '.join(record)}: {fault.reason}. This is left out.")
                     continue
                 self._announce(
-                    target, f"MLflow failed: {reason(error)}. The stage goes on; what could not be sent is tried again."
+                    target, f"MLflow failed: {fault.reason}. The stage goes on; what could not be sent is tried again."
                 )
                 failing.add(target)
                 self._failed_at = time.monotonic()
@@ -97,69 +88,16 @@ def unsent_file(folder: Path, uri: str, run_id: str) -> Path:
     return folder / f"{hashlib.sha256(uri.encode()).hexdigest()[:12]}-{run_id}.jsonl"
 
 
-def send_kept(client: "MlflowClient", folder: Path, uri: str) -> None:
+def send_kept(calls: Calls, folder: Path, uri: str) -> None:
     """Sends what earlier stages could not send to this server."""
     for file in sorted(folder.glob(unsent_file(folder, uri, "*").name)):
         try:
-            outbox = Outbox(client, file.stem.partition("-")[2], read_jsonl(file))
+            outbox = Outbox(calls, uri, file.stem.partition("-")[2], read_jsonl(file))
         except (OSError, ValueError) as error:
             logger.warning("MLflow: what an earlier stage kept cannot be read: %s. Remove the file.", error)
             continue
         outbox.send()
         outbox.keep(file)
-
-
-def _deliver(client: "MlflowClient", run_id: str, record: Record) -> None:
-    """Sends a record. Sending it twice changes nothing."""
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param
-
-    match record:
-        case {"metrics": metrics}:
-            client.log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
-        case {"params": params}:
-            client.log_batch(run_id, params=[Param(*param) for param in params])
-        case {"inputs": inputs}:
-            datasets = [Dataset(name, digest, "local", json.dumps({"uri": path})) for name, digest, path in inputs]
-            client.log_inputs(run_id, datasets=[DatasetInput(dataset, []) for dataset in datasets])
-        case {"table": [name, rows]}:
-            _deliver_table(client, run_id, f"tables/{name}.json", rows)
-        case {"end": [status, milliseconds]}:
-            client.set_terminated(run_id, status, milliseconds)
-        case _:
-            raise ValueError(f"expected metrics, params, inputs, a table or an end, found {str(record)[:80]}")
-
-
-def _deliver_table(client: "MlflowClient", run_id: str, path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """As MLflow's log_table, which would append to what an earlier try has left, and fails when its tag is full."""
-    import pandas
-    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
-
-    client.log_text(run_id, pandas.DataFrame(rows).to_json(orient="split", index=False, date_format="iso"), path)
-    logged = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-    table = {"path": path, "type": "table"}
-    if table not in logged:
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, table][-MOST_TABLES:]))
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again would not help: MLflow understood and refused, or the values cannot be sent at all."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code in REFUSALS
-    return isinstance(error, ValueError | TypeError)
-
-
-def reason(error: Exception) -> str:
-    """MLflow's own reason in one line, without the SQL behind it."""
-    text = " ".join(re.split(r"\[SQL:|\n\[parameters:", str(error))[0].split())
-    text = f"{text[:LONGEST_REASON]}…" if len(text) > LONGEST_REASON else text.rstrip(".")
-    return without_password(text) or type(error).__name__
-
-
-def without_password(text: str) -> str:
-    """An address, or a text that holds some, without user and password."""
-    return re.sub(r"(?i)(?<=://)\S*@|(?<=password=)[^&\s]+", "", text)
 
 
 class SafeNames:

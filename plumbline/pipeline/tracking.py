@@ -13,17 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import psutil
-from filelock import FileLock
+from plumbline.pipeline.mlflow_calls import MlflowFault, project_root, start_run, without_password
+from plumbline.pipeline.mlflow_process import Calls
+from plumbline.pipeline.outbox import Outbox, SafeNames, safe_value, send_kept, unsent_file
 
-from plumbline.pipeline.outbox import Outbox, SafeNames, reason, safe_value, send_kept, unsent_file, without_password
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-EXPERIMENT = "plumbline"
 BATCH = 1000  # MLflow's limit for one batch of metrics; a single one costs about 4 ms, a batch 200 ms
 QUIET_AND_PATIENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # at INFO a new database takes a page
@@ -62,9 +57,10 @@ class Run:
 class MlflowRun(Run):
     """A run in MLflow; metrics are sent in batches."""
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(self, calls: Calls, uri: str, run_id: str) -> None:
         self.id: str = run_id
-        self._outbox = Outbox(client, run_id)
+        self._calls = calls
+        self._outbox = Outbox(calls, uri, run_id)
         self._metrics: list[Any] = []
         self._safe = SafeNames()
 
@@ -100,6 +96,7 @@ class MlflowRun(Run):
         self._outbox.send()
         if self._outbox.records:
             self._outbox.keep(unsent_file(_unsent_folder(), tracking_uri(), self.id))
+        self._calls.close()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -109,11 +106,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
-
-
-def project_root() -> Path:
-    """The project's own folder, also from the temporary copy in which a queued experiment runs."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def _unsent_folder() -> Path:
@@ -161,59 +153,26 @@ def _has_no_traceback(record: logging.LogRecord) -> bool:
 def _open(name: str, tags: Mapping[str, str]) -> MlflowRun:
     """A new run, after what earlier stages left open or unsent has been settled."""
     uri = tracking_uri()
+    calls = Calls()
+    identity = {"host": socket.gethostname(), "pid": str(os.getpid()), **tags, **_git_tags()}
     try:
-        client, experiment = _connect(uri)
-        send_kept(client, _unsent_folder(), uri)
-        return MlflowRun(client, _start(client, experiment, name, tags))
-    except TrackingUnavailable:
-        raise
-    except Exception as error:  # a driver that is not installed, a file that is not a database: each raises its own
+        run_id = calls(start_run, uri, name, identity)
+    except MlflowFault as fault:
         shown = without_password(uri)
         raise TrackingUnavailable(
-            f"MLflow at {shown} cannot be used: {reason(error).replace('<database_uri>', shown)}. Fix that, set MLFLOW_TRACKING_URI to "
+            f"MLflow at {shown} cannot be used: {fault.reason.replace('<database_uri>', shown)}. Fix that, set MLFLOW_TRACKING_URI to "
             "another server (`make ui` starts the local one), or to `off` to work without tracking."
-        ) from error
-
-
-def _connect(uri: str) -> tuple["MlflowClient", str]:
-    """A client and the experiment's id; creating a new SQLite store is serialised (six at once broke it 17 times in 18)."""
-    from mlflow import MlflowClient
-
-    with FileLock(project_root() / ".mlflow.lock"):
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            local = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-            return client, client.create_experiment(EXPERIMENT, artifact_location=local)
-    if experiment.lifecycle_stage == "deleted":
-        shown = without_password(uri)
-        raise TrackingUnavailable(
-            f"MLflow at {shown}: the experiment {EXPERIMENT!r} was deleted, and its name is still taken. Restore it (`MLFLOW_TRACKING_URI={shown} "
-            f"mlflow experiments restore --experiment-id {experiment.experiment_id}`), remove it for good (`mlflow gc`), or set "
-            "MLFLOW_TRACKING_URI to `off` to work without tracking."
-        )
-    return client, experiment.experiment_id
-
-
-def _start(client: "MlflowClient", experiment: str, name: str, tags: Mapping[str, str]) -> str:
-    _close_orphans(client, experiment, name)
-    identity = {"mlflow.runName": name, "host": socket.gethostname(), "pid": str(os.getpid()), **tags, **_git_tags()}
-    return str(client.create_run(experiment, run_name=name, tags=identity).info.run_id)
-
-
-def _close_orphans(client: "MlflowClient", experiment: str, name: str) -> None:
-    """Closes runs of this stage whose process was killed: SIGKILL leaves them RUNNING for ever."""
-    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        here = run.info.run_name == name and run.data.tags.get("host") == socket.gethostname()
-        if here and not psutil.pid_exists(int(run.data.tags.get("pid", 0))):
-            client.set_terminated(run.info.run_id, "KILLED")
+        ) from fault
+    send_kept(calls, _unsent_folder(), uri)
+    return MlflowRun(calls, uri, run_id)
 
 
 def _git_tags() -> dict[str, str]:
     """The commit that the code came from, and whether it was edited since."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty.strip())).lower()}
+    heads, edits = ([line for line in lines if line.startswith("# ") == header] for header in (True, False))
+    return {"mlflow.source.git.commit": heads[0].removeprefix("# branch.oid "), "git.dirty": str(bool(edits)).lower()}

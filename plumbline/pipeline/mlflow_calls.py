@@ -1,0 +1,145 @@
+"""What is asked of MLflow, in plain values: these calls run in a process that the stages of a repro share (mlflow_process.py)."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "plumbline"
+
+Record = Mapping[str, Any]
+"""What one call sends: {"metrics": [[name, value, milliseconds, step], …]}, {"params": [[name, value], …]}, {"table": [name, rows]},
+{"inputs": [[name, digest, path], …]} or {"end": [status, milliseconds]}."""
+
+LONGEST_REASON = 400  # characters; a proxy's error page is longer
+MOST_TABLES = 100  # that a run's tag lists, so that it stays below MLflow's 8,000 characters
+
+REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+"""MLflow's error codes for what it would refuse again."""
+
+
+class MlflowFault(Exception):
+    """MLflow failed. Holds the reason in one line, and whether the same call would fail again."""
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason, final)
+        self.reason = reason
+        self.final = final
+
+
+def project_root() -> Path:
+    """The project's own folder, also from the temporary copy in which a queued experiment runs."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def start_run(uri: str, name: str, tags: Mapping[str, str]) -> str:
+    """Starts a run and returns its id; closes runs of this stage whose process was killed.
+
+    Raises:
+        MlflowFault: MLflow at `uri` cannot be used.
+    """
+    with _explained():
+        from mlflow import MlflowClient
+
+        with FileLock(project_root() / ".mlflow.lock"):  # six at once broke a new SQLite store 17 times in 18
+            client = MlflowClient(uri)
+            experiment = _experiment(client, uri)
+        _close_orphans(client, experiment, name)
+        return str(client.create_run(experiment, run_name=name, tags={"mlflow.runName": name, **tags}).info.run_id)
+
+
+def deliver(uri: str, run_id: str, record: Record) -> None:
+    """Sends a record. Sending it twice changes nothing.
+
+    Raises:
+        MlflowFault: it could not be sent, now or ever.
+    """
+    with _explained():
+        from mlflow import MlflowClient
+        from mlflow.entities import Dataset, DatasetInput, Metric, Param
+
+        client = MlflowClient(uri)
+        match record:
+            case {"metrics": metrics}:
+                client.log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
+            case {"params": params}:
+                client.log_batch(run_id, params=[Param(*param) for param in params])
+            case {"inputs": inputs}:
+                datasets = [Dataset(name, digest, "local", json.dumps({"uri": path})) for name, digest, path in inputs]
+                client.log_inputs(run_id, datasets=[DatasetInput(dataset, []) for dataset in datasets])
+            case {"table": [name, rows]}:
+                _deliver_table(client, run_id, f"tables/{name}.json", rows)
+            case {"end": [status, milliseconds]}:
+                client.set_terminated(run_id, status, milliseconds)
+            case _:
+                raise ValueError(f"expected metrics, params, inputs, a table or an end, found {str(record)[:80]}")
+
+
+def _experiment(client: "MlflowClient", uri: str) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        local = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        return client.create_experiment(EXPERIMENT, artifact_location=local)
+    if experiment.lifecycle_stage == "deleted":
+        raise MlflowFault(
+            f"the experiment {EXPERIMENT!r} was deleted, and its name is still taken. Restore it (`MLFLOW_TRACKING_URI={without_password(uri)} "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}`) or remove it for good (`mlflow gc`)"
+        )
+    return str(experiment.experiment_id)
+
+
+def _close_orphans(client: "MlflowClient", experiment: str, name: str) -> None:
+    """Closes runs of this stage whose process was killed: SIGKILL leaves them RUNNING for ever."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        here = run.info.run_name == name and run.data.tags.get("host") == socket.gethostname()
+        if here and not psutil.pid_exists(int(run.data.tags.get("pid", 0))):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _deliver_table(client: "MlflowClient", run_id: str, path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """As MLflow's log_table, which would append to what an earlier try has left, and fails when its tag is full."""
+    import pandas
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+    client.log_text(run_id, pandas.DataFrame(rows).to_json(orient="split", index=False, date_format="iso"), path)
+    logged = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    table = {"path": path, "type": "table"}
+    if table not in logged:
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, table][-MOST_TABLES:]))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """MLflow, its databases' drivers and its stores raise what they like; all of it becomes MlflowFault."""
+    try:
+        yield
+    except MlflowFault:
+        raise
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        # otherwise the values cannot be sent at all
+        final = error.error_code in REFUSALS if isinstance(error, MlflowException) else isinstance(error, ValueError | TypeError)
+        raise MlflowFault(_reason(error), final) from error
+
+
+def _reason(error: Exception) -> str:
+    """MLflow's own reason in one line, without the SQL behind it."""
+    text = " ".join(re.split(r"\[SQL:|\n\[parameters:", str(error))[0].split())
+    text = f"{text[:LONGEST_REASON]}…" if len(text) > LONGEST_REASON else text.rstrip(".")
+    return without_password(text) or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """An address, or a text that holds some, without user and password."""
+    return re.sub(r"(?i)(?<=://)\S*@|(?<=password=)[^&\s]+", "", text)
