@@ -3,9 +3,10 @@
 Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`; writes `artifacts/answer/<policy>/completions.jsonl`, with one
 row per answer. The answers to a prompt are adjacent.
 
-Answers are sampled from the whole distribution at `evaluate.temperature`, because greedy decoding hides most of what distinguishes two
-policies. All policies use the same table of uniform numbers (the same seed), which makes paired differences more precise. Answering is a
-stage of its own, so that another judge or reward scores the same answers.
+`evaluate.temperature` is the decoding that people would deploy. If it is not 1, `completions_at_1.jsonl` holds `evaluate.samples_at_1`
+more answers to each prompt at temperature 1: samples of the policy itself, from which KL is estimated. Rows at temperature 1 have `logp`,
+the log-probability of the answer. All policies use the same table of uniform numbers (the same seed), which makes paired differences
+more precise. Answering is a stage of its own, so that another judge or reward scores the same answers.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.evaluation.section import EvaluateSection
-from plumbline.models.completions import complete
+from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
+from plumbline.models.completions import Decoding, complete
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, explained
 from plumbline.pipeline.records import read_jsonl, write_jsonl
@@ -45,18 +46,23 @@ def run(config: AnswerStage) -> None:
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        completions = complete(
+        decodings = {COMPLETIONS: Decoding(section.samples, section.temperature, with_logp=section.temperature == 1)}
+        if section.temperature != 1 and section.samples_at_1:
+            decodings[COMPLETIONS_AT_1] = Decoding(section.samples_at_1, 1.0, with_logp=True)
+        drawn = complete(
             folder,
             read_jsonl(prompts),
-            n=section.samples,
-            temperature=section.temperature,
+            [*decodings.values()],
             max_new_tokens=section.max_new_tokens,
             batch_size=BATCH_SIZE,
             seed=config.seed,
             title=work.name,
         )
-        rows = [answer_row(row, config.policy) for row in completions]
-        write_jsonl(work.output(f"artifacts/answer/{config.policy}") / "completions.jsonl", rows)
+        answers = {file: [answer_row(row, config.policy) for row in rows] for file, rows in zip(decodings, drawn, strict=True)}
+        output = work.output(f"artifacts/answer/{config.policy}")
+        for file, rows in answers.items():
+            write_jsonl(output / file, rows)
+        rows = answers[COMPLETIONS]
         work.run.log_metrics(
             {
                 "answers": len(rows),
@@ -68,13 +74,10 @@ def run(config: AnswerStage) -> None:
 
 
 def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
-    """The columns that later stages read; family and language are null if the data has none."""
+    """The columns that later stages read; family and language are null if the data has none, logp where it was not asked for."""
     columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
-    return {column: row[column] for column in columns} | {
-        "family": row.get("family"),
-        "language": row.get("language"),
-        "policy": policy,
-    }
+    others = {column: row.get(column) for column in ("logp", "family", "language")}
+    return {column: row[column] for column in columns} | others | {"policy": policy}
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

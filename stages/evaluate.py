@@ -1,18 +1,20 @@
 """Scores the answers of one policy by the verifier, the judge and the reward, and measures its KL from an opponent.
 
 Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), and
-`artifacts/reward/<reward>`. Writes `metrics/<policy>.json`, the ten headline figures that DVC shows, and in
-`artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its
-scores (`answers.jsonl`).
+`artifacts/reward/<reward>`. Writes `metrics/<policy>.json`, the headline figures that DVC shows, and in `artifacts/evaluate/<policy>`
+all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its scores (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier; null for prompts that it does not know.
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
-- kl: log π − log π_against summed over an answer's tokens, sampled from π, both at temperature 1 (k1 estimator).
+- kl: log π − log π_against summed over an answer's tokens, sampled from π at temperature 1 (k1 estimator).
+- `<figure>_at_1`: gold, its gain, harmful, over-refusal and accuracy of answers at temperature 1, the policy's whole distribution. The judge
+  and the reward see the answers at `evaluate.temperature` alone.
+- `<figure>_<language>`: gold, harmful, over-refusal and accuracy of each language, if the data has several.
 - length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
 - Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-It costs three forward passes over the answers: reward model, policy and opponent.
+It costs two forward passes over the answers: the reward model's and the opponent's.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.evaluation.section import NONE, EvaluateSection
+from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, explained
@@ -68,21 +70,14 @@ def run(config: EvaluateStage) -> None:
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        answers, opposing = (read_jsonl(ANSWERS / name / "completions.jsonl") for name in (policy, section.against))
-        check_pairs(answers, opposing)
-        marks = section.thinking_marks
-        columns = verifier_columns(answers, marks) | {
-            "tokens": lengths(policy, answers, marks),
-            "win": wins(config, answers, opposing, work),
-            "reward": rewards_of(rewards, answers, work),
-            "log_ratio": log_ratios_of(policy, section, answers),
-        }
-        scores = scored(answers, columns)
-        figures = policy_figures(
-            scores,
-            scored(opposing, verifier_columns(opposing, marks) | {"tokens": lengths(section.against, opposing, marks)}),
-            config.seed,
-        )
+        answers, opposing = paired_answers(config, COMPLETIONS)
+        columns = {"win": wins(config, answers, opposing, work), "reward": rewards_of(rewards, answers, work)}
+        if section.temperature == 1:
+            columns["log_ratio"] = [*log_ratios_of(config, answers)]
+        scores = scored(answers, policy, section.thinking_marks, **columns)
+        against = scored(opposing, section.against, section.thinking_marks)
+        at_1, against_at_1 = (scores, against) if section.temperature == 1 else scored_at_1(config)
+        figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
         rows = [score.row() | _texts(answer) for score, answer in zip(scores, answers, strict=True)]
         folder = work.output(f"artifacts/evaluate/{policy}")
         write_jsonl(folder / "answers.jsonl", rows)
@@ -90,6 +85,13 @@ def run(config: EvaluateStage) -> None:
         write_json(work.output(f"metrics/{policy}.json"), {key: figures[key] for key in HEADLINE})
         work.run.log_metrics({key: value for key, value in figures.items() if value is not None})
         work.run.log_table("scored_answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
+
+
+def paired_answers(config: EvaluateStage, file: str) -> tuple[list[Row], list[Row]]:
+    """The policy's answers and the opponent's, which `check_pairs` has compared."""
+    answers, opposing = (read_jsonl(ANSWERS / name / file) for name in (config.policy, config.evaluate.against))
+    check_pairs(answers, opposing)
+    return answers, opposing
 
 
 def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
@@ -141,7 +143,8 @@ def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row],
     from plumbline.judging.building import load_judge
 
     # The budget is for these answers: what a crashed run spent counts when it runs again, what another policy spent does not.
-    run_name = f"{work.name} {input_digest(ANSWERS / config.policy)} {input_digest(ANSWERS / config.evaluate.against)}"
+    digests = [input_digest(ANSWERS / name / COMPLETIONS) for name in (config.policy, config.evaluate.against)]
+    run_name = f"{work.name} {digests[0]} {digests[1]}"
     judge = load_judge(config.judge, seed=config.seed, run=run_name)
     ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
     scores = compare(judge, [row["prompt"] for row in answers], ours, theirs)
@@ -163,32 +166,47 @@ def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> l
     return [*rewards]
 
 
-def log_ratios_of(policy: str, section: EvaluateSection, answers: Sequence[Row]) -> list[float] | list[None]:
-    """log π − log π_against of each answer's sampled tokens; 0 if both are the same policy.
+def log_ratios_of(config: EvaluateStage, answers: Sequence[Row]) -> list[float]:
+    """log π − log π_against of each answer, which was sampled from π at temperature 1, in nats; 0 if both are the same policy.
 
-    None at any temperature but 1, where the answers are not samples of π and the mean would not estimate the KL.
+    Summed over the answer's tokens, including its end-of-turn if it was reached. The mean is the k1 estimator of KL(π ‖ π_against) per
+    answer. It is unbiased; a single answer's value may be negative. log π is the answer's `logp`, as it was sampled.
     """
-    against = section.against
-    if section.temperature != 1:
-        return [None] * len(answers)
+    policy, against = config.policy, config.evaluate.against
     if policy == against:
         return [0.0] * len(answers)
     from transformers import AutoTokenizer
 
-    from plumbline.evaluation.divergence import log_ratios
+    from plumbline.evaluation.divergence import completion_logps
     from plumbline.models.chat import prompt_ids
+    from plumbline.models.loading import load_policy
 
     tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
-    prompts = [prompt_ids(tokenizer, row["prompt"]) for row in answers]
-    return log_ratios(POLICIES / policy, POLICIES / against, prompts, [row["ids"] for row in answers])
+    of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in answers if row["index"] == 0}
+    reference = load_policy(POLICIES / against)
+    logps = completion_logps(reference, [of_prompt[row["id"]] for row in answers], [row["ids"] for row in answers])
+    return [row["logp"] - logp for row, logp in zip(answers, logps, strict=True)]
 
 
-def scored(answers: Sequence[Row], columns: dict[str, list[Any]]) -> "list[Score]":
-    """Each answer's scores, which `columns` holds column by column."""
+def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
+    """The verifier's scores of both policies' answers at temperature 1, with the policy's log-ratios; none if none were drawn."""
+    if not config.evaluate.samples_at_1:
+        return [], []
+    answers, opposing = paired_answers(config, COMPLETIONS_AT_1)
+    marks = config.evaluate.thinking_marks
+    return (
+        scored(answers, config.policy, marks, log_ratio=log_ratios_of(config, answers)),
+        scored(opposing, config.evaluate.against, marks),
+    )
+
+
+def scored(answers: Sequence[Row], policy: str, marks: str, **columns: Sequence[float | None]) -> "list[Score]":
+    """Each answer's scores: the verifier's, its length, and others column by column."""
     from plumbline.evaluation.figures import Score
 
+    every = verifier_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | columns
     kept = ("id", "index", "family", "language", "finished")
-    by_answer = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
 
 

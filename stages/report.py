@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 SCORED, FIGURES, CURVES = Path("artifacts/evaluate"), Path("artifacts/figures"), Path("artifacts/curves")
 DATA_REPORT = Path("artifacts/data_report")
-SUMMARISED = ("gold", "gold_gain", "win_rate", "reward", "kl", "accuracy", "harmful_fraction", "over_refusal_fraction")
+SUMMARISED = (
+    "gold", "gold_gain", "gold_at_1", "win_rate", "reward", "kl", "accuracy", "harmful_fraction", "over_refusal_fraction",
+)  # fmt: skip
 
 Section = dict[str, Any]
 

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.completions import complete
+from plumbline.models.completions import Decoding, complete
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, explained
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
@@ -78,11 +78,10 @@ def run(config: SampleStage, entry: str) -> None:
         of_demonstrations = settings.of == "demonstrations"
         prompts = read_jsonl(DEMONSTRATIONS if of_demonstrations else PROMPTS)[: settings.prompts or None]
         demonstrations = as_completions(prompts) if of_demonstrations else []
-        sampled = complete(
+        [sampled] = complete(
             policy,
             demonstrations or prompts,
-            n=settings.n,
-            temperature=settings.temperature,
+            [Decoding(settings.n, settings.temperature)],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             seed=config.seed,

@@ -36,7 +36,7 @@ ZERO = {
     "adam_beta2", "beta", "centring", "desirable_weight", "undesirable_weight", "entropy_coefficient", "gamma", "kl_gain", "lam", "lora_rank",
     "margin_scale", "max_grad_norm", "min_margin", "min_reward_accuracy", "missing_eos_penalty", "opponents", "pairs_per_prompt", "prompts",
     "seed", "sft_weight", "unread_fraction", "validation_fraction", "warmup_fraction", "warn_entropy_fraction", "weight_decay",
-    "keep", "epochs", "top_k",
+    "keep", "epochs", "top_k", "samples_at_1",
 }  # fmt: skip
 """Numbers that may be 0 somewhere, so that 0 is not tried."""
 

@@ -1,11 +1,15 @@
 """Claims about answers: which prompts are answered, how often and in which order, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.section import EvaluateSection
+from plumbline.models.chat import prompt_ids
+from plumbline.models.loading import load_policy
 from plumbline.models.tokenizers import train_tokenizer
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 from stages.answer import AnswerStage, answer_row, run
@@ -84,6 +88,36 @@ def test_the_same_seed_gives_the_same_bytes(world: Path) -> None:
     first = file.read_bytes()
     answers(world, section())
     assert file.read_bytes() == first
+
+
+def test_answers_at_temperature_1_stand_beside_those_at_another_from_the_same_seed(world: Path) -> None:
+    answers(world, section(temperature=0.5, samples=3, samples_at_1=2))
+    beside = (world / "artifacts/answer/sft/completions_at_1.jsonl").read_bytes()
+    rows = answers(world, section(temperature=1.0, samples=2))
+    assert (world / "artifacts/answer/sft/completions.jsonl").read_bytes() == beside
+    assert [(row["id"], row["index"]) for row in rows] == [(f"q{n}", index) for n in range(3) for index in range(2)]
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 1.0, "samples_at_1": 2}, {"temperature": 0.5, "samples_at_1": 0}])
+def test_nothing_is_drawn_twice_at_temperature_1_nor_against_the_users_wish(world: Path, changes: dict[str, Any]) -> None:
+    answers(world, section(**changes))
+    assert [file.name for file in (world / "artifacts/answer/sft").iterdir()] == ["completions.jsonl"]
+
+
+def test_the_model_is_loaded_once_for_both_temperatures(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+    monkeypatch.setattr("plumbline.models.loading.load_policy", lambda folder: loaded.append(folder) or load_policy(folder))
+    answers(world, section(temperature=0.5, samples_at_1=1))
+    assert len(loaded) == 1
+
+
+def test_answers_at_temperature_1_have_their_log_probability(world: Path) -> None:
+    rows = answers(world, section(temperature=1.0))
+    tokenizer = AutoTokenizer.from_pretrained(world / "artifacts/policy/sft")
+    prompts = [prompt_ids(tokenizer, row["prompt"]) for row in rows]
+    expected = completion_logps(load_policy(world / "artifacts/policy/sft"), prompts, [row["ids"] for row in rows])
+    assert [row["logp"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert {row["logp"] for row in answers(world, section(temperature=0.5))} == {None}
 
 
 def test_data_without_families_gives_null(world: Path) -> None:

@@ -13,7 +13,7 @@ from test_answer import make_policy, section
 from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
-from plumbline.evaluation.divergence import completion_logps, log_ratios
+from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.figures import HEADLINE, Score, policy_figures
 from plumbline.evaluation.scoring import verdict_values
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
@@ -21,7 +21,7 @@ from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
-from stages.evaluate import EvaluateStage, check_pairs, run
+from stages.evaluate import EvaluateStage, check_pairs, log_ratios_of, run
 
 NO_JUDGE = JudgeConfig(backend="none")
 
@@ -75,6 +75,43 @@ def test_accuracy_moves_by_family_with_its_own_interval() -> None:
     assert (figures["accuracy_gain_list_low"], figures["accuracy_gain_list_high"]) == (0.0, 0.0)
 
 
+def test_figures_at_1_are_those_of_the_answers_at_temperature_1() -> None:
+    headline = [score(n, gold=0.9, harmful=0.0, over_refused=0.0, verifiable=1.0) for n in range(8)]
+    at_1 = [replace(one, gold=0.5, harmful=1.0, over_refused=0.5, verifiable=0.25, log_ratio=2.0) for one in headline]
+    figures = policy_figures(headline, headline, 1, at_1, [replace(one, gold=0.25) for one in at_1])
+    names = ("gold", "gold_gain", "harmful_fraction", "over_refusal_fraction", "accuracy")
+    assert [figures[f"{name}_at_1"] for name in names] == [0.5, 0.25, 1.0, 0.5, 0.25]
+    assert [figures[name] for name in (*names, "kl")] == [0.9, 0.0, 0.0, 0.0, 1.0, 2.0]
+    assert figures["gold_at_1_low"] == figures["gold_at_1_high"] == 0.5
+    same = policy_figures(at_1, headline, 1, at_1, headline)
+    assert [same[f"{name}_at_1"] for name in names] == [same[name] for name in names]
+
+
+def test_figures_are_given_for_each_language_of_data_that_has_several() -> None:
+    scores = [score(n, gold=0.9, harmful=0.0, over_refused=0.0, verifiable=1.0) for n in range(80)]
+    scores = [replace(one, language="ko", gold=0.5, harmful=1.0) if number < 20 else one for number, one in enumerate(scores)]
+    figures = policy_figures(scores, scores, seed=1)
+    assert [figures[f"{name}_ko"] for name in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy", "n")] == [
+        0.5,
+        1,
+        0,
+        1,
+        10,
+    ]
+    assert [figures[f"{name}_en"] for name in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy", "n")] == [
+        0.9,
+        0,
+        0,
+        1,
+        30,
+    ]
+    # Clopper and Pearson, all of 10: lower bound 0.025 ** (1 / 10) = 0.6915
+    assert figures["harmful_fraction_ko_low"] == pytest.approx(0.6915, abs=1e-4)
+    one_language = policy_figures([replace(one, language="ko") for one in scores], scores, seed=1)
+    unverified = policy_figures([replace(one, gold=None) for one in scores], scores, seed=1)
+    assert not [key for key in one_language | unverified if "_ko" in key]
+
+
 # ---- the verifier ---------------------------------------------------------------------------------------------------
 
 
@@ -126,25 +163,40 @@ def test_logps_are_the_sum_over_completion_tokens_whatever_the_batch(tmp_path: P
     assert completion_logps(model, PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)
 
 
-def test_log_ratio_is_policy_minus_reference_and_zero_for_the_same_policy(tmp_path: Path) -> None:
-    make_policy(tmp_path / "a", seed=1)
-    make_policy(tmp_path / "b", seed=2)
-    difference = [a - b for a, b in zip(one_by_one(tmp_path / "a"), one_by_one(tmp_path / "b"), strict=True)]
-    assert log_ratios(tmp_path / "a", tmp_path / "b", PROMPTS, COMPLETIONS) == pytest.approx(difference, abs=1e-4)
-    assert log_ratios(tmp_path / "a", tmp_path / "a", PROMPTS, COMPLETIONS) == [0.0] * 4
+def test_log_ratio_is_policy_minus_opponent_and_zero_for_the_opponent_itself(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plumbline.models.chat.prompt_ids", lambda tokenizer, prompt: prompt)
+    for seed, policy in enumerate(("sft", "dpo")):
+        make_policy(project / "artifacts/policy" / policy, seed)
+    ours, theirs = (one_by_one(project / "artifacts/policy" / policy) for policy in ("dpo", "sft"))
+    rows = [
+        {"id": str(n), "index": 0, "prompt": prompt, "ids": completion, "logp": logp}
+        for n, (prompt, completion, logp) in enumerate(zip(PROMPTS, COMPLETIONS, ours, strict=True))
+    ]
+    difference = [a - b for a, b in zip(ours, theirs, strict=True)]
+    assert log_ratios_of(stage("dpo"), rows) == pytest.approx(difference, abs=1e-4)
+    assert log_ratios_of(stage("sft"), rows) == [0.0] * 4
 
 
-def test_mean_log_ratio_of_samples_estimates_the_exact_kl(tmp_path: Path) -> None:
+def test_mean_log_ratio_of_samples_estimates_the_exact_kl(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One token after one prompt: KL(π ‖ π_ref) by its definition over the vocabulary."""
-    make_policy(tmp_path / "a", seed=1)
-    make_policy(tmp_path / "b", seed=2)
+    monkeypatch.setattr("plumbline.models.chat.prompt_ids", lambda tokenizer, prompt: prompt)
+    for seed, policy in enumerate(("sft", "dpo")):
+        make_policy(project / "artifacts/policy" / policy, seed)
     ours, theirs = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name)(torch.tensor([[7, 8]])).logits[0, -1].detach().log_softmax(-1)
-        for name in ("a", "b")
+        AutoModelForCausalLM.from_pretrained(project / "artifacts/policy" / name)(torch.tensor([[7, 8]]))
+        .logits[0, -1]
+        .detach()
+        .log_softmax(-1)
+        for name in ("dpo", "sft")
     )
     exact = float((ours.exp() * (ours - theirs)).sum())
     drawn = torch.multinomial(ours.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(1)).tolist()
-    ratios = log_ratios(tmp_path / "a", tmp_path / "b", [[7, 8]] * 4000, [[token] for token in drawn])
+    rows = [
+        {"id": "q", "index": n, "prompt": [7, 8], "ids": [token], "logp": float(ours[token])} for n, token in enumerate(drawn)
+    ]
+    ratios = log_ratios_of(stage("dpo"), rows)
     assert sum(ratios) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
 
 
@@ -156,7 +208,7 @@ def answer_rows(policy: str) -> list[dict[str, Any]]:
     return [
         {
             "id": f"q{n}", "index": k, "family": None, "language": None, "prompt": prompt, "policy": policy,
-            "completion": [{"role": "assistant", "content": policy}], "finished": False, "tokens": len(ids), "ids": ids,
+            "completion": [{"role": "assistant", "content": policy}], "finished": False, "tokens": len(ids), "ids": ids, "logp": -9.5 - n,
         }
         for n in range(3) for k in range(2)
     ]  # fmt: skip
@@ -193,9 +245,38 @@ def test_dvc_is_shown_the_headline_figures_and_no_others(answered: Path) -> None
     assert read_json(answered / "metrics/dpo.json") == {key: figures[key] for key in HEADLINE}
 
 
-def test_answers_at_another_temperature_have_no_kl(answered: Path) -> None:
-    run(stage("dpo", temperature=0.7))
-    assert figures_of(answered, "dpo")["kl"] is None
+def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None:
+    run(stage("dpo", temperature=0.7, samples_at_1=0))
+    figures = figures_of(answered, "dpo")
+    assert {figures[key] for key in figures if key.endswith("_at_1") or key == "kl"} == {None}
+
+
+def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
+    answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stage("dpo", temperature=1.0))
+    expected = figures_of(answered, "dpo")
+    for policy in ("sft", "dpo"):
+        folder = answered / "artifacts/answer" / policy
+        (folder / "completions.jsonl").rename(folder / "completions_at_1.jsonl")
+        rows = [row | {"completion": [{"role": "assistant", "content": "headline"}], "logp": None} for row in answer_rows(policy)]
+        write_jsonl(folder / "completions.jsonl", rows)
+    scored_texts: list[str] = []
+    monkeypatch.setattr(
+        "stages.evaluate.wins", lambda config, rows, opposing, work: scored_texts.extend(map(text, rows)) or [0.5] * 6
+    )
+    monkeypatch.setattr(
+        "stages.evaluate.rewards_of", lambda rewards, rows, work: scored_texts.extend(map(text, rows)) or [0.1] * 6
+    )
+    run(stage("dpo", temperature=0.7, samples_at_1=2))
+    figures = figures_of(answered, "dpo")
+    assert [figures[f"kl{end}"] for end in ("", "_low", "_high")] == [expected[f"kl{end}"] for end in ("", "_low", "_high")]
+    assert set(scored_texts) == {"headline"}
+    assert {row["log_ratio"] for row in read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")} == {None}
+
+
+def text(row: dict[str, Any]) -> str:
+    return row["completion"][0]["content"]
 
 
 def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ RECIPE: dict[str, Any] = {
     },
     "evaluate": {
         "policies": ["sft", "rs", "dpo"], "against": "sft", "judge": "simulated", "reward": "rm", "split": "test", "samples": 2,
-        "temperature": 1.0, "max_new_tokens": 48,
+        "temperature": 1.0, "samples_at_1": 1, "max_new_tokens": 48,
     },
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def figures(rows: list[dict[str, Any]], against: list[dict[str, Any]]) -> dict[s
     def scores(of: list[dict[str, Any]]) -> list[Score]:
         return [Score(**{key: value for key, value in row.items() if key not in ("prompt", "completion")}) for row in of]
 
-    return policy_figures(scores(rows), scores(against), seed=17)
+    return policy_figures(scores(rows), scores(against), 17, scores(rows), scores(against))
 
 
 @cache
@@ -218,6 +218,64 @@ def test_data_without_verifier_or_judge_still_make_a_page() -> None:
     assert "no verifier" in text
     assert "Accuracy by family" not in text
     assert "None" not in text
+
+
+def headline_table(html: str) -> list[list[str]]:
+    """The texts of the cells of the first table, row by row."""
+    table = re.search(r'<table class="headline">.*?</table>', html, re.DOTALL)
+    assert table is not None
+    rows = re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub("<.*?>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def spoken(languages: tuple[str, ...]) -> Material:
+    """The material of answers in these languages, in turn."""
+    answers = {policy: scored_answers(gold) for policy, gold in {"sft": 0.4, "rs": 0.5, "dpo": 0.6}.items()}
+    answers = {
+        policy: [row | {"language": languages[int(row["id"][1:]) // 5 % len(languages)]} for row in rows]
+        for policy, rows in answers.items()
+    }
+    return material(answers=answers, figures={policy: figures(rows, answers["sft"]) for policy, rows in answers.items()})
+
+
+def test_the_first_table_has_a_row_for_each_language_below_its_policy() -> None:
+    titles, *rows = headline_table(render(spoken(("en", "ko", "de", "fr", "ja"))))
+    below = ["English", "Korean", "de", "fr", "ja"]  # the most common first
+    assert [row[0] for row in rows] == ["sft", *below, "rs", *below, "dpo", *below]
+    of_dpo = dict(zip(titles, rows[-5], strict=True))
+    filled = {title.split()[0] for title, text in of_dpo.items() if text}
+    assert filled == {"Policy", "Gold", "Accuracy", "Harmful", "Over-refusal"}
+
+
+def test_data_in_one_language_or_in_none_has_a_row_for_each_policy_alone() -> None:
+    for language in ("ko", None):
+        rows = headline_table(render(spoken((language,))))  # type: ignore[arg-type]
+        assert [row[0] for row in rows] == ["Policy", "sft", "rs", "dpo"]
+
+
+def test_gold_at_temperature_1_stands_beside_gold_at_another() -> None:
+    made = material()
+    assert "Gold at 1 ↑" not in headline_table(render(made))[0]
+    cooler = {policy: values | {"gold_at_1": values["gold"] - 0.1} for policy, values in made.figures.items()}
+    recipe = RECIPE | {"evaluate": made.recipe["evaluate"] | {"temperature": 0.7}}
+    html = render(replace(made, figures=cooler, recipe=recipe))
+    titles, *rows = headline_table(html)
+    assert dict(zip(titles, rows[0], strict=True))["Gold at 1 ↑"].startswith("0.30")
+    assert "measured on 1 more to each prompt" in html
+
+
+def test_a_policy_that_is_safe_in_one_language_only_is_said_to_be_so_in_the_headline() -> None:
+    made = material()
+    harm = {"harmful_fraction_en": (0.03, 0.01, 0.05), "harmful_fraction_ko": (0.59, 0.51, 0.66)}
+    unsafe = {
+        f"{key}{end}": value for key, values in harm.items() for end, value in zip(("", "_low", "_high"), values, strict=True)
+    }
+    page = Page(render(replace(made, figures={**made.figures, "dpo": made.figures["dpo"] | unsafe})))
+    assert "dpo is the best of 3 policies, but not safe in Korean" in page.text
+    sentence = "dpo complies with 3.0 % of harmful requests in English but with 59 % in Korean."
+    assert page.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(sentence) == 2  # in the headline, and where dpo is read
+    assert "not safe" not in Page(render(made)).text
 
 
 # ---- what it says ---------------------------------------------------------------------------------------------------

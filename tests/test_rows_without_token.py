@@ -19,7 +19,7 @@ from plumbline.methods.online import groups
 from plumbline.methods.online.ppo.networks import CompletionLogits
 from plumbline.methods.online.ppo.rollout import measure
 from plumbline.models.architecture import HubModel
-from plumbline.models.completions import complete
+from plumbline.models.completions import Decoding, complete
 from plumbline.models.loading import load_causal_lm, load_policy, mask_rows, rows_without_token, vocabulary_size
 from plumbline.models.training import save_policy
 from plumbline.pipeline.composing import CONF
@@ -51,7 +51,8 @@ def with_a_hole() -> Any:
 
 def drawn(folder: Path, count: int = 64) -> list[dict[str, Any]]:
     rows = [{"id": str(number), "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
-    return complete(folder, rows, n=count, temperature=1.0, max_new_tokens=8, batch_size=64, seed=1, title="test")
+    [completions] = complete(folder, rows, [Decoding(count, 1.0)], max_new_tokens=8, batch_size=64, seed=1, title="test")
+    return completions
 
 
 def test_rows_without_a_token_are_those_beyond_the_last_id_and_those_that_are_left_out() -> None:

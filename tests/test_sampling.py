@@ -8,11 +8,24 @@ import pytest
 import torch
 from bigram import POLICY, bigram
 from ppo_tiny import tiny_policy, unhurried_policy, word_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers.cache_utils import DynamicLayer
+from torch.nn.functional import pad
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from plumbline.models import cache as caching
+from plumbline.models.cache import RoomyLayer, read_prompts
 from plumbline.models.chat import end_of_turn_id
-from plumbline.models.sampling import ReservedLayer, Sampled, draw, fill_holes, new_cache, sample
+from plumbline.models.sampling import Sampled, draw, fill_holes, sample
 
 PROMPTS = [[5], [6, 7, 8], [9, 10, 5, 6, 7, 8], [5], [10, 9], [6, 6, 6, 6]]
 
@@ -56,8 +69,29 @@ def grouped_heads_and_a_sliding_window() -> MistralForCausalLM:
     return MistralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("architecture", [learnt_positions, grouped_heads_and_a_sliding_window])
-def test_other_architectures_get_the_same_logps(architecture: Callable[[], LlamaForCausalLM]) -> None:
+def biased_attention() -> BloomForCausalLM:
+    """ALiBi: it has no positions."""
+    torch.manual_seed(0)
+    return BloomForCausalLM(BloomConfig(vocab_size=11, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3)).eval()
+
+
+def convolutions_between_attention() -> Lfm2ForCausalLM:
+    """Layers whose cache is a state instead of keys and values."""
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=11, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=32,
+        layer_types=["conv", "full_attention", "conv"], initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    return Lfm2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    "architecture", [learnt_positions, grouped_heads_and_a_sliding_window, biased_attention, convolutions_between_attention]
+)
+def test_other_architectures_get_the_same_logps(
+    architecture: Callable[[], LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "READ_TOKENS", 8)
     model = architecture()
     for prompt, one in zip(PROMPTS, completions(model), strict=True):
         assert one.per_token_logps == pytest.approx(recomputed_logps(model, prompt, one.ids, 1.0), abs=1e-4)
@@ -130,17 +164,41 @@ def test_fill_holes_keeps_every_unfinished_row_and_moves_rows_from_the_end_only(
     assert all(kept[row] == row for row in range(len(kept)) if unfinished[row])
 
 
-def test_a_reserved_layer_holds_what_a_dynamic_layer_holds() -> None:
-    reserved, dynamic = ReservedLayer(8), DynamicLayer()
-    for length, indices in [(3, [0, 0, 1, 2]), (1, [3, 1]), (2, [1, 0]), (1, [0])]:
-        keys, values = torch.randn(2, len(reserved.keys) if reserved.is_initialized else 3, 2, length, 4)
-        for layer in (reserved, dynamic):
+def test_a_roomy_layer_holds_what_a_dynamic_layer_holds() -> None:
+    dynamic = DynamicLayer()
+    dynamic.update(*torch.randn(2, 4, 2, 3, 4))
+    roomy = RoomyLayer(*(pad(states, (0, 0, 0, 1)) for states in (dynamic.keys, dynamic.values)), length=3)
+    for length, indices in [(1, [0, 3, 2]), (1, [0, 2]), (2, [1, 0]), (1, [1])]:
+        keys, values = torch.randn(2, len(dynamic.keys), 2, length, 4)
+        for layer in (roomy, dynamic):
             layer.update(keys, values)
-        for layer in (reserved, dynamic):
-            layer.batch_select_indices(torch.tensor(indices))
-        assert torch.equal(reserved.keys, dynamic.keys)
-        assert torch.equal(reserved.values, dynamic.values)
-        assert reserved.get_seq_length() == dynamic.get_seq_length()
+            layer.reorder_cache(torch.tensor(indices))
+        assert torch.equal(roomy.keys, dynamic.keys)
+        assert torch.equal(roomy.values, dynamic.values)
+        assert roomy.get_seq_length() == dynamic.get_seq_length()
+
+
+def test_a_roomy_layer_copies_what_it_holds_only_when_its_room_is_full() -> None:
+    layer = RoomyLayer(*torch.zeros(2, 1, 1, 8, 4), length=8)
+    rooms = [layer.update(*torch.zeros(2, 1, 1, 1, 4))[0].data_ptr() for _ in range(4)]
+    assert rooms[0] == rooms[1] == rooms[2] != rooms[3]  # 9 tokens and a quarter: room for 11
+
+
+def test_distinct_prompts_are_read_once_in_small_parts(policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of them is what one pass over all of them leaves."""
+    whole = read_prompts(policy, PROMPTS)
+    monkeypatch.setattr(caching, "READ_TOKENS", 8)
+    shapes: list[tuple[int, ...]] = []
+    hook = policy.model.embed_tokens.register_forward_hook(lambda _, arguments, __: shapes.append(tuple(arguments[0].shape)))
+    parts = read_prompts(policy, PROMPTS)
+    hook.remove()
+    assert shapes == [(2, 2), (2, 4), (1, 6)]  # rows and tokens: lengths 1 and 2, 3 and 4, 6
+    assert torch.equal(parts.mask, whole.mask)
+    assert torch.allclose(parts.logits, whole.logits, atol=1e-5)
+    shown = whole.mask[:, None, :, None]  # what stands in padding's place is never read
+    for one, other in zip(parts.cache.layers, whole.cache.layers, strict=True):
+        assert torch.allclose(one.keys * shown, other.keys * shown, atol=1e-5)
+        assert torch.allclose(one.values * shown, other.values * shown, atol=1e-5)
 
 
 def test_dropping_finished_rows_does_not_change_the_cache_of_the_others() -> None:
@@ -189,6 +247,10 @@ def test_a_prompt_without_tokens_is_refused(policy: LlamaForCausalLM) -> None:
         completions(policy, [[5], []])
 
 
-def test_only_plain_attention_layers_get_a_reserved_cache(policy: LlamaForCausalLM) -> None:
-    assert {type(layer) for layer in new_cache(policy, 8).layers} == {ReservedLayer}
-    assert not any(isinstance(layer, ReservedLayer) for layer in new_cache(grouped_heads_and_a_sliding_window(), 8).layers)
+def test_only_plain_attention_layers_get_room_and_are_read_in_parts(
+    policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "READ_TOKENS", 8)
+    assert {type(layer) for layer in read_prompts(policy, PROMPTS).cache.layers} == {RoomyLayer}
+    windowed = read_prompts(grouped_heads_and_a_sliding_window(), PROMPTS).cache
+    assert {type(layer) for layer in windowed.layers} == {DynamicSlidingWindowLayer}

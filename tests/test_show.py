@@ -70,19 +70,20 @@ def test_metrics_that_are_not_a_policys_or_cannot_be_read_make_no_row() -> None:
 def test_the_table_has_a_heading_for_each_experiment_and_a_line_for_each_policy() -> None:
     rows = [Row("main 1234567", ("align.dpo.beta=0.1",), policy, FIGURES) for policy in ("sft", "dpo")]
     lines = table([*rows, Row("later 7654321, queued", ("align.dpo.beta=0.2",), "", {})]).splitlines()
-    assert lines[0].split() == ["gold", "gain", "at", "least", "win", "rate", "harmful"]  # other figures have no value here
+    assert lines[0].split() == ["gold", "gain", "at", "least", "harmful", "win", "rate"]  # other figures have no value here
     assert lines[2] == "main 1234567  align.dpo.beta=0.1"
     assert [line.split() for line in lines[3:5]] == [
-        [policy, "0.66", "+0.15", "+0.14", "64%", "15%"] for policy in ("sft", "dpo")
+        [policy, "0.66", "+0.15", "+0.14", "15%", "64%"] for policy in ("sft", "dpo")
     ]
     assert lines[5:] == ["later 7654321, queued  align.dpo.beta=0.2", "  no figures"]
 
 
 def test_the_table_fits_its_width_whatever_the_names() -> None:
     every = FIGURES | {"over_refusal_fraction": 0.05, "accuracy": 0.34, "reward": -1.5, "kl": 12.3, "length_tokens": 123.4}
+    every |= {"gold_at_1": 0.6}
     changes = tuple(f"reward_rules.a_long_entry_name.rules.rule_{number}.weight={number}" for number in range(30))
     rows = [Row("a-very-long-experiment-name-" * 8, changes, "policy_with_a_very_long_name_indeed", every)]
-    for width in (100, 120, 160):
+    for width in (112, 120, 160):
         lines = table(rows, width).splitlines()
         assert max(map(len, lines)) <= width
         assert "policy_w" in lines[-1]

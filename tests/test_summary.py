@@ -38,6 +38,32 @@ def test_every_policy_has_a_line_and_the_reader_learns_where_to_look(project: Pa
         assert pointer in text
 
 
+def test_languages_have_lines_and_a_policy_that_is_safe_in_one_only_is_named(project: Path) -> None:
+    by_language = {"gold_en": 0.8, "gold_ko": 0.5, "n_en": 90, "n_ko": 10}
+    harm = {"harmful_fraction": 0.1, "harmful_fraction_en": 0.01, "harmful_fraction_ko": 0.6}
+    harm |= {
+        "harmful_fraction_en_low": 0.0,
+        "harmful_fraction_en_high": 0.02,
+        "harmful_fraction_ko_low": 0.5,
+        "harmful_fraction_ko_high": 0.7,
+    }
+    evaluated(project, sft=SFT | by_language, dpo=DPO | by_language | harm)
+    text = summarise(SECTION)
+    assert ["Korean", "0.50", "60%"] in [line.split() for line in text.splitlines()]
+    assert text.count("complies") == 1
+    assert "dpo complies with 1.0% of harmful requests in English but with 60% in Korean." in text
+
+
+def test_gold_at_temperature_1_has_a_column_where_it_differs(project: Path) -> None:
+    evaluated(project, sft=SFT | {"gold_at_1": 0.6}, dpo=DPO | {"gold_at_1": 0.7})
+    assert "gold at 1" not in summarise(SECTION)
+    evaluated(project, sft=SFT | {"gold_at_1": 0.45, "kl": 0.0}, dpo=DPO | {"gold_at_1": 0.55})
+    text = summarise(SECTION | {"temperature": 0.7})
+    assert "gold at 1" in text
+    assert "sampled at temperature 0.7" in text
+    assert "At temperature 1: Gold at 1 and KL." in text
+
+
 def test_figures_that_no_policy_has_take_no_column(project: Path) -> None:
     empty = {"gold": None, "kl": 0.0, "n": 10, "answers": 20}
     evaluated(project, sft=empty, dpo=empty)

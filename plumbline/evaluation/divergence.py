@@ -1,14 +1,12 @@
-"""How far a policy has moved from another: log π − log π_reference of the policy's own samples."""
+"""How likely a model finds completions, which may be another model's: half of log π − log π_reference."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbline.models.batching import batches_by_length
-from plumbline.models.loading import load_policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,20 +14,6 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 8_192
 BATCH_LOGITS = 2**27  # half a GiB in float32: what bounds a batch when the vocabulary is large
-
-
-def log_ratios(policy: Path, reference: Path, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
-    """log π(completion) − log π_reference(completion) of each completion, in nats, at temperature 1.
-
-    Summed over the completion's tokens, including its end-of-turn if it was reached. The mean over completions sampled from π at
-    temperature 1 is the k1 estimator of KL(π ‖ π_reference) per answer. It is unbiased; a single answer's value may be negative.
-    """
-    pairs = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
-    distinct = list(dict.fromkeys(pairs))  # samples of one prompt are often the same
-    once = [list(prompt) for prompt, _ in distinct], [list(completion) for _, completion in distinct]
-    ours, theirs = (completion_logps(load_policy(folder), *once) for folder in (policy, reference))
-    ratios = {pair: logps - reference_logps for pair, logps, reference_logps in zip(distinct, ours, theirs, strict=True)}
-    return [ratios[pair] for pair in pairs]
 
 
 def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from plumbline.evaluation.statistics import Interval, Values, bootstrap_fraction, bootstrap_gain, bootstrap_mean
@@ -33,11 +33,11 @@ class Score:
     verifiable: float | None = None  # `correct`, for tasks that have a right answer
     win: float | None = None  # 1, 0.5 or 0 against the opponent's answer of the same index
     reward: float | None = None
-    log_ratio: float | None = None  # log π − log π_against of the completion, in nats
+    log_ratio: float | None = None  # log π − log π_against of the completion, in nats; for answers at temperature 1
 
     def row(self) -> dict[str, Any]:
         """The score as a row of answers.jsonl."""
-        return {key: _rounded(value) for key, value in asdict(self).items()}
+        return {key: _rounded(value) for key, value in vars(self).items()}
 
 
 class Figure(NamedTuple):
@@ -52,7 +52,6 @@ FIGURES = (
     Figure("gold", "gold", True),  # the verifier's score of an answer
     Figure("win_rate", "win", True),  # how often the judge prefers it to the opponent's answer
     Figure("reward", "reward", False),
-    Figure("kl", "log_ratio", False),  # distance from the opponent, in nats per answer
     Figure("harmful_fraction", "harmful", True),  # harmful requests complied with
     Figure("over_refusal_fraction", "over_refused", True),  # harmless look-alikes refused
     Figure("accuracy", "verifiable", True),  # right answers to tasks that have one
@@ -65,22 +64,30 @@ FIGURES = (
     Figure("length_tokens", "tokens", False),  # end-of-turn included
     Figure("finished_fraction", "finished", True),  # answers that ended before the token limit
 )
+KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer
+
+COMPARED = tuple(figure for figure in FIGURES if figure.key in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy"))
+"""The figures that are also given at temperature 1 and, if the data has several languages, for each language."""
 
 HEADLINE = (
-    "gold", "gold_gain", "gold_gain_low", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "reward", "kl", "length_tokens",
+    "gold", "gold_gain", "gold_gain_low", "gold_at_1", "win_rate", "harmful_fraction", "over_refusal_fraction", "accuracy", "reward", "kl",
+    "length_tokens",
 )  # fmt: skip
 """The figures that people compare: those of `metrics/<policy>.json`, which DVC shows."""
 
 
-def policy_figures(scores: Sequence[Score], against: Sequence[Score], seed: int) -> dict[str, float | int | None]:
+def policy_figures(
+    scores: Sequence[Score], against: Sequence[Score], seed: int, at_1: Sequence[Score] = (), against_at_1: Sequence[Score] = ()
+) -> dict[str, float | int | None]:
     """All figures of one policy, each with its bounds `<figure>_low` and `<figure>_high`.
 
     A figure that applies to no answer is None, and so are its bounds. `against` holds the opponent's scores on the same prompts, for
-    the paired gains.
+    the paired gains. `at_1` and `against_at_1` are scores of answers at temperature 1: `scores` and `against` themselves if that is
+    their temperature, empty if none were drawn.
     """
     figures: dict[str, float | int | None] = {}
     for figure in FIGURES:
-        interval = _mean(scores, figure.column, figure.is_fraction, seed)
+        interval = _mean(scores, figure, seed)
         figures |= _flat(figure.key, interval)
         if figure.key == "gold":
             figures |= _flat("gold_gain", _gain(scores, against, "gold", seed))
@@ -89,20 +96,42 @@ def policy_figures(scores: Sequence[Score], against: Sequence[Score], seed: int)
         if figure.key in ("harmful_fraction", "over_refusal_fraction", "accuracy"):
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
     figures |= _flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
+    figures |= _figures_at_1(at_1, against_at_1, seed)
     for family in sorted({score.family for score in scores if score.family}):
         ours, theirs = _of_family(scores, family), _of_family(against, family)
         if any(score.correct is not None for score in ours):
-            figures |= _flat(f"accuracy_{family}", _mean(ours, "correct", True, seed))
+            accuracy = Figure(f"accuracy_{family}", "correct", True)
+            figures |= _flat(accuracy.key, _mean(ours, accuracy, seed))
             figures |= _flat(f"accuracy_gain_{family}", _gain(ours, theirs, "correct", seed))
-    for language in sorted({score.language for score in scores if score.language}):
+    return figures | _figures_by_language(scores, seed) | {"n": len({score.id for score in scores}), "answers": len(scores)}
+
+
+def _figures_at_1(scores: Sequence[Score], against: Sequence[Score], seed: int) -> dict[str, float | int | None]:
+    """KL, and what is compared across temperatures as `<figure>_at_1`."""
+    figures = _flat("kl", _mean(scores, KL, seed)) | _flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
+    for figure in COMPARED:
+        figures |= _flat(f"{figure.key}_at_1", _mean(scores, figure, seed))
+    return figures
+
+
+def _figures_by_language(scores: Sequence[Score], seed: int) -> dict[str, float | int | None]:
+    """What is compared across languages as `<figure>_<language>`, and each one's prompts as `n_<language>`.
+
+    Empty for fewer than two languages, and for data without gold.
+    """
+    figures: dict[str, float | int | None] = {}
+    languages = sorted({score.language for score in scores if score.language and score.gold is not None})
+    for language in languages if len(languages) > 1 else []:
         of_language = [score for score in scores if score.language == language]
-        figures |= _flat(f"gold_{language}", _mean(of_language, "gold", True, seed))
-    return figures | {"n": len({score.id for score in scores}), "answers": len(scores)}
+        for figure in COMPARED:
+            figures |= _flat(f"{figure.key}_{language}", _mean(of_language, figure, seed))
+        figures[f"n_{language}"] = len({score.id for score in of_language})
+    return figures
 
 
-def _mean(scores: Sequence[Score], column: str, is_fraction: bool, seed: int) -> Interval | None:
-    bootstrap = bootstrap_fraction if is_fraction else bootstrap_mean
-    return bootstrap(_column(scores, column), [score.id for score in scores], seed=seed)
+def _mean(scores: Sequence[Score], figure: Figure, seed: int) -> Interval | None:
+    bootstrap = bootstrap_fraction if figure.is_fraction else bootstrap_mean
+    return bootstrap(_column(scores, figure.column), [score.id for score in scores], seed=seed)
 
 
 def _gain(scores: Sequence[Score], against: Sequence[Score], column: str, seed: int) -> Interval | None:

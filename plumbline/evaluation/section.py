@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from plumbline.pipeline.ranges import COUNT, POSITIVE, outside
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.reasoning import ALL, mark_problems
 
 NONE = "none"
+COMPLETIONS, COMPLETIONS_AT_1 = "completions.jsonl", "completions_at_1.jsonl"
+"""The files of artifacts/answer/<policy>: the answers that every figure is about, and, if these are not, answers at temperature 1."""
+
 SPLITS = ("test", "validation")
 
 
@@ -21,7 +24,8 @@ class EvaluateSection:
     reward: str = MISSING  # artifacts/reward/<name>; none: no reward
     split: str = "test"
     samples: int = 2
-    temperature: float = 1.0
+    temperature: float = 1.0  # of the answers that the judge and the reward see
+    samples_at_1: int = 1  # answers to each prompt at temperature 1, if `temperature` is another; 0: no KL and no figures at 1
     max_new_tokens: int = 64
     thinking_marks: str = ALL  # which marks set reasoning apart from an answer: all | none | names in plumbline/reasoning.py
 
@@ -39,6 +43,6 @@ class EvaluateSection:
             complaints.append(f"policies: expected each policy once, found {', '.join(self.policies)}")
         return (
             complaints
-            + outside(self, samples=COUNT, max_new_tokens=COUNT, temperature=POSITIVE)
+            + outside(self, samples=COUNT, samples_at_1=NOT_NEGATIVE, max_new_tokens=COUNT, temperature=POSITIVE)
             + mark_problems(self.thinking_marks)
         )

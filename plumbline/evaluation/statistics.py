@@ -114,12 +114,11 @@ def bootstrap_gain(
     if not kept.any():
         return None
     ours, theirs = (PromptSums(side.sums[kept], side.counts[kept]) for side in (ours, theirs))
-    draws = [
-        (w @ ours.sums) / (w @ ours.counts) - (w @ theirs.sums) / (w @ theirs.counts)
-        for w in _weights(int(kept.sum()), resamples, seed)
-    ]
+    columns = np.column_stack([*ours, *theirs])  # together, because reading the weights takes most of the time
+    totals = np.concatenate([w @ columns for w in _weights(int(kept.sum()), resamples, seed)])
+    draws = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
     gain = ours.sums.sum() / ours.counts.sum() - theirs.sums.sum() / theirs.counts.sum()
-    return _percentiles(gain, np.concatenate(draws), int(kept.sum()))
+    return _percentiles(gain, draws, int(kept.sum()))
 
 
 def _weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:

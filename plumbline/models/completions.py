@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plumbline.rows import assistant
 
@@ -10,22 +10,30 @@ if TYPE_CHECKING:
     from plumbline.models.sampling import Sampled
 
 
+class Decoding(NamedTuple):
+    """How many completions of each prompt are drawn, and at which temperature."""
+
+    n: int
+    temperature: float
+    with_logp: bool = False
+    """Whether each row also gets `logp`: the completion's log-probability at that temperature, in nats."""
+
+
 def complete(
     folder: Path,
     prompts: Sequence[Mapping[str, Any]],
+    decodings: Sequence[Decoding],
     *,
-    n: int,
-    temperature: float,
     max_new_tokens: int,
     batch_size: int,
     seed: int,
     title: str,
-) -> list[dict[str, Any]]:
-    """Samples `n` completions of each prompt row from the policy in `folder`.
+) -> list[list[dict[str, Any]]]:
+    """Samples completions of each prompt row from the policy in `folder`: the rows of each decoding.
 
     Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
     `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
-    text again may give other tokens. `title` heads the progress bar and error messages.
+    text again may give other tokens. Every decoding draws from the same seed. `title` heads the progress bar and error messages.
 
     Raises:
         ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
@@ -45,26 +53,33 @@ def complete(
     model = load_policy(folder)
     encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
     require_room(encoded, context_of(model.config), max_new_tokens, title)
-    with tqdm(total=n * len(prompts), desc=title, unit="completion") as bar:
-        samples = sample(
-            model,
-            tokenizer,
-            [ids for ids in encoded for _ in range(n)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=rows_in_cache(model, max(map(len, encoded)) + max_new_tokens, batch_size),
-            progress=bar.update,
-        )
-    texts = tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
     starts = openings(tokenizer, [row["prompt"] for row in prompts])
-    return [
-        _row(prompts[number // n], number % n, one, starts[number // n] + text)
-        for number, (one, text) in enumerate(zip(samples, texts, strict=True))
-    ]
+    rows = []
+    for n, temperature, with_logp in decodings:
+        with tqdm(total=n * len(prompts), desc=f"{title}, temperature {temperature:g}", unit="completion") as bar:
+            samples = sample(
+                model,
+                tokenizer,
+                [ids for ids in encoded for _ in range(n)],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                batch_size=rows_in_cache(model, max(map(len, encoded)) + max_new_tokens, batch_size),
+                with_logps=with_logp,
+                progress=bar.update,
+            )
+        texts = tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
+        rows.append(
+            [
+                _row(prompts[number // n], number % n, one, starts[number // n] + text)
+                for number, (one, text) in enumerate(zip(samples, texts, strict=True))
+            ]
+        )
+    return rows
 
 
 def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -> dict[str, Any]:
+    logps = sampled.per_token_logps
     return {
         **prompt,
         "index": index,
@@ -72,7 +87,7 @@ def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -
         "finished": sampled.finished,
         "tokens": len(sampled.ids),
         "ids": sampled.ids,
-    }
+    } | ({} if logps is None else {"logp": round(sum(logps), 6)})
 
 
 def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, max_new_tokens: int, title: str) -> None:

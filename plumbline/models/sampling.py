@@ -4,10 +4,10 @@ Tokens are drawn from the *whole* distribution softmax(logits / temperature), wi
 reported here are those of the distribution that was sampled from, which is what a policy-gradient ratio needs (see
 plumbline/methods/online/ppo).
 
-On a small model, `model.generate` spends most of its time on rows that have finished but stay in the batch, and on copying the
-key-value cache at every token. Three things make this module several times faster:
-- finished rows leave the batch (`COMPACT_FRACTION`), prompts are sorted by length, and equal prompts are read once;
-- the cache is written in place into room reserved beforehand (`ReservedLayer`);
+On a small model, `model.generate` spends most of its time on rows that have finished but stay in the batch, on padding, on noise, and on
+copying the key-value cache at every token. Three things make this module several times faster:
+- finished rows leave the batch (`COMPACT_FRACTION`);
+- prompts are sorted by length and read in small parts, equal ones once, and the cache is written in place (`cache.py`);
 - one uniform number per row and token is compared with the cumulative distribution, instead of noise for every entry of the
   vocabulary.
 
@@ -16,14 +16,14 @@ that share its batch, or on the order of work. (Logits themselves differ in the 
 bit of a boundary may fall on the other side.) The same call with the same thread count gives the same ids.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from torch.nn.functional import pad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.models.cache import next_logits, read_prompts
 from plumbline.models.chat import end_of_turn_id
 
 # Finished rows are dropped once they are this share of the batch. The share is low because dropping moves no more rows than have finished.
@@ -39,55 +39,6 @@ class Sampled(NamedTuple):
     """Whether the end-of-turn token was reached within `max_new_tokens`."""
     per_token_logps: list[float] | None
     """Log-probability of each of `ids` under the distribution sampled from (temperature applied); None unless `with_logps`."""
-
-
-class ReservedLayer(DynamicLayer):
-    """A `DynamicLayer` that writes into room reserved for `capacity` tokens, instead of concatenating at every token."""
-
-    def __init__(self, capacity: int):
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.capacity = capacity
-        self.key_room: torch.Tensor | None = None
-        self.value_room: torch.Tensor | None = None
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values (batch, heads, new_tokens, head_dim) and return all of them so far."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self.key_room is None or self.value_room is None:
-            self.lazy_initialization(key_states, value_states)
-            self.key_room = self._reserve(key_states)
-            self.value_room = self._reserve(value_states)
-        self.key_room[:, :, start:end] = key_states
-        self.value_room[:, :, start:end] = value_states
-        self.keys = self.key_room[:, :, :end]
-        self.values = self.value_room[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Replace row j of the batch by the present row `indices[j]`; a row may be repeated."""
-        if self.key_room is None or self.value_room is None:
-            return
-        end = self.get_seq_length()
-        self.key_room = self._select(self.key_room, indices, end)
-        self.value_room = self._select(self.value_room, indices, end)
-        self.keys = self.key_room[:, :, :end]
-        self.values = self.value_room[:, :, :end]
-
-    @staticmethod
-    def _select(room: torch.Tensor, indices: torch.Tensor, end: int) -> torch.Tensor:
-        if len(indices) > len(room):
-            return room.index_select(0, indices)
-        # Only the rows that move are copied, in place: new memory would cost more than the copying.
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
-        room[moved, :, :end] = room[indices[moved], :, :end]
-        return room[: len(indices)]
-
-    def _reserve(self, states: torch.Tensor) -> torch.Tensor:
-        batch, heads, _, head_dim = states.shape
-        return states.new_empty(batch, heads, self.capacity, head_dim)
 
 
 def sample(
@@ -199,41 +150,6 @@ def _check_arguments(prompts_ids: Sequence[Sequence[int]], *, max_new_tokens: in
         )
 
 
-def new_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """Return the architecture's cache, with every plain attention layer replaced by a reserved one."""
-    cache = DynamicCache(config=model.config)
-    # `type(...) is`: sliding-window, linear-attention and other layers keep their own bookkeeping.
-    cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def _accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
-    """Return the optional arguments used here that this architecture's forward takes (ALiBi models take no positions)."""
-    core: Any = model
-    if hasattr(core, "get_base_model"):  # a peft model wraps another
-        core = core.get_base_model()
-    return frozenset(inspect.signature(core.forward).parameters) & {"position_ids", "logits_to_keep"}
-
-
-def _next_logits(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    positions: torch.Tensor,
-    cache: DynamicCache,
-    accepted: frozenset[str],
-) -> torch.Tensor:
-    """Read `input_ids` (batch, new_tokens) into the cache and return next-token logits (batch, vocabulary)."""
-    optional = {"position_ids": positions, "logits_to_keep": 1}
-    return model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        past_key_values=cache,
-        use_cache=True,
-        **{name: value for name, value in optional.items() if name in accepted},
-    ).logits[:, -1]
-
-
 def _sample_batch(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -247,9 +163,10 @@ def _sample_batch(
     """Sample one batch together; row i of `uniforms` (batch, max_new_tokens) belongs to prompt i."""
     batch, max_new_tokens = uniforms.shape
     device = uniforms.device
-    accepted = _accepted_arguments(model)
-    logits, cache, attention_mask = _prefill(model, prompts, max_new_tokens, accepted)
-    width = attention_mask.shape[1] - max_new_tokens
+    cache: Any
+    logits, cache, prompts_mask = read_prompts(model, prompts)
+    width = prompts_mask.shape[1]
+    mask = pad(prompts_mask, (0, max_new_tokens), value=1)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
 
     tokens = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
@@ -275,37 +192,14 @@ def _sample_batch(
             break
         if remaining <= len(alive) * (1 - COMPACT_FRACTION):
             kept = fill_holes(unfinished)
-            alive, drawn, attention_mask = alive[kept], drawn[kept], attention_mask[kept]
-            cache.batch_select_indices(kept)
-        mask, positions = attention_mask[:, : width + step + 1], (lengths[alive] + step).unsqueeze(-1)
-        logits = _next_logits(model, drawn.unsqueeze(-1), mask, positions, cache, accepted)
+            alive, drawn, mask = alive[kept], drawn[kept], mask[kept]
+            cache.reorder_cache(kept)
+        positions = (lengths[alive] + step).unsqueeze(-1)
+        logits = next_logits(model, drawn.unsqueeze(-1), mask[:, : width + step + 1], positions, cache)
 
     if progress is not None:
         progress(int((~finished).sum()))
     return _collect(tokens, counts, finished, logps if with_logps else None)
-
-
-def _prefill(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, accepted: frozenset[str]
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Read each distinct prompt once; return next-token logits, the cache, and the mask with room for new tokens."""
-    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    row_of = {prompt: row for row, prompt in enumerate(distinct)}
-    width = max(len(prompt) for prompt in distinct)
-    device = model.device
-    # Left padding puts every row's next token into the same column. Padding is 0, which the mask hides.
-    input_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=device)
-    lengths = torch.tensor([len(prompt) for prompt in distinct], device=device)
-    mask = (torch.arange(width, device=device) >= (width - lengths).unsqueeze(-1)).long()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = new_cache(model, width + max_new_tokens)
-    logits = _next_logits(model, input_ids, mask, positions, cache, accepted)
-    mask = torch.cat([mask, mask.new_ones(len(distinct), max_new_tokens)], dim=-1)
-    if len(distinct) < len(prompts):
-        copies = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(copies)
-        logits, mask = logits[copies], mask[copies]
-    return logits, cache, mask
 
 
 def _collect(tokens: torch.Tensor, counts: torch.Tensor, finished: torch.Tensor, logps: torch.Tensor | None) -> list[Sampled]:

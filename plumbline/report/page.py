@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
-from plumbline.report import charts, pictures, tables
+from plumbline.report import charts, pictures, sentences, tables
 from plumbline.report.material import Material, learns_from_gold
 
 if TYPE_CHECKING:
@@ -39,14 +39,16 @@ def render(material: Material) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"show": tables.show, "words": _words, "plain": _plain, "listed": tables.listed}
+    environment.filters |= {"show": tables.show, "words": _words, "plain": _plain, "listed": sentences.listed}
     shown = [node for node in nodes(material.recipe) if node.stage not in ("prepare", "answer", "evaluate")]
     above = parents(shown)
+    section = material.recipe["evaluate"]
+    columns, rows = tables.headline(material.figures, material.against)
     gold_trained = [policy for policy in material.policies if learns_from_gold(material.stage_figures, shown, policy)]
     return environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         material=material,
-        section=material.recipe["evaluate"],
+        section=section,
         first=material.figures[material.policies[0]],
         colours={policy: _css_colour(material, policy) for policy in material.policies},
         gold_trained=gold_trained,
@@ -54,7 +56,14 @@ def render(material: Material) -> str:
         parts=_parts_of_gold(material),
         graph=pictures.graph_chart(material, shown),
         readings={policy: _reading(material, policy) for policy in material.policies if policy != material.against},
-        headline=tables.headline(material.figures, material.against),
+        headline=(columns, rows),
+        has_at_1=section["temperature"] != 1 and section["samples_at_1"] > 0,
+        language_rows={policy: tables.language_rows(figures, columns) for policy, figures in material.figures.items()},
+        unsafe={
+            policy: [tables.language_name(code) for code in sentences.unsafe_languages(figures)]
+            for policy, figures in material.figures.items()
+        },
+        unsafe_sentences={policy: sentences.language_sentence(policy, figures) for policy, figures in material.figures.items()},
         families=_families(material),
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
@@ -96,7 +105,7 @@ def _differ(material: Material, policy: str, other: str, column: str) -> bool:
 
 
 def _reading(material: Material, policy: str) -> list[str]:
-    return tables.reading(policy, material.figures, material.against)
+    return sentences.reading(policy, material.figures, material.against)
 
 
 def _css_colour(material: Material, policy: str) -> str:

@@ -46,17 +46,17 @@ def _bar(material: Material, policy: str, key: str, style: str) -> charts.Bar | 
 
 
 def scatter_chart(material: Material) -> Markup | None:
-    """Gold by KL; None if fewer than two policies have both."""
+    """Gold by KL, both at temperature 1; None if fewer than two policies have both."""
     points = []
     for policy in material.policies:
         figures = material.figures[policy]
-        if figures.get("gold") is not None and figures.get("kl") is not None:
-            kl, gold = (tuple(figures[f"{key}{end}"] for end in ("", "_low", "_high")) for key in ("kl", "gold"))
+        if figures.get("gold_at_1") is not None and figures.get("kl") is not None:
+            kl, gold = (tuple(figures[f"{key}{end}"] for end in ("", "_low", "_high")) for key in ("kl", "gold_at_1"))
             points.append(charts.Point(policy, charts.policy_colour(material.number(policy)), kl, gold))
     if len(points) < 2:
         return None
     x_title = f"KL from {material.against}, nats per answer"
-    return Markup(charts.scatter_chart(points, name="scatter", x_title=x_title, y_title="gold"))
+    return Markup(charts.scatter_chart(points, name="scatter", x_title=x_title, y_title="gold at temperature 1"))
 
 
 def graph_chart(material: Material, shown: list[Node]) -> Markup:

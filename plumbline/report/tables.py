@@ -1,4 +1,4 @@
-"""Figures as text: numbers with bounds, the headline table, accuracy by family, and sentences that say what came out."""
+"""Figures as text: numbers with bounds, the headline table, and accuracy by family."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ DASH = "\N{EN DASH}"
 PERCENT = "\N{NARROW NO-BREAK SPACE}%"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
+LANGUAGE_NAMES = {"en": "English", "ko": "Korean"}
+"""Other languages go by the code that the data gives them."""
+
 
 class Column(NamedTuple):
     """A column of the headline table."""
@@ -26,10 +29,11 @@ class Column(NamedTuple):
 HEADLINE = (
     Column("gold", "Gold", "number", "higher"),
     Column("gold_gain", "Gain", "gain", "higher"),
-    Column("win_rate", "Win rate", "percent", "higher"),
+    Column("gold_at_1", "Gold at 1", "number", "higher"),
     Column("accuracy", "Accuracy", "percent", "higher"),
     Column("harmful_fraction", "Harmful", "percent", "lower"),
     Column("over_refusal_fraction", "Over-refusal", "percent", "lower"),
+    Column("win_rate", "Win rate", "percent", "higher"),
     Column("reward", "Reward", "number", ""),
     Column("kl", "KL", "number", ""),
     Column("length_tokens", "Tokens", "long", ""),
@@ -86,8 +90,10 @@ def significance(figures: Figures, key: str) -> str:
 
 
 def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
-    """The columns that apply to any policy, and a row of cells for each policy."""
+    """The columns that apply to any policy, and a row of cells for each policy; gold at temperature 1 only where gold is at another."""
     columns = [column for column in HEADLINE if any(figures.get(column.key) is not None for figures in by_policy.values())]
+    if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):
+        columns = [column for column in columns if column.key != "gold_at_1"]
     best = {column.key: _best(by_policy, column) for column in columns}
     rows = {}
     for policy, figures in by_policy.items():
@@ -104,6 +110,32 @@ def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Colum
     return columns, rows
 
 
+def languages(figures: Figures) -> list[str]:
+    """The languages with figures of their own, the most common first."""
+    return sorted((key.removeprefix("n_") for key in figures if key.startswith("n_")), key=lambda code: -figures[f"n_{code}"])
+
+
+def language_rows(figures: Figures, columns: Sequence[Column]) -> list[tuple[str, list[Cell]]]:
+    """A row of cells below a policy's for each language; empty cells where a column has no figures by language."""
+    return [
+        (
+            language_name(code),
+            [
+                Cell(show(figures[key], column.style), show_bounds(figures, key, column.style))
+                if figures.get(key := f"{column.key}_{code}") is not None
+                else Cell("")
+                for column in columns
+            ],
+        )
+        for code in languages(figures)
+    ]
+
+
+def language_name(code: str) -> str:
+    """The English name of a language, or its code."""
+    return LANGUAGE_NAMES.get(code, code)
+
+
 def _best(by_policy: Mapping[str, Figures], column: Column) -> float | None:
     values: list[float] = [figures[column.key] for figures in by_policy.values() if figures.get(column.key) is not None]
     if not column.better or len(set(values)) < 2:
@@ -114,12 +146,8 @@ def _best(by_policy: Mapping[str, Figures], column: Column) -> float | None:
 def families(by_policy: Mapping[str, Figures]) -> list[str]:
     """The families for which any policy has an accuracy."""
     keys = {key for figures in by_policy.values() for key, value in figures.items() if value is not None}
-    gains, bounds = "accuracy_gain", ("_low", "_high", "_n")
-    return sorted(
-        key.removeprefix("accuracy_")
-        for key in keys
-        if key.startswith("accuracy_") and not key.startswith(gains) and not key.endswith(bounds)
-    )
+    gain = "accuracy_gain_"  # which only families have
+    return sorted(key.removeprefix(gain) for key in keys if key.startswith(gain) and not key.endswith(("_low", "_high")))
 
 
 def family_cell(figures: Figures, family: str, is_against: bool) -> Cell:
@@ -137,99 +165,20 @@ def heat_cell(figures: Figures, key: str) -> Cell:
     return Cell(show(value, "whole"), show_bounds(figures, key, "whole"), tint=value or 0.0)
 
 
-def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list[str]:
-    """What the figures of a policy say, in sentences."""
-    figures, base = by_policy[policy], by_policy[against]
-    sentences = [
-        _gold_sentence(policy, figures, base, against),
-        _win_sentence(figures, against),
-        _harm_sentence(figures, base, against),
-        _family_sentence(figures),
-        _overoptimisation_sentence(figures, base),
-    ]
-    return [sentence for sentence in sentences if sentence]
-
-
-def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -> str:
-    if figures.get("gold_gain") is None:
-        return "" if figures.get("win_rate") is not None else f"No figure says whether {policy} or {against} answers better."
-    gain, levels = figures["gold_gain"], f"{show(base['gold'])} → {show(figures['gold'])}"
-    match significance(figures, "gold_gain"):
-        case "up":
-            return f"{policy} beats {against} by {show(gain)} gold {show_bounds(figures, 'gold_gain')} ({levels})."
-        case "down":
-            loss = show_bounds({"_low": -figures["gold_gain_high"], "_high": -figures["gold_gain_low"]}, "")
-            return f"{policy} is worse than {against} by {show(-gain)} gold {loss} ({levels})."
-    difference = f"{show(gain, 'gain')} {show_bounds(figures, 'gold_gain')}"
-    return f"{policy} and {against} cannot be told apart by gold: the difference is {difference}."
-
-
-def _win_sentence(figures: Figures, against: str) -> str:
-    if figures.get("win_rate") is None:
-        return ""
-    rate = f"{show(figures['win_rate'], 'percent')} {show_bounds(figures, 'win_rate', 'percent')} of comparisons"
-    if figures["win_rate_low"] > 0.5:
-        return f"The judge prefers it in {rate}."
-    if figures["win_rate_high"] < 0.5:
-        return f"The judge prefers {against}: it wins only {rate}."
-    return f"The judge has no clear preference: it wins {rate}."
-
-
-def _harm_sentence(figures: Figures, base: Figures, against: str) -> str:
-    if figures.get("harmful_fraction") is None:
-        return ""
-    text = f"It complies with {show(figures['harmful_fraction'], 'percent')} of harmful requests ({against}: "
-    text += show(base.get("harmful_fraction"), "percent") + ")"
-    if figures.get("over_refusal_fraction") is not None:
-        text += f" and refuses {show(figures['over_refusal_fraction'], 'percent')} of harmless look-alikes ({against}: "
-        text += show(base.get("over_refusal_fraction"), "percent") + ")"
-    return text + "."
-
-
-def _family_sentence(figures: Figures) -> str:
-    every = families({"": figures})
-    if not every:
-        return ""
-    rose, fell = (
-        [family for family in every if significance(figures, f"accuracy_gain_{family}") == way] for way in ("up", "down")
-    )
-    if not rose and not fell:
-        return f"Accuracy changed significantly on none of {len(every)} families."
-    up = (
-        f"rose significantly on {len(rose)} of {len(every)} families ({listed(rose)})"
-        if rose
-        else "rose significantly on no family"
-    )
-    down = f"fell on {len(fell)} ({listed(fell)})" if fell else "fell on none"
-    return f"Accuracy {up} and {down}."
-
-
-def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:
-    if figures.get("reward") is None or base.get("reward") is None or significance(figures, "gold_gain") != "down":
-        return ""
-    if figures["reward"] <= base["reward"]:
-        return ""
-    change = f"{show(base['reward'])} → {show(figures['reward'])}"
-    return f"Its reward rose ({change}) while gold fell: the reward was over-optimised."
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as an enumeration: `a, b and c`."""
-    words = [name.replace("_", " ") for name in names]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def plain_table(by_policy: Mapping[str, Figures], against: str) -> str:
     """The headline table as text for a terminal."""
     columns, rows = headline(by_policy, against)
     lines = [["policy", *(column.title.lower() for column in columns)]]
-    for policy, cells in rows.items():
-        with_bounds = [column.key in ("gold_gain", "win_rate") for column in columns]
-        texts = [
-            f"{cell.text} {cell.bounds}".rstrip() if bounds else cell.text
-            for cell, bounds in zip(cells, with_bounds, strict=True)
-        ]
-        lines.append([policy, *map(plain, texts)])
+    with_bounds = [column.key in ("gold_gain", "win_rate") for column in columns]
+    for policy, of_policy in rows.items():
+        for name, cells in [(policy, of_policy)] + [
+            (f"  {name}", cells) for name, cells in language_rows(by_policy[policy], columns)
+        ]:
+            texts = [
+                f"{cell.text} {cell.bounds}".rstrip() if bounds else cell.text
+                for cell, bounds in zip(cells, with_bounds, strict=True)
+            ]
+            lines.append([name, *map(plain, texts)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "─" * max(map(len, shown))

@@ -6,7 +6,8 @@ from typing import Any
 
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json
-from plumbline.report.tables import plain_table
+from plumbline.report.sentences import language_sentence
+from plumbline.report.tables import plain, plain_table
 
 EVALUATED, REPORT = Path("artifacts/evaluate"), Path("artifacts/report/report.html")
 
@@ -23,11 +24,15 @@ def summarise(section: dict[str, Any]) -> str:
     by_policy = {policy: read_json(file) for policy, file in files.items()}
     opponent = by_policy[section["against"]]
     split, temperature = section["split"], section["temperature"]
+    unsafe = [plain(sentence) for policy, figures in by_policy.items() if (sentence := language_sentence(policy, figures))]
+    warnings = "\n".join([*unsafe, "", ""]) if unsafe else ""
+    measured = [name for name, key in (("Gold at 1", "gold_at_1"), ("KL", "kl")) if opponent.get(key) is not None]
+    at_1 = f"At temperature 1: {' and '.join(measured)}. " if temperature != 1 and measured else ""
     return f"""
 {plain_table(by_policy, section["against"])}
 
-{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, sampled at temperature {temperature}.
-Gain, win rate and KL are against {section["against"]}. Brackets hold 95 % intervals, bootstrapped over prompts.
+{warnings}{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, sampled at temperature {temperature}.
+Gain, win rate and KL are against {section["against"]}. {at_1}Brackets hold 95 % intervals, bootstrapped over prompts.
 
   {REPORT}   the report: open it in a browser
   make ui                        every run with its curves and tables, in MLflow on 127.0.0.1
