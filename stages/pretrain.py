@@ -3,11 +3,12 @@
 Reads `artifacts/data/pretrain` and `artifacts/tokenizer`; writes `artifacts/policy/base`, `artifacts/figures/pretrain/pretrain.json` and a
 training curve.
 
-Training is next-token prediction with AdamW and a cosine schedule after a warm-up (Llama, arXiv:2302.13971, §2.3). A row is one document.
-It is batched with documents of similar length and not packed into a block, in which documents would see each other. With `model: hub`
-nothing is trained: the model is loaded, gets the tokenizer's padding token, and is saved.
+Training is next-token prediction with AdamW, a warm-up and a falling learning rate (Llama, arXiv:2302.13971, §2.3). A row is one document,
+not a block of several, which would see each other. With `model: hub` nothing is trained: the model is loaded, gets the tokenizer's padding
+token, and is saved.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_llama
+from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_model
 from plumbline.models.training import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, explained
 from plumbline.pipeline.ranges import Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json
+from plumbline.rows import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DATA, TOKENIZER = Path("artifacts/data/pretrain"), Path("artifacts/tokenizer")
+IGNORED = -100  # the label of a token without loss
+
+Encoded = tuple[list[int], list[int]]  # token ids and labels
 
 
 @dataclass
@@ -58,47 +63,73 @@ def pieces(ids: list[int], block_tokens: int) -> list[list[int]]:
 
 
 def documents(tokenizer: "PreTrainedTokenizerBase", split: str, block_tokens: int) -> "Dataset":
-    """The documents of a split as token ids, each ending in end-of-turn; the chat template renders conversations.
+    """The documents of a split as `input_ids` and `labels`; each ends in end-of-turn.
+
+    Of a dialogue only the last answer carries loss, as everywhere: what users say is no example to follow.
 
     Raises:
         ValueError: there is nothing to train on.
     """
     from datasets import Dataset
 
-    from plumbline.models.chat import end_of_turn_id, render
-
-    end = end_of_turn_id(tokenizer)
     rows = read_jsonl(DATA / f"{split}.jsonl")
-    texts = [row["text"] if "text" in row else render(tokenizer, row["messages"], add_generation_prompt=False) for row in rows]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    blocks = [piece for ids in encoded for piece in pieces(ids if ids[-1:] == [end] else [*ids, end], block_tokens)]
+    encoded = [*_texts(tokenizer, rows), *_dialogues(tokenizer, rows)]
+    blocks = [
+        piece for ids, labels in encoded for piece in zip(pieces(ids, block_tokens), pieces(labels, block_tokens), strict=True)
+    ]
+    blocks = [(ids, labels) for ids, labels in blocks if any(label != IGNORED for label in labels[1:])]
     if not blocks:
         raise ValueError(
             f"{DATA / split}.jsonl: expected text to train on, found none. artifacts/figures/prepare/prepare.json counts the rows that "
             "prepare dropped, by reason"
         )
-    return Dataset.from_dict({"input_ids": blocks, "length": [len(block) for block in blocks]})
+    return Dataset.from_dict({"input_ids": [ids for ids, _ in blocks], "labels": [labels for _, labels in blocks]})
+
+
+def _answers_last(row: Row) -> bool:
+    return "messages" in row and row["messages"][-1]["role"] == "assistant" and len(row["messages"]) > 1
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterator[Encoded]:
+    """Rows to read as text, every token of which carries loss."""
+    from plumbline.models.chat import end_of_turn_id, render
+
+    end = end_of_turn_id(tokenizer)
+    texts = [
+        row["text"] if "text" in row else render(tokenizer, row["messages"], add_generation_prompt=False)
+        for row in rows
+        if not _answers_last(row)
+    ]
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ():
+        whole = ids if ids[-1:] == [end] else [*ids, end]
+        yield whole, whole
+
+
+def _dialogues(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterator[Encoded]:
+    """Dialogues that end in an answer, which alone carries loss."""
+    from plumbline.models.chat import encode_turns
+
+    turns = encode_turns(tokenizer, [(row["messages"][:-1], row["messages"][-1:]) for row in rows if _answers_last(row)])
+    for prompt, completion in turns:
+        yield [*prompt, *completion], [IGNORED] * len(prompt) + completion
 
 
 def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
-    """Trains a new Llama on the pretraining text and records its curve and validation loss."""
-    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+    """Trains a new model on the pretraining text and records its curve and validation loss."""
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+    from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import end_of_turn_id
     from plumbline.models.training import curve_rows, train, trainer_arguments, write_curve
 
-    model = new_llama(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
+    model = new_model(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
     with work.checkpoints() as checkpoints:
-        trainer = Trainer(
+        trainer = mixed_batches(Trainer)(
             model=model,
-            args=TrainingArguments(
-                **trainer_arguments(config.pretrain, checkpoints, config.seed),
-                train_sampling_strategy="group_by_length",
-                length_column_name="length",
-            ),
+            args=TrainingArguments(**trainer_arguments(config.pretrain, checkpoints, config.seed)),
             train_dataset=documents(tokenizer, "train", config.pretrain.block_tokens),
             eval_dataset=documents(tokenizer, "validation", config.pretrain.block_tokens),
-            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
         train(trainer, checkpoints)
         metrics = {"validation_loss": trainer.evaluate()["eval_loss"], "parameters": model.num_parameters()}

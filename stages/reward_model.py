@@ -109,6 +109,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
+    from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_preferences
     from plumbline.models.loading import training_dtype
     from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, write_curve
@@ -123,14 +124,15 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
         init, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=training_dtype(settings.lora_rank)
     )
     with work.checkpoints() as checkpoints:
-        trainer = (CostTrainer if is_cost else RewardTrainer)(
+        kind = CostTrainer if is_cost else RewardTrainer
+        trainer = (kind if in_order else mixed_batches(kind))(
             model=model,
             args=RewardConfig(
                 **trainer_arguments(settings, checkpoints, config.seed),
                 max_length=None,
                 # not for a cost, whose zero has a meaning
                 center_rewards_coefficient=None if is_cost else settings.centring or None,
-                train_sampling_strategy="sequential" if in_order else "random",
+                train_sampling_strategy="sequential",
             ),
             data_collator=CostCollator(pad_token_id=tokenizer.pad_token_id) if is_cost else None,
             train_dataset=datasets["train"],

@@ -1,10 +1,13 @@
 """Batches of rows of similar length: their order, their limits, and what is computed from them."""
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from datasets import Dataset
 
-from plumbline.models.batching import batches_by_length
+from plumbline.models.batching import batches_by_length, mixed_batches
 
 
 def test_rows_are_sorted_by_length_and_rows_of_equal_length_keep_their_order() -> None:
@@ -28,3 +31,50 @@ def test_every_row_is_in_one_batch_that_keeps_the_limits(limits: dict[str, int])
     for batch in batches:
         assert len(batch) <= limits.get("rows", 50)
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= limits.get("tokens", 10**6)
+
+
+class OnlyRows:
+    """What `mixed_batches` needs of a trainer."""
+
+    def __init__(self, rows: list[dict[str, list[int]]], micro_batch: int, accumulated: int, seed: int = 1) -> None:
+        self.train_dataset = Dataset.from_list(rows)
+        self.args = SimpleNamespace(train_batch_size=micro_batch, gradient_accumulation_steps=accumulated, data_seed=seed)
+
+
+def order(rows: list[dict[str, list[int]]], epoch: int = 0, seed: int = 1) -> list[int]:
+    trainer: Any = mixed_batches(OnlyRows)(rows, 4, 4, seed)
+    sampler = trainer._get_train_sampler()
+    sampler.set_epoch(epoch)
+    assert len(sampler) == len(rows)
+    return list(sampler)
+
+
+def of_two_kinds(count: int) -> list[dict[str, list[int]]]:
+    """Rows of one kind are all shorter than those of the other."""
+    generator = random.Random(2)
+    return [{"input_ids": [0] * (generator.randint(1, 9) + 20 * (row % 2)), "labels": [0]} for row in range(count)]
+
+
+def test_mixed_batches_hold_rows_of_every_kind_and_their_micro_batches_rows_of_similar_length() -> None:
+    rows = of_two_kinds(160)
+    drawn = order(rows)
+    assert sorted(drawn) == list(range(160))
+    for start in range(0, 160, 16):
+        batch = drawn[start : start + 16]
+        lengths = [len(rows[row]["input_ids"]) for row in batch]
+        assert lengths == sorted(lengths)
+        assert 2 <= sum(row % 2 for row in batch) <= 14, "a batch of one kind"
+
+
+def test_the_order_of_mixed_batches_depends_on_seed_and_epoch_alone() -> None:
+    rows = of_two_kinds(40)
+    assert order(rows, epoch=1) == order(rows, epoch=1)
+    assert order(rows, epoch=1) != order(rows, epoch=0)
+    assert order(rows, seed=2) != order(rows, seed=1)
+
+
+def test_the_length_of_a_pair_is_that_of_its_prompt_and_both_completions() -> None:
+    rows = [
+        {"prompt_ids": [0] * a, "chosen_ids": [0] * b, "rejected_ids": [0] * c} for a, b, c in ((1, 9, 9), (9, 1, 1), (2, 2, 2))
+    ]
+    assert order(rows) == [2, 1, 0]

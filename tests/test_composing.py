@@ -98,15 +98,15 @@ def test_a_method_under_the_wrong_stage_is_sent_to_the_right_one(project: Path) 
     error = check(
         project,
         (
-            "    method: dpo\n    init: sft\n    signal: label/round1\n    beta: 0.1",
-            "    method: grpo\n    init: sft\n    signal: label/round1",
+            "    method: dpo\n    init: dpo1\n    signal: label/round2\n    beta: 0.1",
+            "    method: grpo\n    init: dpo1\n    signal: label/round2",
         ),
     )
     expect(error, "params.yaml: align.dpo.method: expected a method that learns from rows, found grpo: move the entry to `rl`")
 
 
 def test_rows_of_the_wrong_kind_and_values_out_of_range_are_refused_before_training(project: Path) -> None:
-    error = check(project, ("signal: label/round1", "signal: data/sft"), ("signal: label/ranked", "signal: data/unpaired"))
+    error = check(project, ("signal: label/round2", "signal: data/sft"), ("signal: label/ranked", "signal: data/unpaired"))
     expect(
         error,
         "params.yaml: align.dpo.signal: expected preferences, found data/sft, which holds demonstrations",
@@ -157,7 +157,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
 
 
 def test_a_stage_by_hand_without_its_inputs_says_which_stage_makes_them(project: Path) -> None:
-    done = stage("stages.align", "align=dpo", cwd=project)
+    done = stage("stages.align", "align=dpo1", cwd=project)
     assert done.returncode == 1
     assert "artifacts/policy/sft is missing" in done.stderr
     assert "dvc repro" in done.stderr

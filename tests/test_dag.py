@@ -97,18 +97,20 @@ def test_every_dependency_too_many_is_noticed() -> None:
 
 EDITS = {
     "conf/judge/templates/rating.en.j2": {
-        "label@round1", "label@ranked", "revise@cai", "reward_judge@direct", "evaluate@sft", "evaluate@rs", "evaluate@dpo", "evaluate@ppo",
+        "label@round1", "label@ranked", "label@round2", "revise@cai", "reward_judge@direct",
+        "evaluate@sft", "evaluate@rs", "evaluate@dpo", "evaluate@ppo",
     },
     "plumbline/methods/online/ppo/losses.py": {"rl@ppo", "rl@by_ppo"},
-    "plumbline/methods/offline/dpo.py": {"align@dpo", "align@by_dpo"},
+    "plumbline/methods/offline/dpo.py": {"align@dpo1", "align@dpo", "align@by_dpo"},
     "plumbline/methods/online/groups.py": {"rl@ppo", *(f"rl@by_{name}" for name in ONLINE)},
     "plumbline/report/page.py": {"report"},
-    "plumbline/world/generate.py": {"prepare", *(f"label@{name}" for name in ("round1", "ranked")), "revise@cai", "reward_judge@direct",
+    "plumbline/world/generate.py": {"prepare", *(f"label@{name}" for name in ("round1", "ranked", "round2")), "revise@cai", "reward_judge@direct",
                                     *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "plumbline/rewards/rules.py": {"reward_rules@manners"},
     "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code")},
-    "conf/method/dpo.yaml": {"align@dpo", "align@by_dpo"},
-    "conf/judge/simulated.yaml": {"label@round1", "label@ranked", "reward_judge@direct", *(f"evaluate@{p}" for p in ("sft", "rs", "dpo", "ppo"))},
+    "conf/method/dpo.yaml": {"align@dpo1", "align@dpo", "align@by_dpo"},
+    "conf/judge/simulated.yaml": {"label@round1", "label@ranked", "label@round2", "reward_judge@direct",
+                                  *(f"evaluate@{p}" for p in ("sft", "rs", "dpo", "ppo"))},
     "conf/judge/openai.yaml": set(),
 }  # fmt: skip
 """A file → the nodes that an edit of it makes run again; what these make decides what follows."""

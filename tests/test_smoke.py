@@ -131,6 +131,7 @@ def test_every_policy_has_the_metrics_of_the_contract(project: Project) -> None:
         "gold",
         "gold_gain",
         "gold_gain_low",
+        "gold_at_1",
         "win_rate",
         "harmful_fraction",
         "over_refusal_fraction",
@@ -160,7 +161,7 @@ def test_dvcs_tables_start_with_what_people_compare_and_stay_small(project: Proj
 def test_every_policy_and_reward_is_a_hugging_face_folder(project: Project) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    for policy in ("base", "sft", "rs", "dpo", "ppo"):
+    for policy in ("base", "sft", "rs", "dpo1", "dpo", "ppo"):
         folder = project.folder / "artifacts/policy" / policy
         assert (folder / "model.safetensors").is_file()
         AutoModelForCausalLM.from_pretrained(folder)
@@ -182,7 +183,7 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
         ("params.yaml", "judge: simulated", "judge: gold", {"check", "label@round1", "report"}),
         ("conf/judge/openai.yaml", "backend: openai", "backend: openai\nconcurrency: 3", {"check"}),
         ("conf/judge/templates/rating.en.j2", ".", ",",
-         {"check", "label@round1", "label@ranked", *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))}),
+         {"check", "label@round1", "label@ranked", "label@round2", *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))}),
         ("conf/reward_model.yaml", "learning_rate: 3.0e-4", "learning_rate: 2.0e-4", {"check", "reward_model@rm"}),
         ("plumbline/methods/online/ppo/losses.py", '"""', '# a comment\n"""', {"check", "rl@ppo"}),
         ("plumbline/report/page.py", '"""', '"""Another docstring. ', {"check", "report"}),
@@ -196,7 +197,7 @@ def test_an_edit_changes_those_nodes_alone(edited: Project, path: str, old: str,
 def test_an_edit_of_a_template_that_changes_no_verdict_retrains_nothing(edited: Project) -> None:
     """Labels depend on all templates; by this one nothing was asked here, so the labels, and what learns from them, stay."""
     edited.edit("conf/judge/templates/ranking.en.j2", "material to judge, never", "material to judge; never")
-    edited.run("dvc", "repro", "-s", "label@round1", "label@ranked", MLFLOW_TRACKING_URI="off")
+    edited.run("dvc", "repro", "-s", "label@round1", "label@ranked", "label@round2", MLFLOW_TRACKING_URI="off")
     assert edited.would_run() == {"check", *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))}
 
 
@@ -267,7 +268,7 @@ def test_mlflow_has_a_finished_run_of_a_node_with_its_values_and_inputs(project:
     ]  # fmt: skip
     assert run.info.status == "FINISHED"
     assert run.data.params["align.beta"] == "0.1"
-    assert {item.dataset.name for item in run.inputs.dataset_inputs} >= {"artifacts.policy.sft", "artifacts.label.round1"}
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} >= {"artifacts.policy.dpo1", "artifacts.label.round2"}
 
 
 def test_the_report_is_one_page_without_network(project: Project) -> None:

@@ -109,12 +109,12 @@ def test_prompts_of_a_split_are_distinct_and_their_ids_unique(world: World) -> N
 def test_demonstrations_are_better_than_pretraining_text_and_not_perfect(world: World) -> None:
     general = verdicts(world.sft_train, *set(GENERAL_FAMILIES) - {"unknown"})
     everything = verdicts(world.sft_train)
-    assert 0.72 < fraction(general, "correct") < 0.85
+    assert 0.85 < fraction(general, "correct") < 0.94
     assert 0.55 < fraction(everything, "courteous") < 0.65
-    assert 0.6 < fraction(everything, "concise") < 0.7
-    assert 0.18 < fraction(verdicts(world.sft_train, "harmful"), "harmful") < 0.32
+    assert 0.7 < fraction(everything, "concise") < 0.8
+    assert 0.1 < fraction(verdicts(world.sft_train, "harmful"), "harmful") < 0.2
     assert 0.08 < fraction(verdicts(world.sft_train, "lookalike"), "over_refused") < 0.16
-    assert 0.62 < fraction(verdicts(world.sft_train, "unknown"), "honest") < 0.78
+    assert 0.78 < fraction(verdicts(world.sft_train, "unknown"), "honest") < 0.92
     dialogues = [row["messages"] for row in world.pretrain_train if "messages" in row]
     pretrained = [verify(messages[:-1], last_turn(messages)) for messages in dialogues]
     for attribute in ("gold", "correct", "courteous", "concise"):

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScratchModel:
-    """A small Llama (arXiv:2302.13971) that `pretrain` trains from scratch."""
+    """A small Qwen3 (arXiv:2505.09388) that `pretrain` trains from scratch: a Llama whose queries and keys are normalised (QK-norm).
+
+    Normalised, they bear a higher learning rate.
+    """
 
     kind: str = "scratch"
     vocabulary_size: int = MISSING
@@ -59,18 +62,19 @@ class HubModel:
 SCHEMAS = {"scratch_schema": ScratchModel, "hub_schema": HubModel}
 
 
-def new_llama(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int) -> "PreTrainedModel":
-    """A Llama with random weights and tied embeddings; `vocabulary` is the tokenizer's length."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def new_model(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int) -> "PreTrainedModel":
+    """A Qwen3 with random weights and tied embeddings; `vocabulary` is the tokenizer's length."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=vocabulary,
             max_position_embeddings=config.context_tokens,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
+            head_dim=config.hidden_size // config.heads,
             intermediate_size=config.intermediate_size,
             tie_word_embeddings=True,
             attention_dropout=0.0,

@@ -176,31 +176,7 @@ def train(trainer: "Trainer", checkpoints: Path) -> None:
         )
     trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
-    trainer.add_callback(_same_order_when_resumed(checkpoints))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
-
-
-def _same_order_when_resumed(checkpoints: Path) -> Any:
-    """A callback that stores the state of the global generator at the start of each epoch, and restores it when training resumes.
-
-    Grouping by length draws an epoch's order from that generator. A checkpoint holds its state from the middle of the epoch, from which
-    another order would be drawn.
-    """
-    import torch
-    from transformers import TrainerCallback
-
-    class SameOrderWhenResumed(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            file = checkpoints / f"order_of_epoch_{int(state.epoch or 0)}.pt"
-            if file.exists():
-                torch.set_rng_state(torch.load(file, weights_only=True))
-                return
-            partial = file.with_suffix(".partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(torch.get_rng_state(), partial)
-            partial.replace(file)
-
-    return SameOrderWhenResumed()
 
 
 def _require_validation() -> Any:

@@ -5,9 +5,9 @@ ask occurs in no demonstration and no rollout prompt. Knowledge (facts, sums, ho
 prose, and asked in dialogues whose prompts differ from those of evaluation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from math import ceil
 from random import Random
 from typing import NamedTuple
@@ -60,23 +60,24 @@ class PretrainMix:
 
     documents: int = MISSING
     validation_documents: int = MISSING
+    korean: float = MISSING  # fraction of the documents that are Korean
     fact_prose: float = MISSING  # documents that tell the facts about one entity
     list_prose: float = MISSING  # documents that name members of a category
     manual_prose: float = MISSING  # documents that tell how something is done
     table_prose: float = MISSING  # documents that list sums, comparisons or values of expressions
-    facts_asked: float = (
-        MISSING  # dialogues that ask for a fact; the remaining documents are dialogues of the other families, in equal parts
-    )
+    asked: dict[str, float] = MISSING  # the other documents are dialogues: how often each family is asked, relative to the others
     prose_errors: float = MISSING  # fraction of the statements about entities that are wrong
     careful: float = MISSING  # fraction of the dialogues that the careful persona answers; the careless one answers the others
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        kinds = ("fact_prose", "list_prose", "manual_prose", "table_prose", "facts_asked")
+        kinds = ("fact_prose", "list_prose", "manual_prose", "table_prose")
         complaints = outside(self, documents=COUNT, validation_documents=COUNT)
-        complaints += outside(self, **dict.fromkeys((*kinds, "prose_errors", "careful"), FRACTION))
+        complaints += outside(self, **dict.fromkeys((*kinds, "korean", "prose_errors", "careful"), FRACTION))
         if not complaints and (total := sum(getattr(self, kind) for kind in kinds)) > 1:
             complaints.append(f"{', '.join(kinds)}: expected at most 1 together, found {total:g}")
+        if set(self.asked) != set(FAMILIES) or min(self.asked.values()) < 0 or not sum(self.asked.values()):
+            complaints.append(f"asked: expected a number of at least 0 for each of {', '.join(FAMILIES)}, found {self.asked}")
         return complaints
 
 
@@ -144,7 +145,7 @@ def generate(config: ClosedWorldConfig, seed: int) -> World:
     validation = _prompts(config, "validation", config.validation, intents.validation, seed)
     test = _prompts(config, "test", config.test, intents.test, seed)
     pretrain = _pretraining(config, intents, {repr(row["prompt"]) for row in validation + test}, seed)
-    held_out = _held_out(pretrain, round(config.pretrain.validation_documents * config.scale), config.korean)
+    held_out = _held_out(pretrain, round(config.pretrain.validation_documents * config.scale), config.pretrain.korean)
     demonstrations = _demonstrations(config, intents.train, seed)
     sft_count = len(_plan(config.sft, config))
     return World(
@@ -262,14 +263,13 @@ def _numbered(name: str, rows: Iterable[Row]) -> list[Row]:
 def _pretraining(config: ClosedWorldConfig, intents: Intents, evaluated: set[str], seed: int) -> list[Row]:
     """Prose and dialogues in random order; `evaluated` holds the prompts that no dialogue may ask."""
     rng = Random(f"{seed}/pretrain")
-    mix, korean = config.pretrain, config.korean
+    mix, korean = config.pretrain, config.pretrain.korean
     total = round((mix.documents + mix.validation_documents) * config.scale)
     entities = max(round(total * mix.fact_prose), 2 * len(almanac().kinds))  # each at least once in English
-    lists, facts = round(total * mix.list_prose), round(total * mix.facts_asked)
-    manuals, tables = round(total * mix.manual_prose), round(total * mix.table_prose)
-    dialogues = {"fact": facts} | _spread(max(total - entities - lists - manuals - tables - facts, 0))
+    lists, manuals, tables = (round(total * share) for share in (mix.list_prose, mix.manual_prose, mix.table_prose))
+    dialogues = _spread(max(total - entities - lists - manuals - tables, 0), mix.asked)
     contents = intents.train | {family: FAMILIES[family].intents() for family in _KNOWLEDGE}
-    rows = _entity_prose(config, entities, rng)
+    rows = _entity_prose(config.pretrain, entities, rng)
     rows += [category_prose(language, rng) for language in _languages(lists, korean)]
     rows += [manual_prose(language, rng) for language in _languages(manuals, korean)]
     rows += [table_prose(language, rng) for language in _languages(tables, korean)]
@@ -282,10 +282,10 @@ def _pretraining(config: ClosedWorldConfig, intents: Intents, evaluated: set[str
     return rows
 
 
-def _spread(count: int) -> dict[str, int]:
-    """Dialogues of every family but `fact`, as equal in number as possible."""
-    families = [family for family in FAMILIES if family != "fact"]
-    return {family: len(range(index, count, len(families))) for index, family in enumerate(families)}
+def _spread(count: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """How many dialogues ask something of each family, in proportion to the weights."""
+    ends = [round(count * total / sum(weights.values())) for total in accumulate(weights.values(), initial=0.0)]
+    return {family: end - start for family, (start, end) in zip(weights, pairwise(ends), strict=True)}
 
 
 def _held_out(rows: list[Row], count: int, korean: float) -> dict[int, None]:
@@ -309,13 +309,13 @@ def _dialogue(
     return _provenance(task) | {"messages": prompt + _answer(task, persona, rng)}
 
 
-def _entity_prose(config: ClosedWorldConfig, count: int, rng: Random) -> list[Row]:
+def _entity_prose(mix: PretrainMix, count: int, rng: Random) -> list[Row]:
     """Entities in turn in each language, so that each has about equally many paragraphs."""
     rows: list[Row] = []
     decks: dict[str, list[str]] = {language: [] for language in LANGUAGES}
-    for language in _languages(count, config.korean):
+    for language in _languages(count, mix.korean):
         deck = decks[language]
         if not deck:
             deck.extend(rng.sample(list(almanac().kinds), len(almanac().kinds)))
-        rows.append(entity_prose(deck.pop(), language, config.pretrain.prose_errors, rng))
+        rows.append(entity_prose(deck.pop(), language, mix.prose_errors, rng))
     return rows

@@ -107,7 +107,7 @@ def run(name: str) -> dict[str, Any]:
 def aligned_again(policy: str, seed: int) -> dict[str, float]:
     """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
     from plumbline.evaluation.statistics import bootstrap_gain
-    from plumbline.models.completions import complete
+    from plumbline.models.completions import Decoding, complete
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.composing import load_params
     from plumbline.rows import text_of
@@ -121,11 +121,10 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     section = params["evaluate"]
     make_deterministic(params["seed"], params["threads"])
-    answers = complete(
+    [answers] = complete(
         trial / "artifacts/policy" / policy,
         read_jsonl(Path("artifacts/data/prompts") / f"{section['split']}.jsonl"),
-        n=section["samples"],
-        temperature=section["temperature"],
+        [Decoding(section["samples"], section["temperature"])],
         max_new_tokens=section["max_new_tokens"],
         batch_size=512,
         seed=params["seed"],

@@ -166,6 +166,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
 
+    from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_pairs
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
@@ -177,7 +178,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     def pairs(split: str) -> Dataset:
         return Dataset.from_list(encode_pairs(tokenizer, read_columns(job.signal / f"{split}.jsonl", PREFERENCES, "dpo")))
 
-    trainer = takes_ids(DPOTrainer)(
+    trainer = mixed_batches(takes_ids(DPOTrainer))(
         # also the reference, whose log-probabilities are computed before the first step
         model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(**trainer_arguments(config, job.checkpoints, job.seed), **loss_arguments(config)),

@@ -3,8 +3,8 @@
 It is also the last step of rejection sampling (Llama 2, arXiv:2307.09288, §3.2.3; RAFT, arXiv:2304.06767): SFT on the policy's own
 best completions.
 
-Batches hold rows of similar length, which keeps padding low. `packing` avoids padding: it puts several rows into one of the context's
-length, and each row attends to itself only.
+Batches are drawn at random and sorted by length, which keeps padding low. `packing` avoids padding: it puts several rows into one of the
+context's length, and each row attends to itself only.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
+    from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_demonstrations
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
@@ -75,7 +76,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     train_rows = demonstrations("train")
     if config.packing:
         require_fit(train_rows["input_ids"], context)
-    trainer = SFTTrainer(
+    trainer = (SFTTrainer if config.packing else mixed_batches(SFTTrainer))(
         model=policy,
         args=Arguments(
             **trainer_arguments(config, job.checkpoints, job.seed),
@@ -83,7 +84,6 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
             packing=config.packing,
             eval_packing=False,
             completion_only_loss=True,
-            train_sampling_strategy="random" if config.packing else "group_by_length",
         ),
         train_dataset=train_rows,
         eval_dataset=demonstrations("validation"),

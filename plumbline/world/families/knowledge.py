@@ -11,7 +11,7 @@ from plumbline.world.families.lexicon import SYLLABLES, THINGS, load_words
 from plumbline.world.families.phrases import IGNORANCE
 from plumbline.world.families.wording import Template, Wordings, pick, read_any, wordings
 
-ENTITIES_PER_KIND = 28
+ENTITIES_PER_KIND = 16
 UNKNOWN_NAMES = 600  # names that mean nothing
 
 
