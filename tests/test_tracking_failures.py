@@ -79,6 +79,8 @@ def test_a_failing_stage_fails_with_its_own_error_even_if_mlflow_fails_with_it(s
 
 def test_ctrl_c_while_a_server_hangs_ends_the_stage(server: Server, project: Path) -> None:
     code = (
+        # a suite in the background of a shell starts with Ctrl-C ignored
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from plumbline.pipeline.tracking import tracked\n"
         "with tracked('sft', params={}, tags={}, inputs=[]) as run:\n"
         "    print('running', flush=True); input()\n"
