@@ -1,5 +1,6 @@
 """Batches of rows of similar length: their order, their limits, and what is computed from them."""
 
+import itertools
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from plumbline.models.batching import batches_by_length, mixed_batches
+from plumbline.models.batching import WINDOW, batches_by_length, mixed_batches
 
 
 def test_rows_are_sorted_by_length_and_rows_of_equal_length_keep_their_order() -> None:
@@ -41,8 +42,8 @@ class OnlyRows:
         self.args = SimpleNamespace(train_batch_size=micro_batch, gradient_accumulation_steps=accumulated, data_seed=seed)
 
 
-def order(rows: list[dict[str, list[int]]], epoch: int = 0, seed: int = 1) -> list[int]:
-    trainer: Any = mixed_batches(OnlyRows)(rows, 4, 4, seed)
+def order(rows: list[dict[str, list[int]]], epoch: int = 0, seed: int = 1, accumulated: int = 4) -> list[int]:
+    trainer: Any = mixed_batches(OnlyRows)(rows, 4, accumulated, seed)
     sampler = trainer._get_train_sampler()
     sampler.set_epoch(epoch)
     assert len(sampler) == len(rows)
@@ -55,15 +56,30 @@ def of_two_kinds(count: int) -> list[dict[str, list[int]]]:
     return [{"input_ids": [0] * (generator.randint(1, 9) + 20 * (row % 2)), "labels": [0]} for row in range(count)]
 
 
-def test_mixed_batches_hold_rows_of_every_kind_and_their_micro_batches_rows_of_similar_length() -> None:
-    rows = of_two_kinds(160)
+def test_mixed_batches_hold_rows_of_every_kind_and_their_micro_batches_little_padding() -> None:
+    rows = of_two_kinds(16 * WINDOW * 2)
     drawn = order(rows)
-    assert sorted(drawn) == list(range(160))
-    for start in range(0, 160, 16):
-        batch = drawn[start : start + 16]
-        lengths = [len(rows[row]["input_ids"]) for row in batch]
-        assert lengths == sorted(lengths)
-        assert 2 <= sum(row % 2 for row in batch) <= 14, "a batch of one kind"
+    assert sorted(drawn) == list(range(len(rows)))
+    lengths = [len(rows[row]["input_ids"]) for row in drawn]
+    for start in range(0, len(rows), 16):
+        batch = lengths[start : start + 16]
+        assert 2 <= sum(length > 20 for length in batch) <= 14, "a batch of one kind"
+        micro_batches = [batch[first : first + 4] for first in range(0, 16, 4)]
+        assert all(max(lower) <= min(higher) for lower, higher in itertools.pairwise(micro_batches))
+    widest = [max(lengths[start : start + 4]) * 4 for start in range(0, len(rows), 4)]
+    assert sum(widest) < 1.06 * sum(lengths)
+
+
+@pytest.mark.parametrize(("count", "accumulated"), [(16 * WINDOW + 37, 4), (40, 4), (3, 4), (50, 2), (50, 1)])
+def test_rows_that_fill_no_window_are_mixed_for_each_batch_alone(count: int, accumulated: int) -> None:
+    rows = of_two_kinds(count)
+    drawn = order(rows, accumulated=accumulated)
+    assert sorted(drawn) == list(range(count))
+    alone = count % (16 * WINDOW) if accumulated == 4 else count
+    lengths = [len(rows[row]["input_ids"]) for row in drawn[-alone:]]
+    batches = [lengths[start : start + 4 * accumulated] for start in range(0, alone, 4 * accumulated)]
+    assert batches == [sorted(batch) for batch in batches]
+    assert len(batches) < 3 or lengths != sorted(lengths)
 
 
 def test_the_order_of_mixed_batches_depends_on_seed_and_epoch_alone() -> None:

@@ -24,17 +24,28 @@ def batches_by_length(lengths: Sequence[int], *, rows: float = math.inf, tokens:
     return batches
 
 
-def mixed_batches(trainer: Any) -> Any:
-    """A trainer whose batches are drawn at random, and each sorted by length, so that its micro-batches hold little padding.
+WINDOW = 8
+"""The batches that share rows of all lengths out among them."""
 
-    Grouping all rows by length would save more padding and teach less, for each batch would be nearly of one kind. The order depends on seed
-    and epoch alone, so that a resumed run goes on in it. A row's length is that of all its columns of ids.
+MIXED = 4
+"""The fewest micro-batches that make a batch of rows of similar length each and still mix all kinds of rows."""
+
+
+def mixed_batches(trainer: Any) -> Any:
+    """A trainer whose micro-batches hold rows of similar length, and little padding, while its batches hold rows of every length.
+
+    Rows are drawn at random for `WINDOW` batches together and sorted by length; each batch gets a micro-batch of short rows, one of longer
+    ones, and so on. Batches of similar rows would save as much padding and teach less, for each would be nearly of one kind. Where a batch has
+    fewer than `MIXED` micro-batches, its rows are drawn for it alone. The order depends on seed and epoch only, so that a resumed run goes on in
+    it. A row's length is that of all its columns of ids.
     """
     import torch
 
     class Mixed(torch.utils.data.Sampler[int]):
-        def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-            self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        def __init__(self, lengths: Sequence[int], micro_batch: int, accumulated: int, seed: int) -> None:
+            self.lengths, self.seed, self.epoch = lengths, seed, 0
+            self.micro_batch, self.batch = micro_batch, micro_batch * accumulated
+            self.window = self.batch * (WINDOW if accumulated >= MIXED else 1)
 
         def set_epoch(self, epoch: int) -> None:
             self.epoch = epoch
@@ -44,14 +55,25 @@ def mixed_batches(trainer: Any) -> Any:
 
         def __iter__(self) -> Iterator[int]:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-            for start in range(0, len(order), self.batch_size):
-                yield from sorted(order[start : start + self.batch_size], key=self.lengths.__getitem__)
+            rows = torch.randperm(len(self.lengths), generator=generator).tolist()
+            whole = len(rows) - len(rows) % self.window
+            for window in [*_cut(rows[:whole], self.window), *_cut(rows[whole:], self.batch)]:
+                window.sort(key=self.lengths.__getitem__)
+                batches = math.ceil(len(window) / self.batch)
+                levels = _cut(_cut(window, self.micro_batch), batches)  # micro-batches, one for each batch in a level
+                orders = [torch.randperm(len(level), generator=generator).tolist() for level in levels]
+                for batch in range(batches):
+                    for level, order in zip(levels, orders, strict=True):
+                        yield from level[order[batch]]
 
     def sampler(self: Any, dataset: Any = None) -> Mixed:
         rows = self.train_dataset if dataset is None else dataset
         ids = [rows[column] for column in rows.column_names if column.endswith("ids")]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return Mixed([sum(map(len, row)) for row in zip(*ids, strict=True)], size, self.args.data_seed)
+        lengths = [sum(map(len, row)) for row in zip(*ids, strict=True)]
+        return Mixed(lengths, self.args.train_batch_size, self.args.gradient_accumulation_steps, self.args.data_seed)
 
     return type(trainer.__name__, (trainer,), {"_get_train_sampler": sampler})
+
+
+def _cut(items: Sequence[Any], size: int) -> list[Any]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
