@@ -65,7 +65,7 @@ def test_all_mistakes_in_a_recipe_are_named_at_once_each_with_its_key(project: P
     error = check(
         project,
         ("beta: 0.1", "btea: 0.1"),
-        ("beta: 0.15", "beta: strong"),
+        ("beta: 0.1", "beta: strong"),
         ("signal: reject/rs", "signal: reject/rz"),
         ("    reward: rm\n\nalign:", "    reward: rm\n    strategy: statistical\n\nalign:"),
         ("    epochs: 1", "    kind: modle\n    epochs: 1"),
