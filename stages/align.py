@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.methods.job import OfflineJob
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json
 
 
@@ -56,7 +56,7 @@ def run(config: AlignStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="align")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("align"))
 

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
 from plumbline.models.completions import Decoding, complete
 from plumbline.pipeline.composing import register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 from plumbline.rows import conversation_text, text_of
 
@@ -87,7 +87,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="answer")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
-from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
@@ -221,7 +221,7 @@ def _shown(row: Row) -> Row:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="evaluate")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

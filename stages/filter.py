@@ -12,7 +12,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rewards.reward import finish, load_reward, outcomes
 from plumbline.rows import text_of
@@ -81,7 +81,7 @@ def run(config: FilterStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="filter")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("filter"))
 

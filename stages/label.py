@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
-from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import Row, held_out, last_turn, text_of
@@ -266,7 +266,7 @@ def run(config: LabelStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="label")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("label"))
 

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 from plumbline.rows import by_prompt
 
@@ -50,7 +50,7 @@ def run(config: PoolStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="pool")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("pool"))
 

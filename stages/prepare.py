@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.data.schema import ROLES, WORLD_POLICY, FilesData, Policy, typed_data
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.pipeline.composing import register, typed
-from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import POSITIVE, outside
 from plumbline.pipeline.records import replacing, write_json
 from plumbline.world.generate import ClosedWorldConfig
@@ -163,7 +163,7 @@ def write_all(
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="prepare")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

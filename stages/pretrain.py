@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_model
 from plumbline.models.training import Validated
 from plumbline.pipeline.composing import register, typed
-from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json
 from plumbline.rows import Row
@@ -183,7 +183,7 @@ def run(config: PretrainStage) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="pretrain")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

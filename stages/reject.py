@@ -17,7 +17,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rewards.rejection import best, matches, reject_statistically, top_fraction_threshold
@@ -184,7 +184,7 @@ def _shown(row: Row) -> Row:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reject")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reject"))
 

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import Node, nodes
 from plumbline.pipeline.composing import register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import read_json, read_jsonl, replacing
 
@@ -155,7 +155,7 @@ def summary(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="report")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import Row, assistant, held_out, last_turn, text_of
@@ -185,7 +185,7 @@ def run(config: ReviseStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="revise")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("revise"))
 

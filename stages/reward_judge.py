@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.judging.judges import uses_gold
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json
 from plumbline.rewards.judged import described, unsuitable
 from plumbline.rewards.reward import describe
@@ -49,7 +49,7 @@ def run(config: RewardJudgeStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_judge")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reward_judge"))
 

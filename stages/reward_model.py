@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.models.training import Lora, Validated
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import Work, executing, explained
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_rows, replacing, write_json
 from plumbline.rewards.margins import (
@@ -204,7 +204,7 @@ def run(config: RewardModelStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_model")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reward_model"))
 

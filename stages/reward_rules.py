@@ -9,7 +9,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.reasoning import mark_problems
 from plumbline.rewards.reward import describe
 from plumbline.rewards.rules import Rule
@@ -46,7 +46,7 @@ def run(config: RewardRulesStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_rules")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reward_rules"))
 

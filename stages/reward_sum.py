@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.rewards.reward import describe, read_description
 
 REWARDS = Path("artifacts/reward")
@@ -54,7 +54,7 @@ def run(config: RewardSumStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_sum")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reward_sum"))
 

@@ -18,7 +18,7 @@ from plumbline.checking.maths import require_readable
 from plumbline.checking.references import REFERENCE_COLUMNS, REFERENCES, References, collect, read_prompts
 from plumbline.checking.sandbox import ISOLATIONS, Limits, require_isolation
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.reasoning import mark_problems
 from plumbline.rewards.reward import describe
@@ -86,7 +86,7 @@ def run(config: RewardVerifierStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_verifier")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("reward_verifier"))
 

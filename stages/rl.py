@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.methods.job import OnlineJob
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
@@ -60,7 +60,7 @@ def run(config: RlStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="rl")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("rl"))
 

@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.models.completions import Decoding, complete
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 from plumbline.rows import DEMONSTRATIONS as DEMONSTRATED
@@ -105,7 +105,7 @@ def run(config: SampleStage, entry: str) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="sample")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config), entry_name("sample"))
 

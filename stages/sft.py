@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.methods.job import OfflineJob
 from plumbline.methods.offline.sft import SftConfig, align
 from plumbline.pipeline.composing import register, typed
-from plumbline.pipeline.execution import executing, explained
+from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json
 
 BASE, DEMONSTRATIONS = Path("artifacts/policy/base"), Path("artifacts/data/sft")
@@ -52,7 +52,7 @@ def run(config: SftStage) -> None:
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="sft")
-@explained
+@launched
 def main(config: DictConfig) -> None:
     run(typed(config))
 

@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["MLFLOW_TRACKING_URI"] = "off"
+os.environ["WARM_PROCESS"] = "off"  # 8 s of importing for each folder would outweigh what its few stages gain
 for variable in ("DVC_STAGE", "DVC_ROOT", "DVC_EXP_NAME"):
     os.environ.pop(variable, None)
 

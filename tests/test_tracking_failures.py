@@ -88,7 +88,7 @@ def test_ctrl_c_while_a_server_hangs_ends_the_stage(server: Server, project: Pat
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"},
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
@@ -152,7 +152,7 @@ def test_a_run_or_experiment_that_is_deleted_in_mid_run_is_said_and_forgotten(
 
 def test_a_disk_that_is_full_does_not_end_a_stage(store: Path, project: Path) -> None:
     code = (
-        "import resource, signal, mlflow\nfrom plumbline.pipeline.tracking import tracked\n"
+        "import resource, signal\nfrom plumbline.pipeline.tracking import tracked\n"
         "with tracked('sft', params={}, tags={}, inputs=[]) as run:\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"

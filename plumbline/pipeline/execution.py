@@ -21,7 +21,8 @@ from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.records import write_json
-from plumbline.pipeline.tracking import Input, Run, TrackingUnavailable, tracked
+from plumbline.pipeline.tracking import QUIET_AND_PATIENT, Input, Run, TrackingUnavailable, tracked
+from plumbline.pipeline.warm_process import end_as, run_in_fork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +72,34 @@ EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUna
 """Errors whose message says what to do. Any other error is a bug, and its traceback is shown."""
 
 
-def explained(main: Callable[..., None]) -> Callable[..., None]:
-    """Ends a stage with an expected error's message alone; HYDRA_FULL_ERROR=1 shows where it arose. Goes below `@hydra.main`."""
+def launched(main: Callable[..., None]) -> Callable[..., None]:
+    """Runs a stage in a fork of the warm process if there is one, and else here. Goes below `@hydra.main`.
+
+    An expected error ends the stage with its message alone; HYDRA_FULL_ERROR=1 shows where it arose.
+    """
 
     @functools.wraps(main)
-    def explaining(config: Any) -> None:
+    def launching(config: Any) -> None:
+        set_environment(config.threads)
         try:
-            main(config)
+            status = run_in_fork(f"stages.{HydraConfig.get().job.name}")
+            if status is None:
+                main(config)
+                return
         except EXPECTED as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             sys.exit(f"{os.environ.get('DVC_STAGE', HydraConfig.get().job.name)}: {error}")
+        end_as(status)
 
-    return explaining
+    return launching
+
+
+def set_environment(threads: int) -> None:
+    """What libraries read from the environment when they are imported."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the count determines rounding
+    for variable, value in {"TOKENIZERS_PARALLELISM": "false", **QUIET_AND_PATIENT}.items():
+        os.environ.setdefault(variable, value)
 
 
 @contextmanager
@@ -97,9 +113,7 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     """
     require_sound(config)
     started = time.perf_counter()
-    threads = getattr(config, "threads", 1)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: the count determines rounding
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_environment(getattr(config, "threads", 1))
     read = [Input(str(path), input_digest(path)) for path in inputs]
     params = dataclasses.asdict(config)
     name = f"{stage}@{entry}" if entry else stage

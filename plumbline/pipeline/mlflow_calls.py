@@ -1,4 +1,4 @@
-"""What is asked of MLflow, in plain values: these calls run in a process that the stages of a repro share (mlflow_process.py)."""
+"""What is asked of MLflow, in plain values, and how it fails."""
 
 import json
 import os

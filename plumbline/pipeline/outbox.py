@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.pipeline.mlflow_calls import MlflowFault, Record, deliver
-from plumbline.pipeline.mlflow_process import Calls
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 
 WAIT_SECONDS = 60.0  # from a failure to the next try: a server that hangs takes 20 s of the stage's time at each
@@ -28,9 +27,8 @@ logger = logging.getLogger(__name__)
 class Outbox:
     """The records of one run that were not sent yet, in order."""
 
-    def __init__(self, calls: Calls, uri: str, run_id: str, records: Sequence[Record] = ()) -> None:
+    def __init__(self, uri: str, run_id: str, records: Sequence[Record] = ()) -> None:
         self.records = list(records)
-        self._calls = calls
         self._uri = uri
         self._run_id = run_id
         self._failed_at: float | None = None
@@ -52,7 +50,7 @@ class Outbox:
                 kept.append(record)
                 continue
             try:
-                self._calls(deliver, self._uri, self._run_id, record)
+                deliver(self._uri, self._run_id, record)
             except MlflowFault as fault:
                 if fault.final:
                     self._announce("refused", f"MLflow refused {', '.join(record)}: {fault.reason}. This is left out.")
@@ -88,11 +86,11 @@ def unsent_file(folder: Path, uri: str, run_id: str) -> Path:
     return folder / f"{hashlib.sha256(uri.encode()).hexdigest()[:12]}-{run_id}.jsonl"
 
 
-def send_kept(calls: Calls, folder: Path, uri: str) -> None:
+def send_kept(folder: Path, uri: str) -> None:
     """Sends what earlier stages could not send to this server."""
     for file in sorted(folder.glob(unsent_file(folder, uri, "*").name)):
         try:
-            outbox = Outbox(calls, uri, file.stem.partition("-")[2], read_jsonl(file))
+            outbox = Outbox(uri, file.stem.partition("-")[2], read_jsonl(file))
         except (OSError, ValueError) as error:
             logger.warning("MLflow: what an earlier stage kept cannot be read: %s. Remove the file.", error)
             continue

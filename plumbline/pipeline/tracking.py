@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbline.pipeline.mlflow_calls import MlflowFault, project_root, start_run, without_password
-from plumbline.pipeline.mlflow_process import Calls
 from plumbline.pipeline.outbox import Outbox, SafeNames, safe_value, send_kept, unsent_file
 
 BATCH = 1000  # MLflow's limit for one batch of metrics; a single one costs about 4 ms, a batch 200 ms
@@ -57,10 +56,9 @@ class Run:
 class MlflowRun(Run):
     """A run in MLflow; metrics are sent in batches."""
 
-    def __init__(self, calls: Calls, uri: str, run_id: str) -> None:
+    def __init__(self, uri: str, run_id: str) -> None:
         self.id: str = run_id
-        self._calls = calls
-        self._outbox = Outbox(calls, uri, run_id)
+        self._outbox = Outbox(uri, run_id)
         self._metrics: list[Any] = []
         self._safe = SafeNames()
 
@@ -96,7 +94,6 @@ class MlflowRun(Run):
         self._outbox.send()
         if self._outbox.records:
             self._outbox.keep(unsent_file(_unsent_folder(), tracking_uri(), self.id))
-        self._calls.close()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,18 +150,17 @@ def _has_no_traceback(record: logging.LogRecord) -> bool:
 def _open(name: str, tags: Mapping[str, str]) -> MlflowRun:
     """A new run, after what earlier stages left open or unsent has been settled."""
     uri = tracking_uri()
-    calls = Calls()
     identity = {"host": socket.gethostname(), "pid": str(os.getpid()), **tags, **_git_tags()}
     try:
-        run_id = calls(start_run, uri, name, identity)
+        run_id = start_run(uri, name, identity)
     except MlflowFault as fault:
         shown = without_password(uri)
         raise TrackingUnavailable(
             f"MLflow at {shown} cannot be used: {fault.reason.replace('<database_uri>', shown)}. Fix that, set MLFLOW_TRACKING_URI to "
             "another server (`make ui` starts the local one), or to `off` to work without tracking."
         ) from fault
-    send_kept(calls, _unsent_folder(), uri)
-    return MlflowRun(calls, uri, run_id)
+    send_kept(_unsent_folder(), uri)
+    return MlflowRun(uri, run_id)
 
 
 def _git_tags() -> dict[str, str]:
