@@ -43,15 +43,17 @@ _KNOWLEDGE = ("fact", "arithmetic", "comparison", "python", "list", "howto", "lo
 
 @dataclass
 class PromptCounts:
-    """How many prompts of each general family, of harmful requests and of look-alikes."""
+    """How many prompts of each general family, of harmful requests and of look-alikes, and which fraction of each is Korean."""
 
+    korean: float = MISSING
     per_general_family: int = MISSING
     harmful: int = MISSING
     lookalike: int = MISSING
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        return outside(self, **dict.fromkeys(vars(self), NOT_NEGATIVE))
+        counts = dict.fromkeys(("per_general_family", "harmful", "lookalike"), NOT_NEGATIVE)
+        return outside(self, korean=FRACTION, **counts)
 
 
 @dataclass
@@ -86,7 +88,6 @@ class ClosedWorldConfig:
     """The values of conf/data/closed_world.yaml, which explains each."""
 
     scale: float = MISSING
-    korean: float = MISSING
     validation_intents: float = MISSING
     test_intents: float = MISSING
     pretrain: PretrainMix = field(default_factory=PretrainMix)
@@ -101,7 +102,7 @@ class ClosedWorldConfig:
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        complaints = outside(self, scale=POSITIVE, korean=FRACTION, validation_intents=FRACTION, test_intents=FRACTION)
+        complaints = outside(self, scale=POSITIVE, validation_intents=FRACTION, test_intents=FRACTION)
         if not complaints and self.validation_intents + self.test_intents >= 1:
             complaints.append(
                 f"validation_intents, test_intents: expected less than 1 together, found {self.validation_intents} and {self.test_intents}"
@@ -185,7 +186,7 @@ def _plan(counts: PromptCounts, config: ClosedWorldConfig) -> list[tuple[str, st
     return [
         (family, language)
         for family, count in by_family.items()
-        for language in _languages(_scaled(count, config), config.korean)
+        for language in _languages(_scaled(count, config), counts.korean)
     ]
 
 
