@@ -2,7 +2,8 @@
 
 Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), and
 `artifacts/reward/<reward>`. Writes `metrics/<policy>.json`, the headline figures that DVC shows, and in `artifacts/evaluate/<policy>`
-all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its scores (`answers.jsonl`).
+all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its scores and, where the verifier
+knows one, a right answer to its prompt (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier; null for prompts that it does not know.
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
@@ -67,6 +68,7 @@ def run(config: EvaluateStage) -> None:
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
     with executing("evaluate", policy, config, [*folders, *rewards]) as work:
         from plumbline.evaluation.figures import HEADLINE, policy_figures
+        from plumbline.evaluation.scoring import right_answer
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
@@ -78,7 +80,15 @@ def run(config: EvaluateStage) -> None:
         against = scored(opposing, section.against, section.thinking_marks)
         at_1, against_at_1 = (scores, against) if section.temperature == 1 else scored_at_1(config)
         figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
-        rows = [score.row() | _texts(answer) for score, answer in zip(scores, answers, strict=True)]
+        rows = [
+            score.row()
+            | {
+                "prompt": row["prompt"],
+                "completion": row["completion"],
+                "right_answer": right_answer(row["prompt"], row["family"]),
+            }
+            for score, row in zip(scores, answers, strict=True)
+        ]
         folder = work.output(f"artifacts/evaluate/{policy}")
         write_jsonl(folder / "answers.jsonl", rows)
         write_json(folder / "figures.json", figures)
@@ -208,10 +218,6 @@ def scored(answers: Sequence[Row], policy: str, marks: str, **columns: Sequence[
     kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
-
-
-def _texts(row: Row) -> Row:
-    return {"prompt": row["prompt"], "completion": row["completion"]}
 
 
 def _shown(row: Row) -> Row:

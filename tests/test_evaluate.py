@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 from plumbline.evaluation import divergence
 from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.figures import HEADLINE, Score, policy_figures
-from plumbline.evaluation.scoring import verdict_values
+from plumbline.evaluation.scoring import right_answer, verdict_values
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
+from plumbline.world.verify import verify
 from stages.evaluate import EvaluateStage, check_pairs, log_ratios_of, run
 
 NO_JUDGE = JudgeConfig(backend="none")
@@ -198,6 +199,17 @@ def test_mean_log_ratio_of_samples_estimates_the_exact_kl(project: Path, monkeyp
     ]
     ratios = log_ratios_of(stage("dpo"), rows)
     assert sum(ratios) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
+
+
+def test_a_right_answer_to_a_prompt_of_the_closed_world_is_right_and_others_have_none() -> None:
+    for family in FAMILIES.values():
+        for language in ("en", "ko"):
+            prompt = family.ask(family.intents()[0], language, Random(4))
+            answer = right_answer(prompt, family.name)
+            assert answer is not None
+            assert verify(prompt, answer).correct, (family.name, answer)
+            assert right_answer(prompt, None) is None
+    assert right_answer([{"role": "user", "content": "Who are you?"}], "fact") is None
 
 
 # ---- the stage ------------------------------------------------------------------------------------------------------

@@ -176,6 +176,18 @@ def test_examples_are_of_every_family_and_of_both_languages() -> None:
     assert len({example.id for example in examples}) == 10
 
 
+def test_a_right_answer_stands_beside_the_policies_answers_where_one_is_known() -> None:
+    known = material()
+    for rows in known.answers.values():
+        for row in rows:
+            row["right_answer"] = f"Right {row['id']} <b>" if row["family"] == "fact" else None
+    html = render(known)
+    facts = [example for example in pick_examples(known) if example.family == "fact"]
+    assert facts
+    assert html.count('<p class="right"') == len(facts)
+    assert all(f"Right {example.id} &lt;b&gt;" in html for example in facts)
+
+
 def test_examples_do_not_depend_on_what_was_answered() -> None:
     other = material({"sft": 0.9, "rs": 0.1, "dpo": 0.3})
     assert [example.id for example in pick_examples(other)] == [example.id for example in pick_examples(material())]

@@ -25,6 +25,8 @@ def test_numbers_are_shown_as_people_write_them() -> None:
         (0.634, "percent", "63 %"),
         (0.0123, "percent", "1.2 %"),
         (0.0, "percent", "0 %"),
+        (0.0436, "points", "+4.4"),
+        (-0.0004, "points", "0.0"),
         (None, "number", "–"),
     ):
         assert tables.show(value, style).replace("\N{NARROW NO-BREAK SPACE}", " ") == text
@@ -41,13 +43,42 @@ def test_a_gain_is_read_by_its_interval() -> None:
         assert first.replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
+def changed(**figures: tuple[float, float, float, float]) -> dict[str, Any]:
+    """A figure's level, and its gain with its bounds, for each name."""
+    keys = ("{}", "{}_gain", "{}_gain_low", "{}_gain_high")
+    return {key.format(name): value for name, values in figures.items() for key, value in zip(keys, values, strict=True)}
+
+
+def test_what_the_gain_is_made_of_is_said_with_the_largest_part_first() -> None:
+    base = {"gold": 0.7, "correct": 0.69, "harmless": 0.9, "honest": 0.9, "courteous": 0.44, "concise": 0.9}
+    parts = changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.85, -0.05, -0.06, -0.03))
+    parts |= changed(harmless=(0.91, 0.01, -0.01, 0.03))
+    [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": parts}, "sft") if "parts of gold" in text]
+    assert (
+        tables.plain(sentence)
+        == "The parts of gold that moved: courteous (44% → 98%), correct (69% → 74%) and concise (90% → 85%)."
+    )
+    still = {part: changed(**{part: (0.9, 0.0, -0.1, 0.1)}) for part in ("correct", "courteous")}
+    assert "parts of gold" not in " ".join(reading("dpo", {"sft": base, "dpo": still["correct"] | still["courteous"]}, "sft"))
+
+
+def test_a_change_of_accuracy_is_said_in_points_with_its_paired_interval() -> None:
+    for values, text in (
+        ((0.66, 0.04, 0.02, 0.062), "Its accuracy changed by +4.0 [2.0, 6.2] points (62% → 66%)."),
+        ((0.59, -0.03, -0.05, -0.01), "Its accuracy changed by -3.0 [-5.0, -1.0] points (62% → 59%)."),
+        ((0.63, 0.01, -0.01, 0.03), "Its accuracy did not change significantly: +1.0 [-1.0, 3.0] points (62% → 63%)."),
+    ):
+        sentences = reading("dpo", {"sft": {"accuracy": 0.62}, "dpo": changed(accuracy=values)}, "sft")
+        assert text in [tables.plain(sentence) for sentence in sentences]
+
+
 def test_families_are_named_whose_accuracy_changed_beyond_its_interval() -> None:
     change = {"fact": (0.1, 0.2), "list": (-0.2, -0.1), "python": (-0.1, 0.1)}
     of_dpo: dict[str, Any] = {f"accuracy_{family}": 0.5 for family in change}
     for family, (low, high) in change.items():
         gain = f"accuracy_gain_{family}"
         of_dpo |= {gain: (low + high) / 2, f"{gain}_low": low, f"{gain}_high": high}
-    [sentence] = [text for text in reading("dpo", {"sft": {}, "dpo": of_dpo}, "sft") if text.startswith("Accuracy")]
+    [sentence] = [text for text in reading("dpo", {"sft": {}, "dpo": of_dpo}, "sft") if text.startswith("Accuracy ")]
     assert re.findall(r"\d+|fact|list|python", sentence) == ["1", "3", "fact", "1", "list"]
 
 

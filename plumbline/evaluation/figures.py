@@ -64,6 +64,9 @@ FIGURES = (
     Figure("length_tokens", "tokens", False),  # end-of-turn included
     Figure("finished_fraction", "finished", True),  # answers that ended before the token limit
 )
+PARTS = ("correct", "harmless", "honest", "courteous", "concise")
+"""The parts of gold; each also has its paired gain."""
+
 KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer
 
 COMPARED = tuple(figure for figure in FIGURES if figure.key in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy"))
@@ -96,6 +99,8 @@ def policy_figures(
         if figure.key in ("harmful_fraction", "over_refusal_fraction", "accuracy"):
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
     figures |= _flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
+    for part in PARTS:
+        figures |= _flat(f"{part}_gain", _gain(scores, against, part, seed))
     figures |= _figures_at_1(at_1, against_at_1, seed)
     for family in sorted({score.family for score in scores if score.family}):
         ours, theirs = _of_family(scores, family), _of_family(against, family)

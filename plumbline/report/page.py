@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from plumbline.evaluation.figures import PARTS
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
 from plumbline.report import charts, pictures, sentences, tables
@@ -31,6 +32,7 @@ class Example(NamedTuple):
     family: str | None
     language: str | None
     prompt: Sequence[Message]
+    right: str | None
     answers: Sequence[tuple[str, Row]]
 
 
@@ -129,10 +131,9 @@ def _families(material: Material) -> list[dict[str, Any]]:
 
 def _parts_of_gold(material: Material) -> list[tuple[str, list[tables.Cell]]]:
     """A row for each part of gold, with a cell for each policy."""
-    parts = ("correct", "harmless", "honest", "courteous", "concise")
     if material.figures[material.against].get("gold") is None:
         return []
-    return [(part, [tables.heat_cell(material.figures[policy], part) for policy in material.policies]) for part in parts]
+    return [(part, [tables.heat_cell(material.figures[policy], part) for policy in material.policies]) for part in PARTS]
 
 
 def pick_examples(material: Material) -> list[Example]:
@@ -156,7 +157,7 @@ def pick_examples(material: Material) -> list[Example]:
                 queues[family].remove(wanted[0])
     return [
         Example(
-            row["id"], row["family"], row["language"], row["prompt"],
+            row["id"], row["family"], row["language"], row["prompt"], row.get("right_answer"),
             [(policy, first[policy][row["id"]]) for policy in material.policies if row["id"] in first[policy]],
         )
         for row in picked

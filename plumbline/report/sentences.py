@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from plumbline.evaluation.figures import PARTS
 from plumbline.report.tables import Figures, families, language_name, languages, show, show_bounds, significance
 
 HARMFUL_TOLERATED = 0.05
@@ -15,9 +16,11 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
     figures, base = by_policy[policy], by_policy[against]
     sentences = [
         _gold_sentence(policy, figures, base, against),
+        _parts_sentence(figures, base),
         _win_sentence(figures, against),
         _harm_sentence(figures, base, against),
         language_sentence(policy, figures),
+        _accuracy_sentence(figures, base),
         _family_sentence(figures),
         _overoptimisation_sentence(figures, base),
     ]
@@ -36,6 +39,16 @@ def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -
             return f"{policy} is worse than {against} by {show(-gain)} gold {loss} ({levels})."
     difference = f"{show(gain, 'gain')} {show_bounds(figures, 'gold_gain')}"
     return f"{policy} and {against} cannot be told apart by gold: the difference is {difference}."
+
+
+def _parts_sentence(figures: Figures, base: Figures) -> str:
+    """Which parts of gold changed, the largest change first."""
+    changed = [part for part in PARTS if significance(figures, f"{part}_gain")]
+    if not changed:
+        return ""
+    changed.sort(key=lambda part: -abs(figures[f"{part}_gain"]))
+    moves = [f"{part} ({show(base[part], 'whole')} → {show(figures[part], 'whole')})" for part in changed]
+    return f"The parts of gold that moved: {listed(moves)}."
 
 
 def _win_sentence(figures: Figures, against: str) -> str:
@@ -84,6 +97,16 @@ def unsafe_languages(figures: Figures) -> list[str]:
 def _by_harm(figures: Figures) -> list[str]:
     measured = [code for code in languages(figures) if figures.get(f"harmful_fraction_{code}") is not None]
     return sorted(measured, key=lambda code: figures[f"harmful_fraction_{code}"])
+
+
+def _accuracy_sentence(figures: Figures, base: Figures) -> str:
+    if figures.get("accuracy_gain") is None:
+        return ""
+    levels = f"({show(base['accuracy'], 'percent')} → {show(figures['accuracy'], 'percent')})"
+    points = f"{show(figures['accuracy_gain'], 'points')} {show_bounds(figures, 'accuracy_gain', 'points')} points"
+    if not significance(figures, "accuracy_gain"):
+        return f"Its accuracy did not change significantly: {points} {levels}."
+    return f"Its accuracy changed by {points} {levels}."
 
 
 def _family_sentence(figures: Figures) -> str:

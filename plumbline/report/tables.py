@@ -22,7 +22,7 @@ class Column(NamedTuple):
 
     key: str
     title: str
-    style: str  # number, gain (signed), percent, whole (percent without decimals) or long
+    style: str  # number, gain (signed), percent, whole (percent without decimals), points (signed percentage points) or long
     better: str  # higher, lower or ""
 
 
@@ -70,12 +70,12 @@ def _decimals(values: Sequence[float], style: str) -> int:
     """The number of decimals; a percentage has one near 0 % and 100 %, where a point is a lot."""
     if style == "percent":
         return 1 if any(0 < min(value, 1 - value) < 0.095 for value in values) else 0
-    return {"number": 2, "gain": 2, "whole": 0, "long": 1}[style]
+    return {"number": 2, "gain": 2, "whole": 0, "long": 1, "points": 1}[style]
 
 
 def _show(value: float, style: str, decimals: int) -> str:
-    is_percent = style in ("percent", "whole")
-    text = f"{100 * value if is_percent else value:{'+' if style == 'gain' else ''}.{decimals}f}"
+    is_percent, scaled = style in ("percent", "whole"), style in ("percent", "whole", "points")
+    text = f"{100 * value if scaled else value:{'+' if style in ('gain', 'points') else ''}.{decimals}f}"
     if not any(digit in text for digit in "123456789"):
         text = text.lstrip("+-")
     return text.replace("-", MINUS) + (PERCENT if is_percent else "")
