@@ -12,6 +12,7 @@ should be optimised against the model. It takes half a minute on two cores.
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,25 +106,26 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
 
     in_order: take the training rows as they come instead of shuffling them.
     """
-    from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_preferences
     from plumbline.models.loading import training_dtype
+    from plumbline.models.rows_on_disk import rows_on_disk
     from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, write_curve
     from plumbline.rewards.cost import CostCollator, CostTrainer
 
     settings = config.reward_model
     is_cost = settings.kind == "cost"
     tokenizer = AutoTokenizer.from_pretrained(init)
-    datasets = {split: Dataset.from_list(encode_preferences(tokenizer, preferences)) for split, preferences in rows.items()}
     # the head is new; it finds the last position of a sequence by the padding token
     model = AutoModelForSequenceClassification.from_pretrained(
         init, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=training_dtype(settings.lora_rank)
     )
     with work.checkpoints() as checkpoints:
+        encode = partial(encode_preferences, tokenizer)
+        tables = {split: rows_on_disk(of_split, encode, checkpoints / f"{split}.arrow") for split, of_split in rows.items()}
         kind = CostTrainer if is_cost else RewardTrainer
         trainer = (kind if in_order else mixed_batches(kind))(
             model=model,
@@ -135,8 +137,8 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
                 train_sampling_strategy="sequential",
             ),
             data_collator=CostCollator(pad_token_id=tokenizer.pad_token_id) if is_cost else None,
-            train_dataset=datasets["train"],
-            eval_dataset=datasets["validation"],
+            train_dataset=tables["train"],
+            eval_dataset=tables["validation"],
             processing_class=tokenizer,
             peft_config=lora_config(settings, head="score"),
         )

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,7 @@ def test_a_signal_of_another_kind_or_without_rows_is_named(artifacts: Path, meth
     write_jsonl(signal / "validation.jsonl", [])
     with pytest.raises(ValueError, match=rf"{method}: expected rows of prompt, .*validation.jsonl, found none"):
         run_align(artifacts, method)
+    shutil.rmtree(artifacts / "checkpoints")  # other rows are another computation
     write_jsonl(signal / "train.jsonl", [{"prompt": PROMPTS[0], "label": True}])
     with pytest.raises(ValueError, match=rf"{method}: expected rows of prompt, .*found one of prompt, label without"):
         run_align(artifacts, method)

@@ -67,10 +67,11 @@ def mixed_batches(trainer: Any) -> Any:
                         yield from level[order[batch]]
 
     def sampler(self: Any, dataset: Any = None) -> Mixed:
-        rows = self.train_dataset if dataset is None else dataset
-        ids = [rows[column] for column in rows.column_names if column.endswith("ids")]
-        lengths = [sum(map(len, row)) for row in zip(*ids, strict=True)]
-        return Mixed(lengths, self.args.train_batch_size, self.args.gradient_accumulation_steps, self.args.data_seed)
+        from pyarrow.compute import list_value_length
+
+        table = (self.train_dataset if dataset is None else dataset).with_format("arrow")[:]
+        lengths = sum(list_value_length(table[column]).to_numpy() for column in table.column_names if column.endswith("ids"))
+        return Mixed(lengths.tolist(), self.args.train_batch_size, self.args.gradient_accumulation_steps, self.args.data_seed)
 
     return type(trainer.__name__, (trainer,), {"_get_train_sampler": sampler})
 

@@ -39,6 +39,11 @@ class Optimisation:
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
 
+    @property
+    def most_rows(self) -> int | None:
+        """The most rows that training reaches; None for all."""
+        return self.max_steps * self.batch_size if self.max_steps > 0 else None
+
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
         complaints = []

@@ -32,7 +32,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
     """
-    rows = []
+    return [*stream_jsonl(path)]
+
+
+def stream_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """As `read_jsonl`, one row after another."""
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -41,8 +45,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:80]!r} ({error})") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+            yield row
 
 
 def read_rows(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
@@ -51,23 +54,23 @@ def read_rows(path: str | Path, columns: Sequence[str], reader: str) -> list[dic
     Raises:
         ValueError: a row lacks one, so that the file is of another kind than the reader (a method's name) learns from; or there is no row.
     """
-    rows = read_jsonl(path)
-    if not rows:
-        raise ValueError(
-            f"{reader}: expected rows of {', '.join(columns)} in {path}, found none: it needs some to train on, some to validate"
-        )
-    for row in rows:
+    return [*stream_rows(path, columns, reader)]
+
+
+def stream_rows(path: str | Path, columns: Sequence[str], reader: str) -> Iterator[dict[str, Any]]:
+    """As `read_rows`, one row after another."""
+    row = None
+    for row in stream_jsonl(path):
         if missing := [column for column in columns if column not in row]:
             raise ValueError(
                 f"{reader}: expected rows of {', '.join(columns)} in {path}, found one of {', '.join(row)} without {', '.join(missing)}: "
                 "name a signal of that kind"
             )
-    return rows
-
-
-def read_columns(path: str | Path, columns: Sequence[str], reader: str) -> list[dict[str, Any]]:
-    """As `read_rows`, without the rows' other columns."""
-    return [{column: row[column] for column in columns} for row in read_rows(path, columns, reader)]
+        yield row
+    if row is None:
+        raise ValueError(
+            f"{reader}: expected rows of {', '.join(columns)} in {path}, found none: it needs some to train on, some to validate"
+        )
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:

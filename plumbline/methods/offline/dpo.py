@@ -10,6 +10,7 @@ sides of a pair. A warning reports this, and `chosen_logps_change` and `rejected
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
@@ -161,7 +162,6 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     Returns validation figures. `chosen_logps_change` is the mean of log π(chosen) − log π_ref(chosen) over validation pairs. If it is
     below zero, the better answers themselves have become less likely. `both_fell` is 1 if both have while the margin grew.
     """
-    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
@@ -169,21 +169,20 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_pairs
     from plumbline.models.loading import load_causal_lm, training_dtype
+    from plumbline.models.rows_on_disk import signal_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
-    from plumbline.pipeline.records import read_columns
     from plumbline.rows import PREFERENCES
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
 
-    def pairs(split: str) -> Dataset:
-        return Dataset.from_list(encode_pairs(tokenizer, read_columns(job.signal / f"{split}.jsonl", PREFERENCES, "dpo")))
-
+    encode = partial(encode_pairs, tokenizer)
+    train_rows, validation_rows = signal_on_disk(job, PREFERENCES, "dpo", encode, most=config.most_rows)
     trainer = mixed_batches(takes_ids(DPOTrainer))(
         # also the reference, whose log-probabilities are computed before the first step
         model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
         args=Arguments(**trainer_arguments(config, job.checkpoints, job.seed), **loss_arguments(config)),
-        train_dataset=pairs("train"),
-        eval_dataset=pairs("validation"),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
         processing_class=tokenizer,
         callbacks=[warn_of_displacement(config.beta)],
         peft_config=lora_config(config),

@@ -11,6 +11,7 @@ speed.
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from plumbline.models.training import Lora, Validated
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 LOSSES = ("kto", "apo_zero_unpaired")
@@ -117,17 +119,21 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     Returns validation figures. `chosen_logps_change` is the mean of log π − log π_ref over desirable completions. `kl_estimate` is the
     mean of z, which comes from mismatched completions and is never below 0.
     """
-    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import KTOConfig as Arguments
     from trl import KTOTrainer
 
     from plumbline.models.loading import load_causal_lm, training_dtype
+    from plumbline.models.rows_on_disk import rows_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
 
     splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    tokenised = {split: encode_labels(tokenizer, rows, config) for split, rows in splits.items()}
+
+    def table(split: str, most: int | None = None) -> "Dataset":
+        file, encode = job.checkpoints / f"{split}.arrow", partial(encode_labels, tokenizer, config=config)
+        return rows_on_disk(splits[split][:most], encode, file, multiple_of=config.micro_batch_size)
+
     trainer = takes_ids(KTOTrainer)(
         # also the reference, whose log-probabilities are computed before the first step
         model=load_causal_lm(job.init, dtype=training_dtype(config.lora_rank)),
@@ -142,8 +148,8 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
             precompute_ref_log_probs=True,
             precompute_ref_batch_size=4 * config.micro_batch_size,
         ),
-        train_dataset=Dataset.from_list(tokenised["train"]),
-        eval_dataset=Dataset.from_list(tokenised["validation"]),
+        train_dataset=table("train", most=config.most_rows),  # the reference is asked about every row
+        eval_dataset=table("validation"),
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

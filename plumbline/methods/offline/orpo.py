@@ -9,6 +9,7 @@ authors' code, the SFT loss covers the prompt's tokens too.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from omegaconf import MISSING
@@ -56,21 +57,19 @@ def align(config: OrpoConfig, job: OfflineJob) -> dict[str, float]:
     Returns validation figures; `log_odds_ratio` is the mean over pairs of the log odds ratio of chosen to rejected.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # silences a warning at import that repeats the docstring above
-    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.experimental.orpo import ORPOConfig as Arguments
     from trl.experimental.orpo import ORPOTrainer
 
     from plumbline.models.chat import encode_pairs
     from plumbline.models.loading import load_causal_lm, training_dtype
+    from plumbline.models.rows_on_disk import signal_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
-    from plumbline.pipeline.records import read_columns
     from plumbline.rows import PREFERENCES
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
 
-    def pairs(split: str) -> Dataset:
-        return Dataset.from_list(encode_pairs(tokenizer, read_columns(job.signal / f"{split}.jsonl", PREFERENCES, "orpo")))
+    train_rows, validation_rows = signal_on_disk(job, PREFERENCES, "orpo", partial(encode_pairs, tokenizer))
 
     class Tokenised(ORPOTrainer):  # for the reason that `takes_ids` gives
         def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, list[int]]:
@@ -84,8 +83,8 @@ def align(config: OrpoConfig, job: OfflineJob) -> dict[str, float]:
             max_length=UNLIMITED,
             beta=config.beta,
         ),
-        train_dataset=pairs("train"),
-        eval_dataset=pairs("validation"),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

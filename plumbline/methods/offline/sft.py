@@ -9,6 +9,7 @@ context's length, and each row attends to itself only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from omegaconf import MISSING
 
@@ -53,7 +54,6 @@ def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> No
 
 def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     """Trains `job.init` on the demonstrations in `job.signal`, writes the policy to `job.output`, and returns its validation loss."""
-    from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
@@ -61,19 +61,14 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_demonstrations
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
+    from plumbline.models.rows_on_disk import signal_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
-    from plumbline.pipeline.records import read_columns
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-
-    def demonstrations(split: str) -> Dataset:
-        return Dataset.from_list(
-            encode_demonstrations(tokenizer, read_columns(job.signal / f"{split}.jsonl", ("prompt", "completion"), "sft"))
-        )
-
+    encode = partial(encode_demonstrations, tokenizer)
+    train_rows, validation_rows = signal_on_disk(job, ("prompt", "completion"), "sft", encode)
     policy = load_causal_lm(job.init, dtype=training_dtype(config.lora_rank))
     context = context_of(policy.config)
-    train_rows = demonstrations("train")
     if config.packing:
         require_fit(train_rows["input_ids"], context)
     trainer = (SFTTrainer if config.packing else mixed_batches(SFTTrainer))(
@@ -86,7 +81,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
             completion_only_loss=True,
         ),
         train_dataset=train_rows,
-        eval_dataset=demonstrations("validation"),
+        eval_dataset=validation_rows,
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )

@@ -1,0 +1,68 @@
+"""Tokenised rows in a table on disk that is mapped into memory: a million rows train in the memory of a few thousand."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from plumbline.pipeline.records import stream_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from plumbline.methods.job import OfflineJob
+
+Encode = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
+"""Tokenises rows that stand together, one for each or fewer."""
+
+CHUNK = 1024
+"""The rows that are read and tokenised together."""
+
+
+def signal_on_disk(
+    job: "OfflineJob", columns: Sequence[str], method: str, encode: Encode, most: int | None = None
+) -> tuple["Dataset", "Dataset"]:
+    """The training and validation rows of a job's signal, as `encode` tokenises them.
+
+    most: the most training rows, for methods that compute something of every row before they train; they are chosen at random.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    train, validation = (job.signal / f"{split}.jsonl" for split in ("train", "validation"))
+    with train.open("rb") as lines:
+        count = sum(1 for _ in lines)
+    chosen = range(count) if most is None or most >= count else set(Random(job.seed).sample(range(count), most))
+    rows = (row for number, row in enumerate(stream_rows(train, columns, method)) if number in chosen)
+    return (
+        rows_on_disk(rows, encode, job.checkpoints / "train.arrow"),
+        rows_on_disk(stream_rows(validation, columns, method), encode, job.checkpoints / "validation.arrow"),
+    )
+
+
+def rows_on_disk(rows: Iterable[dict[str, Any]], encode: Encode, file: Path, multiple_of: int = 1) -> "Dataset":
+    """The rows as `encode` tokenises them, in an Arrow table. `encode` gets a multiple of `multiple_of` rows at a time.
+
+    A table that is there already is taken as it is: `file` belongs in a folder that identifies the computation, such as that of its
+    checkpoints. So a resumed run tokenises nothing again. Neither does it ask the reference again, whose log-probabilities TRL keeps beside
+    the table that they belong to.
+    """
+    from datasets import Dataset
+
+    if not file.is_file():
+        _write(iter(rows), encode, file, -(-CHUNK // multiple_of) * multiple_of)
+    return Dataset.from_file(str(file))
+
+
+def _write(rows: Iterator[dict[str, Any]], encode: Encode, file: Path, chunk_rows: int) -> None:
+    import pyarrow
+
+    temporary = file.with_name(f"{file.name}.tmp")
+    first = pyarrow.RecordBatch.from_pylist([*encode([*islice(rows, chunk_rows)])])
+    with pyarrow.ipc.new_stream(str(temporary), first.schema) as table:
+        table.write_batch(first)
+        while chunk := [*islice(rows, chunk_rows)]:
+            table.write_batch(pyarrow.RecordBatch.from_pylist([*encode(chunk)], schema=first.schema))
+    os.replace(temporary, file)
