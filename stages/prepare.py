@@ -74,6 +74,7 @@ def run(config: PrepareStage) -> None:
     with executing("prepare", None, config, [config.inputs]) as work:
         from plumbline.data.overview import metrics, section, tables
 
+        require_model(config.model)
         # The rows wait on the disk of the outputs, which needs room for them in any case.
         with tempfile.TemporaryDirectory(prefix=".spool-", dir=work.output("artifacts/data/pretrain").parent) as spool:
             policy = policy_of(config)
@@ -85,6 +86,22 @@ def run(config: PrepareStage) -> None:
             page.write(section(pools, summaries, tokenizer))
         for name, rows in tables(pools, summaries).items():
             work.run.log_table(f"data_{name}", rows)
+
+
+def require_model(model: ScratchModel | HubModel) -> None:
+    """Refuses a model from elsewhere, before any data is read, if it is another than its revision says or no causal LM.
+
+    Raises:
+        ValueError: it is; the message says what to do.
+    """
+    from plumbline.models.suitability import require_suitable
+    from plumbline.pipeline.digests import pinned
+
+    if isinstance(model, HubModel):
+        local = Path(model.path).is_dir()
+        if local:
+            pinned(Path(model.path), model.revision, "conf/model/hub.yaml: revision")
+        require_suitable(model.path, None if local else model.revision)
 
 
 def policy_of(config: PrepareStage) -> Policy:
@@ -126,11 +143,8 @@ def make_tokenizer(model: ScratchModel | HubModel, pools: "Mapping[str, Pool]") 
     """A tokenizer trained on the texts of the kept training rows, or the hub model's own made ready."""
     from plumbline.data.writing import tokenizer_texts
     from plumbline.models.tokenizers import ReadyTokenizer, load_tokenizer, train_tokenizer
-    from plumbline.pipeline.digests import pinned
 
     if isinstance(model, HubModel):
-        if Path(model.path).is_dir():
-            pinned(Path(model.path), model.revision, "conf/model/hub.yaml: revision")
         return load_tokenizer(
             model.path,
             model.revision,

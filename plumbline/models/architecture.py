@@ -90,20 +90,35 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     """Loads the causal LM that `model: hub` names.
 
     Raises:
-        ValueError: a hub id has no revision, a folder's content does not match its revision, or no causal LM loads from the path.
+        ValueError: a hub id has no revision, a folder's content does not match its revision, no causal LM loads from the path, or some of its
+            weights are missing there.
     """
     from transformers import AutoModelForCausalLM
+
+    from plumbline.models.suitability import require_suitable
 
     local = Path(config.path).is_dir()
     if complaints := pin_problems(config.path, config.revision, "conf/model/hub.yaml: revision"):
         raise ValueError(complaints[0])
     if local:
         pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
+    revision = None if local else config.revision
+    require_suitable(config.path, revision)
+    model: PreTrainedModel
     try:
-        return AutoModelForCausalLM.from_pretrained(config.path, revision=None if local else config.revision, dtype="auto")
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            config.path, revision=revision, dtype="auto", output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"conf/model/hub.yaml: path: expected a Hugging Face causal LM, but {config.path!r} (revision {config.revision}) does not "
             f"load: {reason}. A local folder needs config.json and *.safetensors."
         ) from error
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"conf/model/hub.yaml: path: expected all weights of a {type(model).__name__}, found {config.path!r} without {len(missing)} of them "
+            f"(first: {missing[0]}), which would be drawn at random. Take the whole model"
+        )
+    return model
