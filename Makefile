@@ -62,4 +62,4 @@ show: setup  ## Compare experiments in the terminal
 	@python -m plumbline.tools.show
 
 clean:  ## Remove by-hand runs, checkpoints and caches of tools; results stay
-	rm -rf scratch .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf scratch .checkpoints .warm-*.sock .pytest_cache .mypy_cache .ruff_cache .hypothesis

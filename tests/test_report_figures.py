@@ -50,13 +50,13 @@ def changed(**figures: tuple[float, float, float, float]) -> dict[str, Any]:
 
 
 def test_what_the_gain_is_made_of_is_said_with_the_largest_part_first() -> None:
-    base = {"gold": 0.7, "correct": 0.69, "harmless": 0.9, "honest": 0.9, "courteous": 0.44, "concise": 0.9}
-    parts = changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.85, -0.05, -0.06, -0.03))
+    base = {"gold": 0.7}
+    parts = changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.996, -0.004, -0.006, -0.003))
     parts |= changed(harmless=(0.91, 0.01, -0.01, 0.03))
     [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": parts}, "sft") if "parts of gold" in text]
     assert (
         tables.plain(sentence)
-        == "The parts of gold that moved: courteous (44% → 98%), correct (69% → 74%) and concise (90% → 85%)."
+        == "The parts of gold that moved: courteous +54.0 points (to 98.0%), correct +5.0 points (to 74%) and concise -0.4 points (to 99.6%)."
     )
     still = {part: changed(**{part: (0.9, 0.0, -0.1, 0.1)}) for part in ("correct", "courteous")}
     assert "parts of gold" not in " ".join(reading("dpo", {"sft": base, "dpo": still["correct"] | still["courteous"]}, "sft"))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -47,6 +48,15 @@ def finish(stage: subprocess.Popen[str], text: str = "") -> tuple[int, str, str]
     """A stage's exit status, output and errors."""
     out, err = stage.communicate(text, timeout=60)
     return stage.returncode, out, err
+
+
+def listening() -> tuple[Any, str]:
+    """A socket to which the current folder's stages connect, and its address."""
+    address = warm_process._address({name: value for name, value in variables().items() if not name.startswith("DVC_")})
+    listener = warm_process.socket.socket(warm_process.socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    return listener, address
 
 
 def processes() -> set[int]:
@@ -157,6 +167,46 @@ def test_a_fork_ends_when_its_stage_is_killed_and_the_warm_process_goes_on(warm:
     assert processes() == {server}
 
 
+def test_what_a_stage_leaves_running_delays_nobody(warm: Path) -> None:
+    began = time.monotonic()
+    leaving = "if not os.fork():\n  os.close(1); os.close(2); time.sleep(20); os._exit(0)\n"
+    assert finish(start(f"{leaving}print('done')")) == (0, "warm\ndone\n", "")
+    stage = start(f"{leaving}print('on', flush=True); time.sleep(60)")
+    assert stage.stdout is not None
+    assert [stage.stdout.readline(), stage.stdout.readline()] == ["warm\n", "on\n"]
+    stage.kill()
+    finish(stage)
+    for _ in range(2):
+        assert finish(start("print('next')")) == (0, "warm\nnext\n", "")
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("request_", [None, ("module",), ("module", [], {}, ".", "of a later version")])
+def test_a_connection_that_asks_for_nothing_sensible_harms_no_other(warm: Path, request_: Any) -> None:
+    running = start("time.sleep(2); print('ran')")
+    with warm_process.socket.socket(warm_process.socket.AF_UNIX) as client:
+        client.connect(next(str(file) for file in Path().glob(".warm-*.sock")))
+        if request_:
+            warm_process.socket.send_fds(client, [b" "], [0, 1, 2])
+            warm_process.Connection(os.dup(client.fileno())).send(request_)
+        assert finish(start("print('next')")) == (0, "warm\nnext\n", "")
+    assert finish(running) == (0, "warm\nran\n", "")
+
+
+def test_a_stage_whose_fork_fails_runs_itself(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_process, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(warm_process.gc, "freeze", lambda: None)
+
+    def fail(*_: Any) -> Any:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(warm_process.multiprocessing, "get_context", fail)
+    listener, address = listening()
+    stage = start("print('alone')")
+    warm_process.serve(listener, None, address)
+    assert finish(stage) == (0, "cold\nalone\n", "")
+
+
 def test_another_environment_or_other_libraries_have_another_process(warm: Path) -> None:
     assert finish(start("pass", DVC_STAGE="another"))[1] == "warm\n"  # what DVC says to each stage makes no difference
     one = warm_process._address({"OMP_NUM_THREADS": "2"})
@@ -214,10 +264,7 @@ def test_the_process_goes_when_no_stage_is_left_and_not_while_the_one_that_start
     monkeypatch.setattr(warm_process, "IDLE_SECONDS", 0.1)
     monkeypatch.setattr(warm_process.gc, "freeze", lambda: None)  # this process collects its garbage
     monkeypatch.syspath_prepend(fresh)
-    address = warm_process._address({name: value for name, value in variables().items() if not name.startswith("DVC_")})
-    listener = warm_process.socket.socket(warm_process.socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen()
+    listener, address = listening()
     reader, writer = os.pipe()
     first_ends = threading.Timer(1.5, os.close, [writer])
     first_ends.start()

@@ -104,11 +104,8 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
         pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
     revision = None if local else config.revision
     require_suitable(config.path, revision)
-    model: PreTrainedModel
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            config.path, revision=revision, dtype="auto", output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(config.path, revision=revision, dtype="auto", output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

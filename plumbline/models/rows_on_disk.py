@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plumbline.methods.job import OfflineJob
 
 Encode = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
-"""Tokenises rows that stand together, one for each or fewer."""
+"""Tokenises rows that stand together, one for each."""
 
 CHUNK = 1024
 """The rows that are read and tokenised together."""
@@ -60,9 +60,12 @@ def _write(rows: Iterator[dict[str, Any]], encode: Encode, file: Path, chunk_row
     import pyarrow
 
     temporary = file.with_name(f"{file.name}.tmp")
-    first = pyarrow.RecordBatch.from_pylist([*encode([*islice(rows, chunk_rows)])])
+    chunks = iter(lambda: [*islice(rows, chunk_rows)], [])
+    batches = (pyarrow.RecordBatch.from_pylist([*encode(chunk)]) for chunk in chunks)
+    first = next(batches)
     with pyarrow.ipc.new_stream(str(temporary), first.schema) as table:
-        table.write_batch(first)
-        while chunk := [*islice(rows, chunk_rows)]:
-            table.write_batch(pyarrow.RecordBatch.from_pylist([*encode(chunk)], schema=first.schema))
+        for batch in chain([first], batches):
+            if batch.schema != first.schema:  # Arrow would cut 0.5 to 0 and drop a column
+                raise ValueError(f"{file.stem} rows: expected all of the kind {first.schema}, found some of {batch.schema}")
+            table.write_batch(batch)
     os.replace(temporary, file)

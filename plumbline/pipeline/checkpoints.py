@@ -54,7 +54,9 @@ def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
     try:
         folder.mkdir(exist_ok=True)
         yield folder
-        shutil.rmtree(folder)
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # on a network's disk, a file that is still mapped leaves a trace until it is not
         Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         lock.release()

@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
 from plumbline.pipeline.composing import require_sound
@@ -80,9 +81,11 @@ def launched(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def launching(config: Any) -> None:
-        set_environment(config.threads)
+        status = None
         try:
-            status = run_in_fork(f"stages.{HydraConfig.get().job.name}")
+            if not OmegaConf.is_missing(config, "threads"):
+                set_environment(config.threads)
+                status = run_in_fork(f"stages.{HydraConfig.get().job.name}")
             if status is None:
                 main(config)
                 return

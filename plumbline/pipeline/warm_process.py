@@ -1,8 +1,8 @@
 """A process that has imported the libraries, which takes 8 s, and forks into the stages of a repro.
 
 The first stage of a repro starts it and runs itself; those that follow run in its forks, and it goes half a minute after the last of them. A fork
-has the stage's environment, folder, arguments, input and output. It gets the signals that the stage gets, it ends when the stage is killed,
-and the stage ends as it does. Only what DVC runs is forked: a stage by hand is an ordinary process, for debuggers and profilers.
+has the stage's environment, folder, arguments, input and output. It gets SIGINT, SIGTERM and SIGHUP when the stage gets them, it ends when the
+stage is killed, and the stage ends as it does. Only what DVC runs is forked: a stage by hand is an ordinary process, for debuggers and profilers.
 
 There is none on other systems than Linux, nor with a PyTorch for GPUs, which cannot be used in a fork. `WARM_PROCESS=off` does without.
 """
@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -24,6 +25,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple, NoReturn
 
 from filelock import FileLock
@@ -35,6 +37,8 @@ IMPORTED = (
 )  # fmt: skip
 LOCK = ".warm.lock"
 IDLE_SECONDS = 30.0
+PATIENCE_SECONDS = 5.0
+"""How long a stage that has connected may take to say what it wants."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SWITCH = "WARM_PROCESS"
 
@@ -67,7 +71,7 @@ def run_in_fork(module: str) -> int | None:
         return None
     with connection:
         try:
-            connection.send(Request(module, sys.argv, dict(os.environ), os.getcwd()))
+            connection.send((module, sys.argv, dict(os.environ), os.getcwd()))  # a Request
             connection.recv()  # the fork's process id
         except (EOFError, OSError):
             return None
@@ -116,9 +120,15 @@ def _connect() -> Connection | None:
 def _address(environment: Mapping[str, str]) -> str:
     """A socket in the current folder, because the path of one may have 107 characters only.
 
-    Another environment, interpreter or set of libraries has another process: libraries read the environment when they are imported.
+    Another environment, interpreter or set of libraries has another process, for libraries read the environment when they are imported. So have
+    other limits, priority, processors or permissions of new files, which a fork inherits.
     """
-    surroundings = sys.executable, os.stat(sysconfig.get_path("purelib")).st_mtime_ns, sorted(environment.items())
+    umask = os.umask(0)
+    os.umask(umask)
+    limits = [resource.getrlimit(value) for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    inherited = umask, os.nice(0), sorted(os.sched_getaffinity(0)), limits
+    libraries = sys.executable, os.stat(sysconfig.get_path("purelib")).st_mtime_ns
+    surroundings = inherited, libraries, sorted(environment.items())
     return f".warm-{hashlib.sha256(repr(surroundings).encode()).hexdigest()[:12]}.sock"
 
 
@@ -136,38 +146,38 @@ def _start(address: str, environment: Mapping[str, str]) -> None:
     os.close(ending)
 
 
+class Fork(NamedTuple):
+    """A stage at work."""
+
+    process: Any
+    ended: int
+    """A descriptor that is ready when the process has ended, whatever it has started itself."""
+    stage: Connection
+    """To the stage's own process, which waits."""
+
+
 def serve(listener: socket.socket, first: Connection | None, address: str) -> None:
     """Forks for each stage that connects; returns when there has been none for IDLE_SECONDS.
 
     first: closed at the other end when the stage that started this process, which runs itself, ends.
     """
     gc.freeze()  # a fork would copy what its garbage collector looks at
-    forks: dict[Connection, Any] = {}  # the stage at the other end → the process that runs it
+    forks: list[Fork] = []
     while True:
-        waiting = [listener, *forks, *(fork.sentinel for fork in forks.values()), *filter(None, [first])]
+        stages = [fork.stage for fork in forks if not fork.stage.closed]
+        waiting: list[Any] = [listener, *stages, *(fork.ended for fork in forks), *filter(None, [first])]
         ready = wait(waiting, None if forks or first else IDLE_SECONDS)
         if first in ready:
             first = None
-        for stage, fork in list(forks.items()):
-            if fork.sentinel in ready:
-                del forks[stage]
-                fork.join()
-                with stage, contextlib.suppress(OSError):  # the stage was killed
-                    stage.send(fork.exitcode)
-            elif stage in ready:
-                os.kill(fork.pid, _signal_from(stage))
+        for fork in [*forks]:
+            if fork.ended in ready:
+                forks.remove(fork)
+                _report(fork)
+            elif fork.stage in ready:
+                _pass_signal(fork)
         if listener in ready:
-            accepted, _ = listener.accept()
-            with contextlib.suppress(EOFError, OSError):  # the stage was killed before it had said what it wants
-                _, streams, _, _ = socket.recv_fds(accepted, 1, 3)
-                stage = Connection(accepted.detach())
-                request = Request(*stage.recv())
-                fork = multiprocessing.get_context("fork").Process(target=_be, args=(request, streams, [listener, stage, *forks]))
-                fork.start()
-                forks[stage] = fork
-                stage.send(fork.pid)
-                for stream in streams:
-                    os.close(stream)
+            if admitted := _admit(listener, [*stages, *filter(None, [first])]):
+                forks.append(admitted)
         elif not ready:
             with FileLock(LOCK):
                 if not wait([listener], 0):
@@ -176,12 +186,54 @@ def serve(listener: socket.socket, first: Connection | None, address: str) -> No
                     return
 
 
-def _signal_from(stage: Connection) -> int:
-    """The signal that a stage passes on to its fork: SIGKILL if it was killed itself."""
+def _admit(listener: socket.socket, others: Sequence[Connection]) -> Fork | None:
+    """Forks for a stage that connects; None if it is killed meanwhile, or if there can be no fork: then it runs itself.
+
+    others: connections that the fork must not hold open.
+    """
+    accepted, _ = listener.accept()
+    stage = Connection(os.dup(accepted.fileno()))
+    streams: list[int] = []
     try:
-        return int(stage.recv())
+        accepted.settimeout(PATIENCE_SECONDS)
+        _, streams, _, _ = socket.recv_fds(accepted, 1, 3)
+        accepted.settimeout(None)
+        if len(streams) < 3 or not stage.poll(PATIENCE_SECONDS):
+            raise EOFError("no request")
+        request = Request(*stage.recv())
+        arguments = (request, streams, [listener, accepted, stage, *others])
+        process = multiprocessing.get_context("fork").Process(target=_be, args=arguments)
+        process.start()
+    except (EOFError, OSError, TypeError, UnpicklingError):  # TypeError: a request of another version
+        stage.close()
+        return None
+    finally:
+        accepted.close()
+        for stream in streams:
+            os.close(stream)
+    with contextlib.suppress(OSError):  # the stage was killed: its fork will be, too
+        stage.send(process.pid)
+    return Fork(process, os.pidfd_open(process.pid), stage)  # type: ignore[arg-type]
+
+
+def _report(fork: Fork) -> None:
+    """Tells a stage how its fork has ended."""
+    fork.process.join()
+    os.close(fork.ended)
+    with contextlib.suppress(OSError):  # the stage was killed
+        fork.stage.send(fork.process.exitcode)
+    fork.stage.close()
+
+
+def _pass_signal(fork: Fork) -> None:
+    """Sends a fork the signal that its stage passes on: SIGKILL if the stage was killed itself."""
+    try:
+        number = int(fork.stage.recv())
     except (EOFError, OSError):
-        return signal.SIGKILL
+        number = signal.SIGKILL
+        fork.stage.close()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(fork.process.pid, number)
 
 
 def _be(request: Request, streams: Sequence[int], others: Sequence[Connection | socket.socket]) -> None:
@@ -192,6 +244,7 @@ def _be(request: Request, streams: Sequence[int], others: Sequence[Connection | 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: without the warm process, nobody would end it with its stage
     for connection in others:
         connection.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored here if the first stage ran in the background of a shell
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

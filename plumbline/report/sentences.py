@@ -16,7 +16,7 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
     figures, base = by_policy[policy], by_policy[against]
     sentences = [
         _gold_sentence(policy, figures, base, against),
-        _parts_sentence(figures, base),
+        _parts_sentence(figures),
         _win_sentence(figures, against),
         _harm_sentence(figures, base, against),
         language_sentence(policy, figures),
@@ -41,13 +41,13 @@ def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -
     return f"{policy} and {against} cannot be told apart by gold: the difference is {difference}."
 
 
-def _parts_sentence(figures: Figures, base: Figures) -> str:
+def _parts_sentence(figures: Figures) -> str:
     """Which parts of gold changed, the largest change first."""
     changed = [part for part in PARTS if significance(figures, f"{part}_gain")]
     if not changed:
         return ""
     changed.sort(key=lambda part: -abs(figures[f"{part}_gain"]))
-    moves = [f"{part} ({show(base[part], 'whole')} → {show(figures[part], 'whole')})" for part in changed]
+    moves = [f"{part} {show(figures[f'{part}_gain'], 'points')} points (to {show(figures[part], 'percent')})" for part in changed]
     return f"The parts of gold that moved: {listed(moves)}."
 
 
