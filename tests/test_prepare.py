@@ -130,12 +130,17 @@ def test_text_in_the_report_is_never_markup(project: Path) -> None:
         assert markup not in page
 
 
+CAUSAL_LM = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
+"""The config.json of a model whose weights `prepare` does not read."""
+
+
 def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = train_tokenizer(["some words of a model"] * 9, 300)
     tokenizer.chat_template = None
     tokenizer.save_pretrained("model")
+    Path("model/config.json").write_text(CAUSAL_LM)
     run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
     assert "chat template: the model has none" in capsys.readouterr().out
     assert "message['role']" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
@@ -144,6 +149,7 @@ def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
 
 def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_tokenizer(["some words of a model"] * 9, 300).save_pretrained("model")
+    Path("model/config.json").write_text(CAUSAL_LM)
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(ValueError, match=r"hub\.yaml: revision: expected '([0-9a-f]{16})'.* found None") as caught:
         run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
@@ -155,8 +161,12 @@ def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkey
 
 
 def test_a_folder_without_a_model_is_refused(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"no causal LM can be trained from 'in': it has no config\.json"):
+        run(stage(few_rows(), HubModel(path="in", context_tokens=128)))
+    Path("in/config.json").write_text(CAUSAL_LM)
     with pytest.raises(ValueError, match="expected a Hugging Face tokenizer at 'in'"):
         run(stage(few_rows(), HubModel(path="in", context_tokens=128)))
+    assert not list(OUT.rglob("*.jsonl"))
 
 
 def test_a_source_that_cannot_be_read_stops_the_stage_before_any_work(project: Path) -> None:
