@@ -24,7 +24,7 @@ CHUNK = 1024
 def signal_on_disk(
     job: "OfflineJob", columns: Sequence[str], method: str, encode: Encode, most: int | None = None
 ) -> tuple["Dataset", "Dataset"]:
-    """The training and validation rows of a job's signal, as `encode` tokenises them.
+    """The training and validation rows of a job's signal, as `encode` tokenises them, which gets these columns alone.
 
     most: the most training rows, for methods that compute something of every row before they train; they are chosen at random.
 
@@ -35,11 +35,15 @@ def signal_on_disk(
     with train.open("rb") as lines:
         count = sum(1 for _ in lines)
     chosen = range(count) if most is None or most >= count else set(Random(job.seed).sample(range(count), most))
-    rows = (row for number, row in enumerate(stream_rows(train, columns, method)) if number in chosen)
-    return (
-        rows_on_disk(rows, encode, job.checkpoints / "train.arrow"),
-        rows_on_disk(stream_rows(validation, columns, method), encode, job.checkpoints / "validation.arrow"),
-    )
+    tables = []
+    for file, numbers in ((train, chosen), (validation, None)):
+        rows = (
+            {column: row[column] for column in columns}
+            for number, row in enumerate(stream_rows(file, columns, method))
+            if numbers is None or number in numbers
+        )
+        tables.append(rows_on_disk(rows, encode, job.checkpoints / f"{file.stem}.arrow"))
+    return tables[0], tables[1]
 
 
 def rows_on_disk(rows: Iterable[dict[str, Any]], encode: Encode, file: Path, multiple_of: int = 1) -> "Dataset":
