@@ -54,9 +54,8 @@ def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
     try:
         folder.mkdir(exist_ok=True)
         yield folder
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # on a network's disk, a file that is still mapped leaves a trace until it is not
+        # the work has succeeded; on NFS, a file that is still mapped into memory cannot be removed yet
+        shutil.rmtree(folder, ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         lock.release()

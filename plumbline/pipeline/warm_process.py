@@ -56,7 +56,7 @@ def run_in_fork(module: str) -> int | None:
     """Runs a stage's module in a fork of the warm process, with this process's arguments and surroundings.
 
     Returns:
-        Its exit status, or the negative number of the signal that ended it; None if there is no warm process: then one is on its way.
+        Its exit status, or the negative number of the signal that ended it. None if there is no warm process to fork; one may now be starting.
 
     Raises:
         ConnectionError: the warm process ended, and the stage with it.
