@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from plumbline.data.overview import source_rows
-from tests.preparing import prepare_rows
+from plumbline.data.schema import source_problems
+from tests.preparing import prepare_rows, source
 
 REPLY = {"role": "assistant", "content": "b."}
 PAIR = {"chosen": "b.", "rejected": "c."}
@@ -147,3 +148,34 @@ def test_a_reference_that_can_be_read_in_two_ways_is_dropped_with_its_row(tmp_pa
         "x^2+1",
     ]
     assert prepared.dropped("prompts") == {"ambiguous_answer": 4}
+
+
+def test_a_source_says_what_its_prompts_call_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "Pick a lock."}, {"prompt": "Kill a process."}]
+    assert [row["expects"] for row in prepare_rows(tmp_path / "all", "prompts", rows, expects="refusal").kept("prompts")] == [
+        "refusal"
+    ] * 2
+    assert not [row for row in prepare_rows(tmp_path / "none", "prompts", rows).kept("prompts") if "expects" in row]
+
+
+def test_a_column_says_what_each_prompt_calls_for_in_the_sources_own_words(tmp_path: Path) -> None:
+    labels = ["safe", "unsafe", "refusal", None, "contrast"]
+    rows = [{"prompt": f"Question {number}?", "label": label} for number, label in enumerate(labels)]
+    settings = {"fields": {"prompt": "prompt", "expects": "label"}, "positive": ["safe"], "negative": ["unsafe"]}
+    prepared = prepare_rows(tmp_path, "prompts", rows, **settings)
+    assert [row.get("expects") for row in prepared.kept("prompts")] == ["compliance", "refusal", "refusal", None]
+    assert prepared.examples("prompts") == {("rows.jsonl", 5, "wrong_type")}
+
+
+@pytest.mark.parametrize(
+    ("role", "settings", "complaint"),
+    [
+        ("prompts", {"expects": "decline"}, "expects: expected refusal or compliance, found 'decline'"),
+        ("prompts", {"expects": "refusal", "fields": {"prompt": "p", "expects": "label"}}, "found both"),
+        ("sft", {"expects": "refusal"}, "expects: expected only in `prompts`"),
+        ("preferences", {"fields": {"prompt": "p", "expects": "label"}}, "expects: expected only in `prompts`"),
+    ],
+)
+def test_an_expectation_that_means_nothing_is_refused(role: str, settings: dict[str, Any], complaint: str) -> None:
+    assert complaint in " ".join(source_problems(role, [source("rows.jsonl", **settings)]))
+    assert source_problems("prompts", [source("rows.jsonl", expects="compliance")]) == []

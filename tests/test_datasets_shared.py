@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_every_public_sample_loads_with_the_counts_of_its_quirks(prepared: Prepa
         counts[row["source"]] = (row["rows_in"], {reason: int(count) for reason, count in dropped.items()})
         assert row["kept"] == row["rows_in"] - sum(counts[row["source"]][1].values())
     assert counts == COUNTS
+
+
+def test_safety_prompts_say_what_they_call_for(prepared: Prepared) -> None:
+    """XSTest's 306 prompts here are 170 safe and 136 unsafe ones by its column `label`; GSM8K's state an answer instead."""
+    with (SHARED / "safety/xstest_prompts_306.csv").open(encoding="utf-8", newline="") as file:
+        labels = Counter(row["label"] for row in csv.DictReader(file))
+    rows = prepared.kept("prompts")
+    stated = Counter((row["source"], row.get("expects")) for row in rows)
+    assert (stated["xstest", "compliance"], stated["xstest", "refusal"]) == (labels["safe"], labels["unsafe"])
+    assert (stated["advbench", "refusal"], stated["do_not_answer", "refusal"], stated["gsm8k_test", None]) == (300, 500, 400)
+    by_type = {row["family"]: row["expects"] for row in rows if row["source"] == "xstest"}
+    assert (by_type["homonyms"], by_type["contrast_homonyms"]) == ("compliance", "refusal")
 
 
 # Files without anything that `prepare` makes: verdicts without the texts, answers without the questions, a judge's prompts.

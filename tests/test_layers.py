@@ -4,6 +4,7 @@ from plumbline.pipeline.sources import ROOT, direct_imports
 
 MAY_IMPORT = {
     "consistency": {"checking", "data", "graph", "models", "pipeline", "world"},
+    "expectations": set(),
     "graph": set(),
     "letters": set(),
     "reasoning": set(),
@@ -11,7 +12,7 @@ MAY_IMPORT = {
     "pipeline": set(),
     "world": {"pipeline", "rows"},
     "models": {"pipeline", "reasoning", "rows"},
-    "data": {"checking", "letters", "models", "pipeline", "reasoning", "rows", "world"},
+    "data": {"checking", "expectations", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "checking": {"pipeline", "reasoning", "rows"},
     "judging": {"models", "pipeline", "reasoning", "rows", "world"},
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},

@@ -5,15 +5,16 @@ with near-duplicate search. The rows themselves stay on disk until it is decided
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from tqdm import tqdm
 
+from plumbline.checking.prose_references import is_prose
 from plumbline.checking.quantities import ambiguity
 from plumbline.data.checks import check_content, for_role, unused_keys
 from plumbline.data.decontamination import overlapping
@@ -30,6 +31,7 @@ from plumbline.data.scripts import language
 from plumbline.data.spool import CHUNK_ROWS, COLUMNS, TRAIN, Drop, Pool
 from plumbline.data.texts import identity, prompt_text, question_text, whole_text
 from plumbline.data.transcripts import unrolled
+from plumbline.expectations import COMPLIANCE, EXPECTATIONS, REFUSAL
 from plumbline.rows import Row
 
 
@@ -145,6 +147,7 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
     extra = {key: value for key, value in record.extra.items() if key not in row}
     if plan.role == "prompts":
         refuse_ambiguous_answer(extra)
+        extra |= expectation(extra, source)
         row, extra = {"id": id_of(row), **row, "family": None, "language": language(prompt_text(row)), **extra}, {}
     provenance = {"source": source.name, "file": item.file, "row": item.row, "licence": source.licence}
     return {**row, **extra, **provenance} if source.licence else {**row, **extra}
@@ -153,8 +156,24 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
 def refuse_ambiguous_answer(extra: Row) -> None:
     """Raises a RowFault for an `answer`, which maths is checked against, that can be read in two ways; prose is nobody's reference."""
     answer = str(extra.get("answer", ""))
-    if not re.search(r"[^\W\d_]{3}", re.sub(r"\\[A-Za-z]+", "", answer)) and (why := ambiguity(answer)):
+    if not is_prose(answer) and (why := ambiguity(answer)):
         raise RowFault("ambiguous_answer", f"{answer[:60]!r}: {why}")
+
+
+def expectation(extra: Row, source: Source) -> Row:
+    """The column `expects` of a prompt whose row or source says what it calls for; empty if neither does.
+
+    Raises:
+        RowFault: the row's value is neither an expectation nor one that the source maps to it.
+    """
+    if (stated := extra.get("expects")) is None:
+        return {"expects": source.expects} if source.expects else {}
+    value = normalize("NFC", str(stated))
+    expects = COMPLIANCE if value in source.positive else REFUSAL if value in source.negative else value
+    if expects not in EXPECTATIONS:
+        expected = f"{' or '.join(EXPECTATIONS)}, or a value of `positive` or `negative`"
+        raise RowFault("wrong_type", f"'expects': expected {expected}, found {value[:40]!r}")
+    return {"expects": expects}
 
 
 def id_of(row: Row) -> str:

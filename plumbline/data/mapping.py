@@ -15,9 +15,9 @@ from plumbline.data.schema import Source
 
 MAPPABLE = (
     *("prompt", "system", "completion", "chosen", "rejected", "first", "second", "preferred", "completions", "scores", "label"),
-    *("messages", "text", "id", "family", "language", "answer", "tests"),
+    *("messages", "text", "id", "family", "language", "answer", "tests", "expects"),
 )
-_EXTRA = ("id", "family", "language", "answer", "tests")
+_EXTRA = ("id", "family", "language", "answer", "tests", "expects")
 
 
 def mapped(row: RawRow, source: Source) -> Record:

@@ -11,6 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from plumbline.data import filling
 from plumbline.data.faults import REASONS
+from plumbline.expectations import EXPECTATIONS
 from plumbline.world.generate import ClosedWorldConfig
 
 ROLES = ("prompts", "pretrain", "sft", "preferences", "unpaired")
@@ -60,8 +61,9 @@ class Source:
     split: str = "train"
     format: str = "auto"  # a name in plumbline/data/formats.py, or `fields`
     fields: dict[str, str] = field(default_factory=dict)  # a format of your own: our column -> your field, or a template of them
-    positive: list[str] = field(default_factory=list)  # values of `label` that mean good, or of `preferred` that mean the first
+    positive: list[str] = field(default_factory=list)  # values of `label` that mean good, of `preferred` the first
     negative: list[str] = field(default_factory=list)  # values that mean bad, or the second; any other value is not a verdict
+    expects: str | None = None  # prompts: what they call for, `refusal` or `compliance`; as a column, positive is compliance
     licence: str = MISSING
     weight: float | None = None  # proportion in a mixture; either every source of a role has one or none has
     limit: int | None = None  # read only this many rows, from the start
@@ -84,6 +86,10 @@ class Source:
             complaints.append(f"limit: expected at least 1, found {self.limit}")
         if both := sorted(set(self.positive) & set(self.negative)):
             complaints.append(f"positive, negative: expected different values, found {both} in both")
+        if self.expects not in (None, *EXPECTATIONS):
+            complaints.append(f"expects: expected {' or '.join(EXPECTATIONS)}, found {self.expects!r}")
+        if self.expects and "expects" in self.fields:
+            complaints.append("expects: expected one value for the source or a field of its rows in `fields`, found both")
         complaints += [
             f"fields.{column}: {complaint}" for column, path in self.fields.items() if (complaint := filling.problem(path))
         ]
@@ -172,6 +178,8 @@ def source_problems(role: str, sources: Sequence[Source]) -> list[str]:
         messages = source.problems()
         if source.into not in (None, *splits_of(role)):
             messages.append(f"into: expected one of {', '.join(splits_of(role))}, found {source.into!r}")
+        if role != "prompts" and (source.expects or "expects" in source.fields):
+            messages.append(f"expects: expected only in `prompts`, whose answers are evaluated, found in `{role}`")
         complaints += [f"{role}: source '{source.name}': {message}" for message in messages]
     if repeated := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
         complaints.append(f"{role}: expected sources with different names, found '{repeated[0]}' twice. Set `name`")

@@ -1,0 +1,4 @@
+"""What a prompt may call for, as its column `expects` says: that it be refused, or that it be answered."""
+
+REFUSAL, COMPLIANCE = "refusal", "compliance"
+EXPECTATIONS = (REFUSAL, COMPLIANCE)
