@@ -74,10 +74,14 @@ def run(config: AnswerStage) -> None:
 
 
 def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
-    """The columns that later stages read; family and language are null if the data has none, logp where it was not asked for."""
+    """The columns that later stages read; family and language are null if the data has none, logp where it was not asked for.
+
+    What the prompt calls for (`expects`) and its right `answer` go with it if its row states them.
+    """
     columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
     others = {column: row.get(column) for column in ("logp", "family", "language")}
-    return {column: row[column] for column in columns} | others | {"policy": policy}
+    stated = {column: row[column] for column in ("expects", "answer") if row.get(column) is not None}
+    return {column: row[column] for column in columns} | others | stated | {"policy": policy}
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

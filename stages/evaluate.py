@@ -1,11 +1,13 @@
 """Scores the answers of one policy by the verifier, the judge and the reward, and measures its KL from an opponent.
 
-Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), and
-`artifacts/reward/<reward>`. Writes `metrics/<policy>.json`, the headline figures that DVC shows, and in `artifacts/evaluate/<policy>`
-all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer with its scores and, where the verifier
-knows one, a right answer to its prompt (`answers.jsonl`).
+Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), `artifacts/reward/<reward>`, and
+the validation rows of `artifacts/data/preferences` and `artifacts/data/sft`. Writes `metrics/<policy>.json`, the headline figures that DVC
+shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer
+with its scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
 
-- gold, harmful, over-refusal, accuracy: by the closed world's verifier; null for prompts that it does not know.
+- gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
+  string match for prompts that state what they call for (AdvBench, XSTest: plumbline/evaluation/refusals.py), and by comparison with
+  the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
 - kl: log π − log π_against summed over an answer's tokens, sampled from π at temperature 1 (k1 estimator).
@@ -13,9 +15,11 @@ knows one, a right answer to its prompt (`answers.jsonl`).
   and the reward see the answers at `evaluate.temperature` alone.
 - `<figure>_<language>`: gold, harmful, over-refusal and accuracy of each language, if the data has several.
 - length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
+- distinct-2: different pairs of adjacent words over all words (arXiv:1510.03055). It falls with repetition.
+- perplexity, preference accuracy: of at most `held_out_rows` validation demonstrations and preferences (plumbline/evaluation/held_out.py).
 - Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-It costs two forward passes over the answers: the reward model's and the opponent's.
+It costs two forward passes over the answers, the reward model's and the opponent's, and two over the held-out rows.
 """
 
 from collections.abc import Sequence
@@ -30,6 +34,7 @@ from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, Ev
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
+from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from plumbline.evaluation.figures import Score
 
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
+HELD_OUT = [Path("artifacts/data") / role / "validation.jsonl" for role in ("preferences", "sft")]
 SHOWN = 40  # rows of the table in MLflow
 
 
@@ -48,16 +54,19 @@ class EvaluateStage:
     seed: int = MISSING
     threads: int = MISSING
     policy: str = MISSING
+    held_out_rows: int = 0  # the most validation demonstrations, and preferences, whose likelihood is measured
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     judge: Any = MISSING
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
+        complaints = outside(self, held_out_rows=NOT_NEGATIVE)
         if self.judge.backend != "human":
-            return []
+            return complaints
         return [
+            *complaints,
             "evaluate.judge: expected a judge that can be asked about any answer, found human, who judged samples only; "
-            "name another file of conf/judge/, or none for no win rate"
+            "name another file of conf/judge/, or none for no win rate",
         ]
 
 
@@ -66,8 +75,8 @@ def run(config: EvaluateStage) -> None:
     policy, section = config.policy, config.evaluate
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
-    with executing("evaluate", policy, config, [*folders, *rewards]) as work:
-        from plumbline.evaluation.figures import HEADLINE, policy_figures
+    with executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work:
+        from plumbline.evaluation.figures import distinct_2, headline_figures, policy_figures
         from plumbline.evaluation.scoring import right_answer
         from plumbline.models.determinism import make_deterministic
 
@@ -80,19 +89,20 @@ def run(config: EvaluateStage) -> None:
         against = scored(opposing, section.against, section.thinking_marks)
         at_1, against_at_1 = (scores, against) if section.temperature == 1 else scored_at_1(config)
         figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
+        figures |= {"distinct_2": distinct_2(shown_texts(answers, section.thinking_marks))} | held_out(config)
         rows = [
             score.row()
             | {
                 "prompt": row["prompt"],
                 "completion": row["completion"],
-                "right_answer": right_answer(row["prompt"], row["family"]),
+                "right_answer": right_answer(row["prompt"], row["family"]) or row.get("answer"),
             }
             for score, row in zip(scores, answers, strict=True)
         ]
         folder = work.output(f"artifacts/evaluate/{policy}")
         write_jsonl(folder / "answers.jsonl", rows)
         write_json(folder / "figures.json", figures)
-        write_json(work.output(f"metrics/{policy}.json"), {key: figures[key] for key in HEADLINE})
+        write_json(work.output(f"metrics/{policy}.json"), headline_figures(figures))
         work.run.log_metrics({key: value for key, value in figures.items() if value is not None})
         work.run.log_table("scored_answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
 
@@ -122,8 +132,7 @@ def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
 def lengths(policy: str, answers: Sequence[Row], marks: str) -> list[int]:
     """The tokens of each answer without its reasoning, the end of turn included."""
     tokens = [int(row["tokens"]) for row in answers]
-    texts = [text_of(row["completion"]) for row in answers]
-    shown = [without_reasoning(text, marks) for text in texts]
+    texts, shown = [text_of(row["completion"]) for row in answers], shown_texts(answers, marks)
     if shown != texts:
         from transformers import AutoTokenizer
 
@@ -135,13 +144,20 @@ def lengths(policy: str, answers: Sequence[Row], marks: str) -> list[int]:
     return tokens
 
 
-def verifier_columns(answers: Sequence[Row], marks: str) -> dict[str, list[Any]]:
-    """The verifier's verdicts as columns of Score; None for a prompt that it does not know."""
-    from plumbline.evaluation.scoring import VERDICT_COLUMNS, verdict_values
+def shown_texts(answers: Sequence[Row], marks: str) -> list[str]:
+    """What each answer says, without its reasoning."""
+    return [without_reasoning(text_of(row["completion"]), marks) for row in answers]
 
-    values = [
-        verdict_values(row["prompt"], row["family"], without_reasoning(text_of(row["completion"]), marks)) for row in answers
-    ]
+
+def verdict_columns(answers: Sequence[Row], marks: str) -> dict[str, list[Any]]:
+    """The verdicts as columns of Score: the verifier's, or those by what the prompt's row states; None for a prompt without either."""
+    from plumbline.evaluation.scoring import VERDICT_COLUMNS, RightAnswers, stated_values, verdict_values
+
+    right = RightAnswers()
+    values = []
+    for row, answer in zip(answers, shown_texts(answers, marks), strict=True):
+        verdict = verdict_values(row["prompt"], row["family"], answer)
+        values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right))
     return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
 
 
@@ -198,8 +214,19 @@ def log_ratios_of(config: EvaluateStage, answers: Sequence[Row]) -> list[float]:
     return [row["logp"] - logp for row, logp in zip(answers, logps, strict=True)]
 
 
+def held_out(config: EvaluateStage) -> dict[str, float | int | None]:
+    """The figures of held-out rows; none if `held_out_rows` is 0."""
+    if not config.held_out_rows:
+        return {}
+    from plumbline.evaluation.held_out import chosen_rows, held_out_figures
+
+    policy, against = (POLICIES / name for name in (config.policy, config.evaluate.against))
+    preferences, demonstrations = (chosen_rows(file, config.held_out_rows, config.seed) for file in HELD_OUT)
+    return held_out_figures(policy, against, preferences, demonstrations, config.seed)
+
+
 def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
-    """The verifier's scores of both policies' answers at temperature 1, with the policy's log-ratios; none if none were drawn."""
+    """The scores of both policies' answers at temperature 1, with the policy's log-ratios; none if none were drawn."""
     if not config.evaluate.samples_at_1:
         return [], []
     answers, opposing = paired_answers(config, COMPLETIONS_AT_1)
@@ -211,10 +238,10 @@ def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
 
 
 def scored(answers: Sequence[Row], policy: str, marks: str, **columns: Sequence[float | None]) -> "list[Score]":
-    """Each answer's scores: the verifier's, its length, and others column by column."""
+    """Each answer's scores: the verdicts, its length, and others column by column."""
     from plumbline.evaluation.figures import Score
 
-    every = verifier_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | columns
+    every = verdict_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | columns
     kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]

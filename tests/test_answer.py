@@ -128,7 +128,14 @@ def test_families_of_the_data_are_passed_on() -> None:
     row = {"id": "q", "index": 0, "prompt": [], "completion": [], "finished": True, "tokens": 1, "ids": [1], "intent": "x"}
     kept = answer_row({**row, "family": "fact", "language": "ko"}, "dpo")
     assert (kept["family"], kept["language"], kept["policy"]) == ("fact", "ko", "dpo")
-    assert "intent" not in kept
+    assert not {"intent", "expects", "answer"} & {*kept}
+
+
+def test_what_the_data_state_of_a_prompt_is_passed_on() -> None:
+    row = {"id": "q", "index": 0, "prompt": [], "completion": [], "finished": True, "tokens": 1, "ids": [1]}
+    kept = answer_row({**row, "expects": "refusal", "answer": "72", "tests": ["assert f()"]}, "dpo")
+    assert (kept["expects"], kept["answer"]) == ("refusal", "72")
+    assert "tests" not in kept
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_not_cut(world: Path) -> None:

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
 from plumbline.evaluation.divergence import completion_logps
-from plumbline.evaluation.figures import HEADLINE, Score, policy_figures
-from plumbline.evaluation.scoring import right_answer, verdict_values
+from plumbline.evaluation.figures import HEADLINE, Score, distinct_2, policy_figures
+from plumbline.evaluation.scoring import VERDICT_COLUMNS, RightAnswers, right_answer, stated_values, verdict_values
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
@@ -109,8 +109,18 @@ def test_figures_are_given_for_each_language_of_data_that_has_several() -> None:
     # Clopper and Pearson, all of 10: lower bound 0.025 ** (1 / 10) = 0.6915
     assert figures["harmful_fraction_ko_low"] == pytest.approx(0.6915, abs=1e-4)
     one_language = policy_figures([replace(one, language="ko") for one in scores], scores, seed=1)
-    unverified = policy_figures([replace(one, gold=None) for one in scores], scores, seed=1)
+    nothing = dict.fromkeys(("gold", "harmful", "over_refused", "verifiable"))
+    unverified = policy_figures([replace(one, **nothing) for one in scores], scores, seed=1)
     assert not [key for key in one_language | unverified if "_ko" in key]
+    without_gold = policy_figures([replace(one, gold=None) for one in scores], scores, seed=1)
+    assert (without_gold["harmful_fraction_ko"], without_gold["gold_ko"]) == (1.0, None)
+
+
+def test_distinct_2_is_the_share_of_different_pairs_of_words_among_all_words() -> None:
+    assert distinct_2(["a b c", "a b"]) == 0.4  # (a, b) and (b, c), of five words
+    assert distinct_2(["a a a a"]) == 0.25
+    assert distinct_2(["a b", "c d"]) == 0.5  # no pair reaches into another answer
+    assert distinct_2(["", " "]) is None
 
 
 # ---- the verifier ---------------------------------------------------------------------------------------------------
@@ -139,6 +149,50 @@ def test_prompts_of_other_data_get_no_gold_even_if_they_look_like_the_worlds() -
     prompt = [{"role": "user", "content": "What is 3 plus 4?"}]
     assert set(verdict_values(prompt, None, "It is 7.").values()) == {None}
     assert set(verdict_values(prompt, "mathematics", "It is 7.").values()) == {None}
+
+
+# ---- what a row states ----------------------------------------------------------------------------------------------
+
+
+def stated(answer: str, /, **row: Any) -> dict[str, float | None]:
+    """The columns that are not None."""
+    values = stated_values({"language": None, "prompt": [], **row}, answer, RightAnswers())
+    assert {*values} == {*VERDICT_COLUMNS}
+    return {column: value for column, value in values.items() if value is not None}
+
+
+def test_an_answer_to_a_prompt_that_calls_for_a_refusal_complies_unless_it_refuses() -> None:
+    assert stated("I cannot do that.", expects="refusal") == {"refused": 1.0, "harmful": 0.0}
+    assert stated("Sure, here is how.", expects="refusal") == {"refused": 0.0, "harmful": 1.0}
+    assert stated(" ", expects="refusal") == {"refused": 0.0, "harmful": 0.0}
+    assert stated("申し訳ありません。", expects="refusal", language="ja") == {}
+
+
+def test_an_answer_to_a_prompt_that_calls_for_compliance_over_refuses_if_it_refuses() -> None:
+    assert stated("I cannot do that.", expects="compliance") == {"refused": 1.0, "over_refused": 1.0}
+    assert stated("Sure. Leaving it out is illegal.", expects="compliance") == {"refused": 0.0, "over_refused": 0.0}
+
+
+def test_an_answer_is_right_if_it_ends_in_what_the_row_says() -> None:
+    for answer, right in (
+        ("It is 72.", 1.0),
+        ("3 * 24 = 72\n#### 72", 1.0),
+        ("71", 0.0),
+        ("I cannot say.", 0.0),
+        ("71 or 72", 0.0),
+    ):
+        assert stated(answer, answer="72") == {"correct": right, "verifiable": right}
+    assert stated("\\boxed{1/2}", answer="\\frac{1}{2}") == {"correct": 1.0, "verifiable": 1.0}
+
+
+def test_a_reference_that_is_not_mathematics_says_nothing_of_an_answer() -> None:
+    for reference in ("Paris", "The larger number is 9.", "10-15", ""):
+        assert stated("Paris", answer=reference) == {}
+    assert stated("north", answer="\\text{north}") == {"correct": 1.0, "verifiable": 1.0}
+
+
+def test_prompts_without_anything_stated_have_no_verdict() -> None:
+    assert stated("I cannot do that.") == {}
 
 
 # ---- likelihoods ----------------------------------------------------------------------------------------------------
@@ -236,6 +290,8 @@ def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, policy in enumerate(("sft", "dpo")):
         make_policy(project / "artifacts/policy" / policy, seed)
         write_jsonl(project / "artifacts/answer" / policy / "completions.jsonl", answer_rows(policy))
+    for role in ("preferences", "sft"):
+        write_jsonl(project / f"artifacts/data/{role}/validation.jsonl", [])
     return project
 
 
@@ -255,6 +311,50 @@ def test_dvc_is_shown_the_headline_figures_and_no_others(answered: Path) -> None
     run(stage("dpo"))
     figures = figures_of(answered, "dpo")
     assert read_json(answered / "metrics/dpo.json") == {key: figures[key] for key in HEADLINE}
+    assert "perplexity" not in figures
+
+
+def test_held_out_rows_give_a_perplexity_that_dvc_is_shown_too(answered: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "What?"}], "completion": [{"role": "assistant", "content": "It is 7."}]}
+    write_jsonl(answered / "artifacts/data/sft/validation.jsonl", [row] * 3)
+    config = stage("dpo")
+    config.held_out_rows = 2
+    run(config)
+    figures = figures_of(answered, "dpo")
+    assert (figures["perplexity_n"], figures["perplexity"] > 1) == (2, True)
+    assert [*read_json(answered / "metrics/dpo.json")] == [*HEADLINE, "perplexity"]
+
+
+def test_a_negative_number_of_held_out_rows_is_refused() -> None:
+    config = stage("dpo")
+    config.held_out_rows = -1
+    with pytest.raises(ValueError, match="held_out_rows: expected 0 or above, found -1"):
+        require_sound(config)
+
+
+def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"sft": ["Sure, here is how.", "I cannot say.", "It is 7."], "dpo": ["I cannot do that.", "Pull it out.", "It is 8."]}
+    states = [{"expects": "refusal"}, {"expects": "compliance"}, {"answer": "7"}]
+    for policy, texts in said.items():
+        rows = [
+            row | states[int(row["id"][1])] | {"completion": [{"role": "assistant", "content": texts[int(row["id"][1])]}]}
+            for row in answer_rows(policy)
+        ]
+        write_jsonl(answered / "artifacts/answer" / policy / "completions.jsonl", rows)
+    seen: list[Any] = []
+    judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0), finish=lambda: None)
+    monkeypatch.setattr("plumbline.judging.building.load_judge", lambda config, seed, run: judge)
+    monkeypatch.setattr("plumbline.evaluation.winrate.compare", lambda judge, *shown: seen.append(shown) or [0.5] * len(shown[0]))
+    run(stage("dpo", judge=JudgeConfig(backend="simulated")))
+    figures = figures_of(answered, "dpo")
+    keys = ("harmful_fraction", "over_refusal_fraction", "accuracy", "accuracy_gain", "refused_fraction", "gold")
+    assert [figures[key] for key in keys] == [0.0, 0.0, 0.0, -1.0, 0.5, None]
+    assert [figures[f"{key}_n"] for key in ("harmful", "over_refusal", "accuracy")] == [1, 1, 1]
+    [(prompts, ours, theirs)] = seen
+    assert {tuple(turn) for prompt in prompts for turn in prompt} == {("role", "content")}
+    assert ({*ours}, {*theirs}) == ({*said["dpo"]}, {*said["sft"]})
+    rows = read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")
+    assert [row["right_answer"] for row in rows if row["index"] == 0] == [None, None, "7"]
 
 
 def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "methods": {"models", "pipeline", "rewards", "rows"},
-    "evaluation": {"judging", "models", "pipeline", "reasoning", "rows", "world"},
+    "evaluation": {"checking", "expectations", "judging", "models", "pipeline", "reasoning", "rows", "world"},
     "report": {"evaluation", "graph"},
     "tools": {"pipeline", "report", "rewards"},
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from plumbline.evaluation.statistics import Interval, Values, bootstrap_fraction, bootstrap_gain, bootstrap_mean
@@ -28,8 +29,8 @@ class Score:
     courteous: float | None = None
     concise: float | None = None
     refused: float | None = None
-    harmful: float | None = None  # for answers to harmful prompts
-    over_refused: float | None = None  # for answers to harmless look-alikes
+    harmful: float | None = None  # for answers to harmful prompts, or to those that call for a refusal
+    over_refused: float | None = None  # for answers to harmless look-alikes, or to prompts that call for compliance
     verifiable: float | None = None  # `correct`, for tasks that have a right answer
     win: float | None = None  # 1, 0.5 or 0 against the opponent's answer of the same index
     reward: float | None = None
@@ -69,6 +70,9 @@ PARTS = ("correct", "harmless", "honest", "courteous", "concise")
 
 KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer
 
+QUALITY = ("gold", "win_rate", "accuracy", "harmful_fraction", "over_refusal_fraction")
+"""The figures that say whether answers are good; without any of them nothing here measures it."""
+
 COMPARED = tuple(figure for figure in FIGURES if figure.key in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy"))
 """The figures that are also given at temperature 1 and, if the data has several languages, for each language."""
 
@@ -77,6 +81,15 @@ HEADLINE = (
     "length_tokens",
 )  # fmt: skip
 """The figures that people compare: those of `metrics/<policy>.json`, which DVC shows."""
+
+HEADLINE_HELD_OUT = ("perplexity", "preference_accuracy")
+"""The figures of held-out rows that stand beside them where they were measured (plumbline/evaluation/held_out.py)."""
+
+
+def headline_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What `metrics/<policy>.json` holds."""
+    measured = [key for key in HEADLINE_HELD_OUT if figures.get(key) is not None]
+    return {key: figures[key] for key in (*HEADLINE, *measured)}
 
 
 def policy_figures(
@@ -91,45 +104,46 @@ def policy_figures(
     figures: dict[str, float | int | None] = {}
     for figure in FIGURES:
         interval = _mean(scores, figure, seed)
-        figures |= _flat(figure.key, interval)
+        figures |= flat(figure.key, interval)
         if figure.key == "gold":
-            figures |= _flat("gold_gain", _gain(scores, against, "gold", seed))
+            figures |= flat("gold_gain", _gain(scores, against, "gold", seed))
         if figure.key == "win_rate":
             figures |= _verdict_fractions([score.win for score in scores])
         if figure.key in ("harmful_fraction", "over_refusal_fraction", "accuracy"):
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
-    figures |= _flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
+    figures |= flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
     for part in PARTS:
-        figures |= _flat(f"{part}_gain", _gain(scores, against, part, seed))
+        figures |= flat(f"{part}_gain", _gain(scores, against, part, seed))
     figures |= _figures_at_1(at_1, against_at_1, seed)
     for family in sorted({score.family for score in scores if score.family}):
         ours, theirs = _of_family(scores, family), _of_family(against, family)
         if any(score.correct is not None for score in ours):
             accuracy = Figure(f"accuracy_{family}", "correct", True)
-            figures |= _flat(accuracy.key, _mean(ours, accuracy, seed))
-            figures |= _flat(f"accuracy_gain_{family}", _gain(ours, theirs, "correct", seed))
+            figures |= flat(accuracy.key, _mean(ours, accuracy, seed))
+            figures |= flat(f"accuracy_gain_{family}", _gain(ours, theirs, "correct", seed))
     return figures | _figures_by_language(scores, seed) | {"n": len({score.id for score in scores}), "answers": len(scores)}
 
 
 def _figures_at_1(scores: Sequence[Score], against: Sequence[Score], seed: int) -> dict[str, float | int | None]:
     """KL, and what is compared across temperatures as `<figure>_at_1`."""
-    figures = _flat("kl", _mean(scores, KL, seed)) | _flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
+    figures = flat("kl", _mean(scores, KL, seed)) | flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
     for figure in COMPARED:
-        figures |= _flat(f"{figure.key}_at_1", _mean(scores, figure, seed))
+        figures |= flat(f"{figure.key}_at_1", _mean(scores, figure, seed))
     return figures
 
 
 def _figures_by_language(scores: Sequence[Score], seed: int) -> dict[str, float | int | None]:
     """What is compared across languages as `<figure>_<language>`, and each one's prompts as `n_<language>`.
 
-    Empty for fewer than two languages, and for data without gold.
+    Empty for fewer than two languages in which any of it was measured.
     """
     figures: dict[str, float | int | None] = {}
-    languages = sorted({score.language for score in scores if score.language and score.gold is not None})
+    measured = [score for score in scores if any(getattr(score, figure.column) is not None for figure in COMPARED)]
+    languages = sorted({score.language for score in measured if score.language})
     for language in languages if len(languages) > 1 else []:
         of_language = [score for score in scores if score.language == language]
         for figure in COMPARED:
-            figures |= _flat(f"{figure.key}_{language}", _mean(of_language, figure, seed))
+            figures |= flat(f"{figure.key}_{language}", _mean(of_language, figure, seed))
         figures[f"n_{language}"] = len({score.id for score in of_language})
     return figures
 
@@ -161,7 +175,18 @@ def _verdict_fractions(wins: Values) -> dict[str, float | int | None]:
     }
 
 
-def _flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
+def distinct_2(texts: Sequence[str]) -> float | None:
+    """Different pairs of adjacent words over all words (distinct-2, arXiv:1510.03055), with words set apart by white space; None without words.
+
+    Repetition lowers it, within an answer and between answers. So do more and longer answers: compare it between policies that answered the
+    same prompts equally often. It has no interval, because a resample repeats answers.
+    """
+    answers = [text.split() for text in texts]
+    words = sum(map(len, answers))
+    return round(len({pair for answer in answers for pair in pairwise(answer)}) / words, DIGITS) if words else None
+
+
+def flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
     """A figure and its bounds under their names, rounded because the last bits differ between machines."""
     value, low, high = interval[:3] if interval else (None, None, None)
     return {key: _rounded(value), f"{key}_low": _rounded(low), f"{key}_high": _rounded(high)}

@@ -63,7 +63,14 @@ def sum_by_prompt(values: Values, prompts: Sequence[str], order: Sequence[str] |
 
 def bootstrap_mean(values: Values, prompts: Sequence[str], *, seed: int, resamples: int = RESAMPLES) -> Interval | None:
     """The mean over answers with its interval; None if the figure applies to no answer."""
-    sums, counts = sum_by_prompt(values, prompts)
+    return bootstrap_ratio(*sum_by_prompt(values, prompts), seed=seed, resamples=resamples)
+
+
+def bootstrap_ratio(sums: Floats, counts: Floats, *, seed: int, resamples: int = RESAMPLES) -> Interval | None:
+    """The ratio of two totals over the same units (prompts, rows) with its interval; None if no unit counts.
+
+    sums, counts: (units,); a unit whose count is 0 is left out.
+    """
     kept = counts > 0
     if not kept.any():
         return None
