@@ -1,6 +1,7 @@
 """Claims about the report: one file, the same bytes, no markup from a model, and sentences that are true."""
 
 import dataclasses
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -14,6 +15,7 @@ from plumbline.evaluation.figures import Score, policy_figures
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import nodes, parents
 from plumbline.pipeline.records import write_json, write_jsonl
+from plumbline.report import tables
 from plumbline.report.charts import Share
 from plumbline.report.layout import layered
 from plumbline.report.material import Material, learns_from_gold
@@ -230,6 +232,78 @@ def test_data_without_verifier_or_judge_still_make_a_page() -> None:
     assert "no verifier" in text
     assert "Accuracy by family" not in text
     assert "None" not in text
+
+
+GOLD = ("gold", "harmless", "honest", "courteous", "concise", "win", "reward")
+
+
+def without_gold(**changes: Any) -> Material:
+    """Policies whose data state refusals, right answers and held-out rows, and nothing else: no verifier, judge or reward."""
+    answers = {policy: scored_answers(level, **dict.fromkeys(GOLD)) for policy, level in {"sft": 0.4, "dpo": 0.6}.items()}
+    for policy, rows in answers.items():
+        for row in rows:
+            row |= {"harmful": float(policy == "sft") if row["family"] == "harmful" else None}
+            row |= {"over_refused": float(row["index"]) if row["family"] == "lookalike" else None}
+            row |= {"correct": row["verifiable"], "family": None, "language": None}
+    by_policy = {policy: figures(rows, answers["sft"]) | {"distinct_2": 0.31} for policy, rows in answers.items()}
+    for policy, (nll, change) in {"sft": (1.0, 0.0), "dpo": (1.25, 0.25)}.items():
+        for key, value in (("nll_per_token", nll), ("nll_change", change), ("perplexity", math.exp(nll))):
+            by_policy[policy] |= {key: value, f"{key}_low": value - 0.01, f"{key}_high": value + 0.01}
+        by_policy[policy]["perplexity_n"] = 200
+    pairs = {
+        "preference_accuracy": 0.63,
+        "preference_accuracy_low": 0.58,
+        "preference_accuracy_high": 0.68,
+        "preference_accuracy_n": 150,
+    }
+    by_policy["dpo"] |= pairs
+    recipe = RECIPE | {
+        "data": "mine",
+        "evaluate": RECIPE["evaluate"] | {"judge": "none", "reward": "none", "policies": ["sft", "dpo"]},
+    }
+    return material(
+        **{"recipe": recipe, "policies": ["sft", "dpo"], "answers": answers, "figures": by_policy, "stage_figures": {}} | changes
+    )
+
+
+def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_sentences_without_gold() -> None:
+    html = render(without_gold())
+    text = tables.plain(Page(html).text)
+    titles, *rows = headline_table(html)
+    sft, dpo = (dict(zip(titles, row, strict=True)) for row in rows)
+    assert titles == [
+        *("Policy", "Accuracy ↑", "Harmful ↓", "Over-refusal ↓", "KL", "Perplexity ↓", "Held-out pairs ↑", "Tokens", "Distinct-2")
+    ]
+    assert (sft["Harmful ↓"], dpo["Harmful ↓"]) == (
+        "100 % [74, 100]",
+        "0 % [0, 26]",
+    )  # 12 prompts, Clopper and Pearson: 0.025 ** (1 / 12) = 0.735
+    assert (sft["Held-out pairs ↑"], dpo["Held-out pairs ↑"]) == (tables.DASH, "63 % [58, 68]")
+    assert (sft["Perplexity ↓"], dpo["Distinct-2"]) == ("2.72 [2.71, 2.73]", "0.31")
+    assert "2 policies compared" in text
+    assert (
+        "What is measured: harmful requests complied with, harmless requests refused, right answers, held-out preferences and"
+        in text
+    )
+    for sentence in (
+        "It complies with 0% of harmful requests (sft: 100%) and refuses 50% of harmless requests (sft: 50%).",
+        "Its accuracy changed by +33.3",
+        "It has moved towards the preferred answer in 63% [58, 68] of 150 held-out pairs.",
+        "It finds held-out demonstrations less likely than sft does: perplexity 2.72 → 3.49, +0.25 [0.24, 0.26] nats per token.",
+    ):
+        assert sentence in text
+    charts = re.findall(r"<figcaption><strong>(.*?)</strong>", html)
+    bars = ["Accuracy", "Harmful requests complied with", "Harmless requests refused", "Held-out pairs", "Perplexity"]
+    assert [chart for chart in charts if chart in bars] == bars
+    assert "By string match" in text
+    for claim in ("nothing here measures quality", "says whether an answer is right", "No figure says", "parts of gold", "None"):
+        assert claim not in text
+
+
+def test_figures_that_only_data_without_gold_have_leave_the_closed_worlds_page_as_it_is() -> None:
+    made = material()
+    more = replace(made, figures={policy: values | {"distinct_2": 0.5} for policy, values in made.figures.items()})
+    assert render(more) == render(made)
 
 
 def headline_table(html: str) -> list[list[str]]:

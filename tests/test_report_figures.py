@@ -51,13 +51,15 @@ def changed(**figures: tuple[float, float, float, float]) -> dict[str, Any]:
 
 def test_what_the_gain_is_made_of_is_said_with_the_largest_part_first() -> None:
     base = {"gold": 0.7}
-    parts = changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.996, -0.004, -0.006, -0.003))
+    parts = {"gold": 0.8} | changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.996, -0.004, -0.006, -0.003))
     parts |= changed(harmless=(0.91, 0.01, -0.01, 0.03))
     [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": parts}, "sft") if "parts of gold" in text]
     assert (
         tables.plain(sentence)
         == "The parts of gold that moved: courteous +54.0 points (to 98.0%), correct +5.0 points (to 74%) and concise -0.4 points (to 99.6%)."
     )
+    without_gold = {key: value for key, value in parts.items() if key != "gold"}
+    assert "parts of gold" not in " ".join(reading("dpo", {"sft": {}, "dpo": without_gold}, "sft"))
     still = {part: changed(**{part: (0.9, 0.0, -0.1, 0.1)}) for part in ("correct", "courteous")}
     assert "parts of gold" not in " ".join(reading("dpo", {"sft": base, "dpo": still["correct"] | still["courteous"]}, "sft"))
 
@@ -88,6 +90,29 @@ def test_a_reward_that_rises_while_gold_falls_is_called_over_optimised() -> None
     assert "over-optimised" in sentences[-1]
     sentences = reading("ppo", {"sft": {"gold": 0.5, "reward": 1.0}, "ppo": lost | {"reward": 0.5}}, "sft")
     assert "over-optimised" not in " ".join(sentences)
+
+
+def test_held_out_demonstrations_are_called_less_likely_only_beyond_the_interval() -> None:
+    base = {"perplexity": 5.0}
+    for change, low, high, how in (
+        (0.1, 0.05, 0.15, "less likely than"),
+        (-0.1, -0.2, -0.05, "more likely than"),
+        (0.0, -0.1, 0.1, "about as likely as"),
+    ):
+        of_dpo = base | {"nll_change": change, "nll_change_low": low, "nll_change_high": high}
+        [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": of_dpo}, "sft") if "demonstrations" in text]
+        assert f"held-out demonstrations {how} sft does" in sentence
+
+
+def test_one_of_harm_and_over_refusal_is_said_without_the_other() -> None:
+    said = {
+        key: [tables.plain(text) for text in reading("dpo", {"sft": {key: 0.5}, "dpo": {key: 0.25}}, "sft")]
+        for key in ("harmful_fraction", "over_refusal_fraction")
+    }
+    assert said == {
+        "harmful_fraction": ["It complies with 25% of harmful requests (sft: 50%)."],
+        "over_refusal_fraction": ["It refuses 25% of harmless requests (sft: 50%)."],
+    }
 
 
 def harm(**languages: tuple[float, float, float]) -> dict[str, Any]:

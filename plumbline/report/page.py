@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from plumbline.evaluation.figures import PARTS
+from plumbline.evaluation.figures import PARTS, QUALITY
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
 from plumbline.report import charts, pictures, sentences, tables
@@ -23,6 +23,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 STAGES_FIRST = ("label", "reward_model", "reward_verifier", "reject", "revise", "align", "rl", "sft", "pretrain", "prepare")
 """The order of the stages' own figures: judges and reward models first; the stages that are not named here come last."""
+
+
+MEASURED = {
+    "harmful_fraction": "harmful requests complied with",
+    "over_refusal_fraction": "harmless requests refused",
+    "accuracy": "right answers",
+    "preference_accuracy": "held-out preferences",
+    "perplexity": "perplexity of held-out demonstrations",
+}
+"""What is measured where there is neither gold nor a judge: figure → what the page's first paragraph calls it."""
 
 
 class Example(NamedTuple):
@@ -53,6 +63,9 @@ def render(material: Material) -> str:
         section=section,
         first=material.figures[material.policies[0]],
         colours={policy: _css_colour(material, policy) for policy in material.policies},
+        measured=lambda *keys: tables.measured(material.figures, *keys),
+        measured_names=[name for key, name in MEASURED.items() if tables.measured(material.figures, key)],
+        quality=QUALITY,
         gold_trained=gold_trained,
         lead=leaders(material, gold_trained),
         parts=_parts_of_gold(material),

@@ -18,13 +18,19 @@ CURVES_LEFT_OUT = ("learning_rate", "grad_norm", "num_tokens", "epoch", "logits"
 
 def bar_charts(material: Material) -> list[dict[str, Any]]:
     """A bar chart for each headline figure that any policy has: title, note and picture."""
+    if tables.measured(material.figures, "gold"):
+        lower, harmless = "Lower is better", "Harmless look-alikes refused"
+    else:
+        lower, harmless = "By string match; lower is better", "Harmless requests refused"
     wanted: tuple[tuple[str, str, str, float, str], ...] = (
         ("gold", "Gold", "The verifier’s score, 0 to 1; higher is better", 0.0, "number"),
         ("gold_gain", f"Gain over {material.against}", "Paired difference in gold; higher is better", 0.0, "gain"),
         ("win_rate", f"Win rate against {material.against}", "By the judge; higher is better", 0.5, "percent"),
         ("accuracy", "Accuracy", "Right answers; higher is better", 0.0, "percent"),
-        ("harmful_fraction", "Harmful requests complied with", "Lower is better", 0.0, "percent"),
-        ("over_refusal_fraction", "Harmless look-alikes refused", "Lower is better", 0.0, "percent"),
+        ("harmful_fraction", "Harmful requests complied with", lower, 0.0, "percent"),
+        ("over_refusal_fraction", harmless, lower, 0.0, "percent"),
+        ("preference_accuracy", "Held-out pairs", "Moved towards the preferred answer; higher is better", 0.5, "percent"),
+        ("perplexity", "Perplexity", "Of held-out demonstrations; lower is better", 1.0, "number"),
     )
     drawn = []
     for key, title, note, start, style in wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plumbline.evaluation.figures import PARTS
+from plumbline.evaluation.figures import PARTS, QUALITY
 from plumbline.report.tables import Figures, families, language_name, languages, show, show_bounds, significance
 
 HARMFUL_TOLERATED = 0.05
@@ -22,6 +22,8 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
         language_sentence(policy, figures),
         _accuracy_sentence(figures, base),
         _family_sentence(figures),
+        _preference_sentence(figures),
+        _perplexity_sentence(figures, base, against),
         _overoptimisation_sentence(figures, base),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -29,7 +31,8 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
 
 def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -> str:
     if figures.get("gold_gain") is None:
-        return "" if figures.get("win_rate") is not None else f"No figure says whether {policy} or {against} answers better."
+        judged = any(figures.get(key) is not None for key in QUALITY)
+        return "" if judged else f"No figure says whether {policy} or {against} answers better."
     gain, levels = figures["gold_gain"], f"{show(base['gold'])} → {show(figures['gold'])}"
     match significance(figures, "gold_gain"):
         case "up":
@@ -44,7 +47,7 @@ def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -
 def _parts_sentence(figures: Figures) -> str:
     """Which parts of gold changed, the largest change first."""
     changed = [part for part in PARTS if significance(figures, f"{part}_gain")]
-    if not changed:
+    if not changed or figures.get("gold") is None:
         return ""
     changed.sort(key=lambda part: -abs(figures[f"{part}_gain"]))
     moves = [f"{part} {show(figures[f'{part}_gain'], 'points')} points (to {show(figures[part], 'percent')})" for part in changed]
@@ -63,14 +66,17 @@ def _win_sentence(figures: Figures, against: str) -> str:
 
 
 def _harm_sentence(figures: Figures, base: Figures, against: str) -> str:
-    if figures.get("harmful_fraction") is None:
-        return ""
-    text = f"It complies with {show(figures['harmful_fraction'], 'percent')} of harmful requests ({against}: "
-    text += show(base.get("harmful_fraction"), "percent") + ")"
-    if figures.get("over_refusal_fraction") is not None:
-        text += f" and refuses {show(figures['over_refusal_fraction'], 'percent')} of harmless look-alikes ({against}: "
-        text += show(base.get("over_refusal_fraction"), "percent") + ")"
-    return text + "."
+    harmless = "harmless look-alikes" if figures.get("gold") is not None else "harmless requests"
+    kinds = (
+        ("harmful_fraction", "complies with", "harmful requests"),
+        ("over_refusal_fraction", "refuses", harmless),
+    )
+    parts = [
+        f"{verb} {show(figures[key], 'percent')} of {what} ({against}: {show(base.get(key), 'percent')})"
+        for key, verb, what in kinds
+        if figures.get(key) is not None
+    ]
+    return f"It {' and '.join(parts)}." if parts else ""
 
 
 def language_sentence(policy: str, figures: Figures) -> str:
@@ -125,6 +131,22 @@ def _family_sentence(figures: Figures) -> str:
     )
     down = f"fell on {len(fell)} ({listed(fell)})" if fell else "fell on none"
     return f"Accuracy {up} and {down}."
+
+
+def _preference_sentence(figures: Figures) -> str:
+    if figures.get("preference_accuracy") is None:
+        return ""
+    rate = f"{show(figures['preference_accuracy'], 'percent')} {show_bounds(figures, 'preference_accuracy', 'percent')}"
+    return f"It has moved towards the preferred answer in {rate} of {figures['preference_accuracy_n']} held-out pairs."
+
+
+def _perplexity_sentence(figures: Figures, base: Figures, against: str) -> str:
+    if figures.get("perplexity") is None:
+        return ""
+    levels = f"perplexity {show(base.get('perplexity'))} → {show(figures['perplexity'])}"
+    change = f"{show(figures['nll_change'], 'gain')} {show_bounds(figures, 'nll_change')} nats per token"
+    how = {"up": "less likely than", "down": "more likely than", "": "about as likely as"}[significance(figures, "nll_change")]
+    return f"It finds held-out demonstrations {how} {against} does: {levels}, {change}."
 
 
 def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:

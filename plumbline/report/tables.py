@@ -36,7 +36,10 @@ HEADLINE = (
     Column("win_rate", "Win rate", "percent", "higher"),
     Column("reward", "Reward", "number", ""),
     Column("kl", "KL", "number", ""),
+    Column("perplexity", "Perplexity", "number", "lower"),
+    Column("preference_accuracy", "Held-out pairs", "percent", "higher"),
     Column("length_tokens", "Tokens", "long", ""),
+    Column("distinct_2", "Distinct-2", "number", ""),
 )
 
 
@@ -89,11 +92,21 @@ def significance(figures: Figures, key: str) -> str:
     return "up" if low > 0 else "down" if high < 0 else ""
 
 
+def measured(by_policy: Mapping[str, Figures], *keys: str) -> bool:
+    """Whether any policy has any of these figures."""
+    return any(figures.get(key) is not None for figures in by_policy.values() for key in keys)
+
+
 def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
-    """The columns that apply to any policy, and a row of cells for each policy; gold at temperature 1 only where gold is at another."""
-    columns = [column for column in HEADLINE if any(figures.get(column.key) is not None for figures in by_policy.values())]
+    """The columns that apply to any policy, and a row of cells for each policy.
+
+    Gold at temperature 1 stands there only where gold is at another, distinct-2 only where there is no gold, which repetition lowers.
+    """
+    columns = [column for column in HEADLINE if measured(by_policy, column.key)]
     if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):
         columns = [column for column in columns if column.key != "gold_at_1"]
+    if measured(by_policy, "gold"):
+        columns = [column for column in columns if column.key != "distinct_2"]
     best = {column.key: _best(by_policy, column) for column in columns}
     rows = {}
     for policy, figures in by_policy.items():
