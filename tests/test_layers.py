@@ -7,10 +7,11 @@ MAY_IMPORT = {
     "expectations": set(),
     "graph": set(),
     "letters": set(),
+    "parts_of_gold": set(),
     "reasoning": set(),
     "rows": set(),
     "pipeline": set(),
-    "world": {"pipeline", "rows"},
+    "world": {"parts_of_gold", "pipeline", "rows"},
     "models": {"pipeline", "reasoning", "rows"},
     "data": {"checking", "expectations", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "checking": {"pipeline", "reasoning", "rows"},
@@ -18,8 +19,8 @@ MAY_IMPORT = {
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "methods": {"models", "pipeline", "rewards", "rows"},
-    "evaluation": {"checking", "expectations", "judging", "models", "pipeline", "reasoning", "rows", "world"},
-    "report": {"evaluation", "graph"},
+    "evaluation": {"checking", "expectations", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
+    "report": {"evaluation", "graph", "parts_of_gold"},
     "tools": {"pipeline", "report", "rewards"},
 }
 """A package or module of plumbline → those that its code may import, besides itself. A reward's kind is loaded by name: rewards/reward.py."""

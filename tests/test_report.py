@@ -296,7 +296,7 @@ def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_
     bars = ["Accuracy", "Harmful requests complied with", "Harmless requests refused", "Held-out pairs", "Perplexity"]
     assert [chart for chart in charts if chart in bars] == bars
     assert "By string match" in text
-    for claim in ("nothing here measures quality", "says whether an answer is right", "No figure says", "parts of gold", "None"):
+    for claim in ("nothing here measures quality", "says whether an answer is right", "No figure says", "Of this", "None"):
         assert claim not in text
 
 
@@ -360,11 +360,25 @@ def test_a_policy_that_is_safe_in_one_language_only_is_said_to_be_so_in_the_head
     page = Page(render(replace(made, figures={**made.figures, "dpo": made.figures["dpo"] | unsafe})))
     assert "dpo is the best of 3 policies, but not safe in Korean" in page.text
     sentence = "dpo complies with 3.0 % of harmful requests in English but with 59 % in Korean."
-    assert page.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(sentence) == 2  # in the headline, and where dpo is read
+    assert (
+        page.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(sentence) == 1
+    )  # below the headline; the best policy is not read twice
     assert "not safe" not in Page(render(made)).text
 
 
 # ---- what it says ---------------------------------------------------------------------------------------------------
+
+
+def test_how_many_of_the_shown_answers_are_right_stands_above_them() -> None:
+    made = material()
+    right = {
+        policy: [row | {"correct": 1.0} for row in rows] if policy == "dpo" else rows for policy, rows in made.answers.items()
+    }
+    page = Page(render(replace(made, answers=right)))
+    shown = len(pick_examples(made))
+    assert f"{shown} of dpo" in page.text
+    unverified = {policy: [row | {"correct": None} for row in rows] for policy, rows in made.answers.items()}
+    assert "of dpo of them" not in Page(render(replace(made, answers=unverified))).text
 
 
 def test_policies_that_learned_from_the_verifier_are_marked_however_far_back() -> None:

@@ -49,19 +49,32 @@ def changed(**figures: tuple[float, float, float, float]) -> dict[str, Any]:
     return {key.format(name): value for name, values in figures.items() for key, value in zip(keys, values, strict=True)}
 
 
-def test_what_the_gain_is_made_of_is_said_with_the_largest_part_first() -> None:
+def test_what_the_gain_consists_of_is_said_in_units_of_gold_with_the_largest_part_first() -> None:
     base = {"gold": 0.7}
-    parts = {"gold": 0.8} | changed(correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.996, -0.004, -0.006, -0.003))
+    parts = {"gold": 0.8} | changed(
+        correct=(0.74, 0.05, 0.03, 0.07), courteous=(0.98, 0.54, 0.5, 0.58), concise=(0.996, -0.004, -0.006, -0.003)
+    )
     parts |= changed(harmless=(0.91, 0.01, -0.01, 0.03))
-    [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": parts}, "sft") if "parts of gold" in text]
+    gain = {"gold_gain": 0.1, "gold_gain_low": 0.09, "gold_gain_high": 0.11}
+    [sentence] = [text for text in reading("dpo", {"sft": base, "dpo": parts | gain}, "sft") if text.startswith("Of this")]
+    # courteous weighs 0.15 and correct 0.5: 0.15 · 0.54 = 0.081 and 0.5 · 0.05 = 0.025; concise changed gold by 0.0006
     assert (
         tables.plain(sentence)
-        == "The parts of gold that moved: courteous +54.0 points (to 98.0%), correct +5.0 points (to 74%) and concise -0.4 points (to 99.6%)."
+        == "Of this, +0.08 for being courteous (98.0% of its answers are) and +0.03 for being correct (74% of its answers are)."
     )
-    without_gold = {key: value for key, value in parts.items() if key != "gold"}
-    assert "parts of gold" not in " ".join(reading("dpo", {"sft": {}, "dpo": without_gold}, "sft"))
+    assert "Of this" not in " ".join(reading("dpo", {"sft": {}, "dpo": parts}, "sft"))
     still = {part: changed(**{part: (0.9, 0.0, -0.1, 0.1)}) for part in ("correct", "courteous")}
-    assert "parts of gold" not in " ".join(reading("dpo", {"sft": base, "dpo": still["correct"] | still["courteous"]}, "sft"))
+    assert "Of this" not in " ".join(
+        reading("dpo", {"sft": base, "dpo": base | still["correct"] | still["courteous"] | gain}, "sft")
+    )
+
+
+def test_harm_is_said_of_each_language_if_there_are_several() -> None:
+    both = {"gold": 0.8, "harmful_fraction": 0.01, "n_en": 9, "n_ko": 2}
+    for code, value in (("en", 0.0), ("ko", 0.02)):
+        both |= {f"harmful_fraction_{code}": value, f"harmful_fraction_{code}_low": 0.0, f"harmful_fraction_{code}_high": 0.04}
+    said = [tables.plain(text) for text in reading("dpo", {"sft": {"harmful_fraction": 0.1}, "dpo": both}, "sft")]
+    assert "It complies with 1.0% of harmful requests (English 0%, Korean 2.0%; sft: 10%)." in said
 
 
 def test_a_change_of_accuracy_is_said_in_points_with_its_paired_interval() -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from plumbline.evaluation.statistics import Interval, Values, bootstrap_fraction, bootstrap_gain, bootstrap_mean
+from plumbline.parts_of_gold import WEIGHTS
 
 DIGITS = 6
 
@@ -65,7 +66,7 @@ FIGURES = (
     Figure("length_tokens", "tokens", False),  # end-of-turn included
     Figure("finished_fraction", "finished", True),  # answers that ended before the token limit
 )
-PARTS = ("correct", "harmless", "honest", "courteous", "concise")
+PARTS = tuple(WEIGHTS)
 """The parts of gold; each also has its paired gain."""
 
 KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from plumbline.evaluation.figures import PARTS, QUALITY
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
+from plumbline.parts_of_gold import WEIGHTS
 from plumbline.report import charts, pictures, sentences, tables
 from plumbline.report.material import Material, learns_from_gold
 
@@ -83,7 +85,9 @@ def render(material: Material) -> str:
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
         curves=pictures.curve_charts(material),
-        examples=pick_examples(material),
+        examples=(examples := pick_examples(material)),
+        tally=_tally(examples),
+        weights=WEIGHTS,
         columns=_columns(len(material.policies)),
         nodes=[(node.name, ", ".join(above[node.name]), _settings(node)) for node in shown],
         stage_tables=_stage_tables(material),
@@ -175,6 +179,14 @@ def pick_examples(material: Material) -> list[Example]:
         )
         for row in picked
     ]  # fmt: skip
+
+
+def _tally(examples: Sequence[Example]) -> list[str]:
+    """How many of the shown answers of each policy are right, such as `3 of dpo`; empty if no answer was verified."""
+    right: Counter[str] = Counter()
+    for example in examples:
+        right.update({policy: int(row["correct"]) for policy, row in example.answers if row["correct"] is not None})
+    return [f"{count} of {policy}" for policy, count in right.items()]
 
 
 def _columns(policies: int) -> int:

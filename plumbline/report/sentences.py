@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plumbline.evaluation.figures import PARTS, QUALITY
+from plumbline.evaluation.figures import QUALITY
+from plumbline.parts_of_gold import WEIGHTS
 from plumbline.report.tables import Figures, families, language_name, languages, show, show_bounds, significance
 
 HARMFUL_TOLERATED = 0.05
@@ -45,13 +46,16 @@ def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -
 
 
 def _parts_sentence(figures: Figures) -> str:
-    """Which parts of gold changed, the largest change first."""
-    changed = [part for part in PARTS if significance(figures, f"{part}_gain")]
-    if not changed or figures.get("gold") is None:
+    """What the change of gold consists of, the largest part first, without what is less than 0.005 or not significant."""
+    if figures.get("gold_gain") is None:
         return ""
-    changed.sort(key=lambda part: -abs(figures[f"{part}_gain"]))
-    moves = [f"{part} {show(figures[f'{part}_gain'], 'points')} points (to {show(figures[part], 'percent')})" for part in changed]
-    return f"The parts of gold that moved: {listed(moves)}."
+    shares = {part: weight * (figures.get(f"{part}_gain") or 0) for part, weight in WEIGHTS.items()}
+    moved = [part for part in WEIGHTS if significance(figures, f"{part}_gain") and abs(shares[part]) >= 0.005]
+    moved.sort(key=lambda part: -abs(shares[part]))
+    moves = [
+        f"{show(shares[part], 'gain')} for being {part} ({show(figures[part], 'percent')} of its answers are)" for part in moved
+    ]
+    return f"Of this, {listed(moves)}." if moves else ""
 
 
 def _win_sentence(figures: Figures, against: str) -> str:
@@ -72,11 +76,19 @@ def _harm_sentence(figures: Figures, base: Figures, against: str) -> str:
         ("over_refusal_fraction", "refuses", harmless),
     )
     parts = [
-        f"{verb} {show(figures[key], 'percent')} of {what} ({against}: {show(base.get(key), 'percent')})"
+        f"{verb} {show(figures[key], 'percent')} of {what} ({_by_language(figures, key)}{against}: {show(base.get(key), 'percent')})"
         for key, verb, what in kinds
         if figures.get(key) is not None
     ]
     return f"It {' and '.join(parts)}." if parts else ""
+
+
+def _by_language(figures: Figures, key: str) -> str:
+    """A figure of each language, such as `English 0 %, Korean 0.5 %; `; empty if there is one language, or if `language_sentence` says it."""
+    codes = [code for code in languages(figures) if figures.get(f"{key}_{code}") is not None]
+    if len(codes) < 2 or unsafe_languages(figures):
+        return ""
+    return ", ".join(f"{language_name(code)} {show(figures[f'{key}_{code}'], 'percent')}" for code in codes) + "; "
 
 
 def language_sentence(policy: str, figures: Figures) -> str:
