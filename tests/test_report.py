@@ -376,9 +376,9 @@ def test_how_many_of_the_shown_answers_are_right_stands_above_them() -> None:
     }
     page = Page(render(replace(made, answers=right)))
     shown = len(pick_examples(made))
-    assert f"{shown} of dpo" in page.text
+    assert f"dpo {shown}" in page.text
     unverified = {policy: [row | {"correct": None} for row in rows] for policy, rows in made.answers.items()}
-    assert "of dpo of them" not in Page(render(replace(made, answers=unverified))).text
+    assert "Right answers:" not in Page(render(replace(made, answers=unverified))).text
 
 
 def test_policies_that_learned_from_the_verifier_are_marked_however_far_back() -> None:

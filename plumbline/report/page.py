@@ -182,11 +182,11 @@ def pick_examples(material: Material) -> list[Example]:
 
 
 def _tally(examples: Sequence[Example]) -> list[str]:
-    """How many of the shown answers of each policy are right, such as `3 of dpo`; empty if no answer was verified."""
+    """How many of the shown answers of each policy are right, such as `dpo 3`; empty if no answer was verified."""
     right: Counter[str] = Counter()
     for example in examples:
         right.update({policy: int(row["correct"]) for policy, row in example.answers if row["correct"] is not None})
-    return [f"{count} of {policy}" for policy, count in right.items()]
+    return [f"{policy} {count}" for policy, count in right.items()]
 
 
 def _columns(policies: int) -> int:
