@@ -111,10 +111,11 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
 
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_preferences
-    from plumbline.models.loading import training_dtype
+    from plumbline.models.loading import saved_dtype, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
     from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, write_curve
     from plumbline.rewards.cost import CostCollator, CostTrainer
+    from plumbline.rewards.model import with_float32_head
 
     settings = config.reward_model
     is_cost = settings.kind == "cost"
@@ -128,7 +129,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
         tables = {split: rows_on_disk(of_split, encode, checkpoints / f"{split}.arrow") for split, of_split in rows.items()}
         kind = CostTrainer if is_cost else RewardTrainer
         trainer = (kind if in_order else mixed_batches(kind))(
-            model=model,
+            model=with_float32_head(model),
             args=RewardConfig(
                 **trainer_arguments(settings, checkpoints, config.seed),
                 max_length=None,
@@ -144,7 +145,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
         )
         train(trainer, checkpoints)
     folder = work.output(f"artifacts/reward/{entry}")
-    merged(trainer.model, folder, settings).save_pretrained(folder)
+    merged(trainer.model, folder, settings).to(saved_dtype(init)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_curve(work.output(f"artifacts/curves/reward_model/{entry}.csv"), curve_rows(trainer.state.log_history), work.run)
     return folder

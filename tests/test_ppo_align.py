@@ -10,8 +10,9 @@ from ppo_tiny import PROMPTS, llama_config, tiny_config, tiny_policy, word_token
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
 from plumbline.methods.job import OnlineJob
-from plumbline.methods.online.ppo import align
+from plumbline.methods.online.ppo import align, networks
 from plumbline.methods.online.ppo.networks import ValueModel, collate, load_value_model
+from plumbline.methods.online.ppo.trainer import PpoTrainer
 from plumbline.models.training import save_policy
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
@@ -106,6 +107,32 @@ def test_an_adapter_is_kept_besides_the_merged_policy_if_configured(artifacts: P
         assert (base(ids).logits - merged).abs().max() > 1e-3
         adapted = PeftModel.from_pretrained(base, artifacts / "policy/ppo/adapter")(ids).logits
         assert (adapted - merged).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_policy_in_bfloat16_is_trained_in_float32_against_a_reference_as_it_was_saved(
+    artifacts: Path, lora_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below an adapter, the base stays as it was saved too, and there is no second copy of it."""
+    save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), artifacts / "policy/sft")
+    reward_model = LlamaForSequenceClassification.from_pretrained(artifacts / "reward/rm", dtype=torch.bfloat16)
+    reward_model.save_pretrained(artifacts / "reward/rm")
+    loaded: list[networks.Networks] = []
+    original = networks.load_networks
+    monkeypatch.setattr(networks, "load_networks", lambda *given: loaded.append(original(*given)) or loaded[-1])
+    types: set[str] = set()
+    monkeypatch.setattr(PpoTrainer, "save", lambda self, _: types.update(types_of(self)))
+    run_align(artifacts, lora_rank=lora_rank)
+    (parts,) = loaded
+    assert types == ({"trained float32", "read bfloat16"} if lora_rank else {"trained float32"})
+    assert parts.reference is None if lora_rank else parts.reference.dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(artifacts / "policy/ppo").dtype == torch.bfloat16
+
+
+def types_of(trainer: PpoTrainer) -> set[str]:
+    """The precision of policy and value model, of what is trained and of what is read."""
+    parameters = [*trainer.policy.parameters(), *trainer.value_model.parameters()]
+    return {f"{'trained' if one.requires_grad else 'read'} {str(one.dtype).removeprefix('torch.')}" for one in parameters}
 
 
 def test_only_prompts_of_the_given_families_are_answered(artifacts: Path) -> None:

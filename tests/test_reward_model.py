@@ -265,6 +265,28 @@ def test_only_an_adapter_and_the_head_are_trained_and_the_merged_folder_scores_a
     assert RewardModel(adapted, merged.tokenizer)(PROMPTS, COMPLETIONS) == scores
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_reward_model_of_a_bfloat16_policy_is_written_as_that_and_scores_by_a_float32_head(
+    labelled: Path, lora_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), labelled / "artifacts/policy/sft")
+    types: dict[str, torch.dtype] = {}
+    step = RewardTrainer.training_step
+
+    def watching(self: RewardTrainer, *arguments: Any, **named: Any) -> Any:
+        types.update({name: weight.dtype for name, weight in self.model.named_parameters() if weight.requires_grad})
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(RewardTrainer, "training_step", watching)
+    run(stage(lora_rank=lora_rank, epochs=1), "rm")
+    assert set(types.values()) == {torch.float32}
+    reward = load_reward(labelled / "artifacts/reward/rm")
+    assert isinstance(reward, RewardModel)
+    assert reward.model.model.dtype == torch.bfloat16
+    scores = reward(PROMPTS, COMPLETIONS)
+    assert any(score != float(torch.tensor(score).bfloat16()) for score in scores)  # finer than three digits
+
+
 def test_keeping_the_adapter_changes_nothing_else(labelled: Path) -> None:
     """The same computation twice on one machine: the models are equal to the last bit."""
     for output in ("merged", "adapter"):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 @dataclass
 class ScratchModel:
     """A small Qwen3 (arXiv:2505.09388) that `pretrain` trains from scratch: a Llama whose queries and keys are normalised (QK-norm).
@@ -44,7 +47,7 @@ class ScratchModel:
 
 @dataclass
 class HubModel:
-    """An existing causal LM: a folder, or a hub id with the commit that pins it."""
+    """An existing causal LM: a folder, or a hub id with the commit that pins it. Values and their meaning: conf/model/hub.yaml."""
 
     kind: str = "hub"
     path: str = MISSING
@@ -53,10 +56,13 @@ class HubModel:
     template_variables: dict[str, Any] = field(default_factory=dict)
     pad_token: str | None = None
     context_tokens: int | None = None
+    dtype: str | None = None
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        return [*outside(self, context_tokens=COUNT), *pin_problems(self.path, self.revision)]
+        known = self.dtype is None or self.dtype in DTYPES
+        unknown = [] if known else [f"dtype: expected null (as saved) or one of {', '.join(DTYPES)}, found {self.dtype!r}"]
+        return [*unknown, *outside(self, context_tokens=COUNT), *pin_problems(self.path, self.revision)]
 
 
 SCHEMAS = {"scratch_schema": ScratchModel, "hub_schema": HubModel}
@@ -87,7 +93,7 @@ def new_model(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int
 
 
 def load_hub_model(config: HubModel) -> "PreTrainedModel":
-    """Loads the causal LM that `model: hub` names.
+    """Loads the causal LM that `model: hub` names, in the precision that `dtype` names or in which it was saved.
 
     Raises:
         ValueError: a hub id has no revision, a folder's content does not match its revision, no causal LM loads from the path, or some of its
@@ -105,7 +111,9 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     revision = None if local else config.revision
     require_suitable(config.path, revision)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(config.path, revision=revision, dtype="auto", output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.path, revision=revision, dtype=config.dtype or "auto", output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -1,9 +1,19 @@
-"""Loading models from folders: on which device, in which precision, and how much they can read."""
+"""Loading models from folders: on which device, in which precision, and how much they can read.
+
+Precision has three rules. A policy's own precision is the one in which its folder was saved; `dtype` in conf/model/hub.yaml may change that of the
+base policy, and all later policies and reward models inherit it.
+
+- What is trained in full has its weights in float32, so that a step of 1e-5 is not rounded away. `bf16` is autocast, and leaves them so.
+- What is only read stays in its own precision: samplers, opponents, judges, reward models, references with weights of their own, and the base
+  below an adapter. DPO and KTO have no such reference: they ask the weights that are about to be trained, before the first step.
+- What is written is written in the precision of the policy that training started from.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CACHE_BYTES = 8 * 2**30
@@ -77,14 +87,18 @@ def mask_rows(model: "PreTrainedModel", rows: list[int]) -> None:
 
 
 def training_dtype(lora_rank: int) -> Any:
-    """The precision in which a trainer loads a model.
-
-    Full training takes float32, so that a step of 1e-5 is not rounded away; `bf16` is autocast. Below an adapter nothing is trained,
-    so the saved precision will do.
-    """
+    """The precision in which a trainer loads a model: float32 for full training, the model's own below an adapter."""
     import torch
 
     return "auto" if lora_rank else torch.float32
+
+
+def saved_dtype(folder: Path) -> "torch.dtype":
+    """The precision of a model folder: that of its config, which `save_pretrained` writes, or float32."""
+    import torch
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).dtype or torch.float32
 
 
 def rows_in_cache(model: "PreTrainedModel", tokens: int, most: int) -> int:

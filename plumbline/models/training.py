@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+    from plumbline.methods.job import Job
     from plumbline.pipeline.tracking import Run
 
 
@@ -310,6 +311,8 @@ def merged(model: Any, folder: Path, config: Lora) -> Any:
     return model.merge_and_unload()
 
 
-def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: Lora) -> None:
-    """Writes the trained model as a policy folder, with an adapter merged into its base."""
-    save_policy(merged(model, folder, config), tokenizer, folder)
+def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", job: "Job", config: Lora) -> None:
+    """Writes the trained model to `job.output` as a policy, with an adapter merged into its base, in the precision of `job.init`."""
+    from plumbline.models.loading import saved_dtype
+
+    save_policy(merged(model, job.output, config).to(saved_dtype(job.init)), tokenizer, job.output)

@@ -63,11 +63,24 @@ class RewardModel:
         return rewards
 
 
+def with_float32_head(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A classifier whose head computes in float32, whatever the precision of the rest.
+
+    A bfloat16 has three digits: rewards would tie, and small steps of a head that is trained in full would be rounded away.
+    """
+    import torch
+
+    head: Any = getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear) and head.weight.dtype != torch.float32:
+        head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model
+
+
 def load(folder: Path, description: Mapping[str, Any], run: str) -> RewardModel:
-    """Loads the reward model in a folder, onto the GPU if there is one."""
+    """Loads the reward model in a folder, in the precision in which it was saved, onto the GPU if there is one."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from plumbline.models.loading import device
 
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-    return RewardModel(model.to(device()), AutoTokenizer.from_pretrained(folder))
+    return RewardModel(with_float32_head(model).to(device()), AutoTokenizer.from_pretrained(folder))

@@ -189,7 +189,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     )
     train(trainer, job.checkpoints)
     evaluation = trainer.evaluate()
-    save_trained(trainer.model, tokenizer, job.output, config)
+    save_trained(trainer.model, tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
     return {
         "validation_loss": evaluation["eval_loss"],

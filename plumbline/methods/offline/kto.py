@@ -155,7 +155,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     )
     train(trainer, job.checkpoints)
     evaluation = trainer.evaluate()
-    save_trained(trainer.model, tokenizer, job.output, config)
+    save_trained(trainer.model, tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
     chosen, rejected = evaluation["eval_rewards/chosen"], evaluation["eval_rewards/rejected"]
     return {

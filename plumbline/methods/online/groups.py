@@ -196,6 +196,18 @@ def group_arguments(config: Grouped, checkpoints: Path, seed: int, steps: int) -
     }
 
 
+def reference_arguments(init: Path) -> dict[str, Any]:
+    """The argument that keeps TRL's reference, a model of its own unless there is an adapter, in the precision of `init`.
+
+    TRL would load it in that of the policy, which is float32. It warns that the argument is ignored, which is true of the policy only.
+    """
+    import torch
+
+    from plumbline.models.loading import saved_dtype
+
+    return {} if saved_dtype(init) == torch.float32 else {"model_init_kwargs": {"dtype": "auto"}}
+
+
 FIGURES = {
     "loss": "loss",
     "grad_norm": "gradient_norm",

@@ -14,9 +14,10 @@ LAST_FRACTION = 0.1
 
 
 class Sampling(Protocol):
-    """The fields of a method's config that decide what it samples and which rewards pass."""
+    """The fields of a method's config that decide how it is loaded, what it samples, and which rewards pass."""
 
     families: list[str]
+    lora_rank: int
     max_new_tokens: int
     min_reward_accuracy: float
 
@@ -30,24 +31,23 @@ class Start(NamedTuple):
 
 
 def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
-    """Loads the policy of `job.init` in float32, its tokenizer, and the training prompts.
+    """Loads the policy of `job.init` as it is trained, its tokenizer, and the training prompts.
 
     Raises:
         ValueError: the reward model's held-out accuracy is too low, a family in the config has no prompt, or a prompt leaves no room for a
             completion.
     """
-    import torch
     from transformers import AutoTokenizer
 
     from plumbline.models.chat import prompt_ids
     from plumbline.models.completions import require_room
-    from plumbline.models.loading import context_of, load_causal_lm
+    from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.pipeline.records import read_jsonl
     from plumbline.rewards.reward import held_out_accuracy, require_accuracy
 
     require_accuracy(held_out_accuracy(job.reward), config.min_reward_accuracy, job.reward, method)
     tokenizer = AutoTokenizer.from_pretrained(job.init)
-    policy = load_causal_lm(job.init, dtype=torch.float32)
+    policy = load_causal_lm(job.init, dtype=training_dtype(config.lora_rank))
     prompts = prompts_of(read_jsonl(job.prompts), config.families, method)
     require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context_of(policy.config), config.max_new_tokens, method)
     return Start(policy, tokenizer, prompts)

@@ -56,7 +56,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
     from trl import GRPOConfig as Arguments
     from trl import GRPOTrainer
 
-    from plumbline.methods.online.groups import group_arguments, group_history, load_groups
+    from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, write_curve
     from plumbline.rewards.reward import finish, outcomes
@@ -67,6 +67,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
         reward_funcs=start.functions,
         args=Arguments(
             **group_arguments(config, job.checkpoints, job.seed, start.steps),
+            **reference_arguments(job.init),
             loss_type=config.loss,
             scale_rewards=config.scale_rewards,
             importance_sampling_level=config.importance_sampling,
@@ -78,7 +79,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
         peft_config=lora_config(config),
     )
     train(trainer, job.checkpoints)
-    save_trained(trainer.model, start.tokenizer, job.output, config)
+    save_trained(trainer.model, start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k3_per_token")
     write_curve(job.curve, history, job.run)
     if totals := {**outcomes(start.reward), **finish(start.reward)}:  # counted since the last resume, so only MLflow gets them

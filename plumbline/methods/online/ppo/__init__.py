@@ -89,7 +89,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
     if totals := {**outcomes(reward), **finish(reward)}:  # counted since the last resume, so only MLflow gets them
         job.run.log_metrics(totals, step=len(history))
     if processes.is_main_process:
-        save_trained(networks.policy, start.tokenizer, job.output, config)
+        save_trained(networks.policy, start.tokenizer, job, config)
         write_curve(job.curve, [{"step": step, **metrics} for step, metrics in enumerate(history)])  # already logged
     processes.wait_for_everyone()
     return last_means(history)

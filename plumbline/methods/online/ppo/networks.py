@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.models.batching import batches_by_length
-from plumbline.models.loading import context_of, load_causal_lm
+from plumbline.models.loading import context_of, load_causal_lm, training_dtype
 from plumbline.models.training import lora_config
 from plumbline.pipeline.records import read_json
 
@@ -91,16 +91,20 @@ class CompletionLogits:
 
 
 class ValueModel(nn.Module):
-    """A backbone with a scalar head: V of the state before each completion token (n,)."""
+    """A backbone with a scalar head: V of the state before each completion token (n,).
+
+    The head is trained in full and so in float32, also if the backbone below an adapter is not.
+    """
 
     def __init__(self, backbone: PreTrainedModel, head: nn.Linear) -> None:
         super().__init__()
         self.backbone: nn.Module = backbone
-        self.head = head
+        self.head = head.float()
 
     def forward(self, batch: Batch) -> Tensor:
         hidden = self.backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[batch.positions]).squeeze(-1).float()
+        states = hidden.flatten(0, 1)[batch.positions].to(self.head.weight.dtype)
+        return self.head(states).squeeze(-1).float()
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------------
@@ -120,15 +124,15 @@ def load_networks(
     policy: PreTrainedModel, config: "PpoConfig", init: Path, reward: Path, tokenizer: PreTrainedTokenizerBase
 ) -> Networks:
     """Loads the reference from `init` and the value model from `reward` or `init`, and adds adapters if the config asks for them."""
-    value_model = load_value_model(reward, init, tokenizer)
+    value_model = load_value_model(reward, init, tokenizer, training_dtype(config.lora_rank))
     if not config.lora_rank:
-        return Networks(policy, load_causal_lm(init, dtype=torch.float32), value_model)
+        return Networks(policy, load_causal_lm(init), value_model)
     adapted = add_adapter(policy, config)
     value_model.backbone = add_adapter(value_model.backbone, config)
     return Networks(adapted, None, value_model)
 
 
-def load_value_model(reward: Path, init: Path, tokenizer: PreTrainedTokenizerBase) -> ValueModel:
+def load_value_model(reward: Path, init: Path, tokenizer: PreTrainedTokenizerBase, dtype: Any = torch.float32) -> ValueModel:
     """The value model with the reward model's weights if that reads the policy's token ids, else with the policy's."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -136,8 +140,8 @@ def load_value_model(reward: Path, init: Path, tokenizer: PreTrainedTokenizerBas
     if folder is not None and AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab():
         contexts = [context_of(AutoConfig.from_pretrained(path)) or 0 for path in (folder, init)]
         if contexts[0] >= contexts[1]:
-            return value_model_from_reward_model(folder)
-    return value_model_from_policy(init)
+            return value_model_from_reward_model(folder, dtype)
+    return value_model_from_policy(init, dtype)
 
 
 def reward_model_folder(reward: Path) -> Path | None:
@@ -153,22 +157,22 @@ def reward_model_folder(reward: Path) -> Path | None:
     return None
 
 
-def value_model_from_reward_model(folder: Path) -> ValueModel:
+def value_model_from_reward_model(folder: Path, dtype: Any = torch.float32) -> ValueModel:
     """Initialises the value model from a reward model, including its head (InstructGPT, arXiv:2203.02155, App. C.4)."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
         return _with_new_head(model.base_model)
     return ValueModel(model.base_model, head)
 
 
-def value_model_from_policy(folder: Path) -> ValueModel:
+def value_model_from_policy(folder: Path, dtype: Any = torch.float32) -> ValueModel:
     """Initialises the value model from a causal LM, with a head of zeros: V = 0 everywhere at first."""
     from transformers import AutoModel
 
-    return _with_new_head(AutoModel.from_pretrained(folder, dtype=torch.float32))
+    return _with_new_head(AutoModel.from_pretrained(folder, dtype=dtype))
 
 
 def _with_new_head(backbone: PreTrainedModel) -> ValueModel:

@@ -41,7 +41,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
     from trl import RLOOConfig as Arguments
     from trl import RLOOTrainer
 
-    from plumbline.methods.online.groups import group_arguments, group_history, load_groups
+    from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, write_curve
     from plumbline.rewards.reward import finish, outcomes
@@ -52,6 +52,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         reward_funcs=start.functions,
         args=Arguments(
             **group_arguments(config, job.checkpoints, job.seed, start.steps),
+            **reference_arguments(job.init),
             normalize_advantages=config.normalise_advantages,
             reward_clip_range=None if config.clip_score is None else (-config.clip_score, config.clip_score),
         ),
@@ -60,7 +61,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         peft_config=lora_config(config),
     )
     train(trainer, job.checkpoints)
-    save_trained(trainer.model, start.tokenizer, job.output, config)
+    save_trained(trainer.model, start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k1_per_token")
     write_curve(job.curve, history, job.run)
     if totals := {**outcomes(start.reward), **finish(start.reward)}:  # counted since the last resume, so only MLflow gets them
