@@ -26,7 +26,7 @@ def logps_of(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]
     """Log-probabilities of completions, as PPO computes them."""
     batch = collate([prompt for prompt, _ in pairs], [completion for _, completion in pairs], 0, CPU)
     with torch.no_grad():
-        flat = per_token_logps(CompletionLogits(model, temperature)(batch), batch.tokens)
+        flat = CompletionLogits(model, temperature).per_token(batch, per_token_logps)
     return [part.tolist() for part in flat.split([len(completion) for _, completion in pairs])]
 
 
@@ -58,8 +58,8 @@ def test_an_output_layer_that_is_more_than_linear_is_not_bypassed() -> None:
         intermediate_size=32, final_logit_softcapping=0.5, initializer_range=0.3, sliding_window=4,
     )  # fmt: skip
     model = Gemma2ForCausalLM(config).eval()
-    assert not CompletionLogits(model, 1.0).direct
-    assert CompletionLogits(tiny_policy(), 1.0).direct
+    assert CompletionLogits(model, 1.0).output is None
+    assert CompletionLogits(tiny_policy(), 1.0).output is not None
     for pair, together in zip(PAIRS, logps_of(model, PAIRS), strict=True):
         assert logps_alone(model, *pair) == pytest.approx(together, abs=1e-4)
 

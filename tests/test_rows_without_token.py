@@ -21,6 +21,7 @@ from plumbline.methods.online.ppo.rollout import measure
 from plumbline.models.architecture import HubModel
 from plumbline.models.completions import Decoding, complete
 from plumbline.models.loading import load_causal_lm, load_policy, mask_rows, rows_without_token, vocabulary_size
+from plumbline.models.logps import per_token_logps
 from plumbline.models.training import save_policy
 from plumbline.pipeline.composing import CONF
 from plumbline.pipeline.records import read_json
@@ -79,7 +80,8 @@ def test_a_padded_policy_samples_and_scores_as_it_does_without_padding(tied: boo
         completion_logps(plain, [prompt], [completion]), abs=1e-4
     )
     figures = [
-        measure([prompt], [completion], policy=CompletionLogits(model, 0.7), reference=CompletionLogits(model, 0.7), pad_id=0,
+        measure([prompt], [completion], policy=CompletionLogits(model, 0.7), pad_id=0,
+                reference=lambda batch, model=model: CompletionLogits(model, 0.7).per_token(batch, per_token_logps),
                 value_model=tiny_value_model(), micro_batch_size=1, device=torch.device("cpu"))[0]
         for model in (policy, plain)
     ]  # fmt: skip

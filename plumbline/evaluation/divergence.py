@@ -13,36 +13,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 8_192
-BATCH_LOGITS = 2**27  # half a GiB in float32: what bounds a batch when the vocabulary is large
 
 
 def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
-    """Log-probability of each completion after its prompt, summed over the completion's tokens."""
+    """Log-probability of each completion after its prompt, summed over the completion's tokens.
+
+    If the logits of a batch are too many (plumbline/models/logps.py), the output layer is applied to a part of the completions' tokens at a
+    time. If there is more to it than one linear layer, batches are smaller instead, down to one row.
+    """
     import torch
 
-    from plumbline.models.logps import per_token_logps
+    from plumbline.models.logps import CHUNK_LOGITS, in_chunks, linear_output, per_token_logps
 
-    limit = min(BATCH_TOKENS, BATCH_LOGITS // model.config.get_text_config().vocab_size)
+    vocabulary = model.config.get_text_config().vocab_size
+    output = linear_output(model) if BATCH_TOKENS * vocabulary > CHUNK_LOGITS else None
+    limit = BATCH_TOKENS if output is not None else min(BATCH_TOKENS, CHUNK_LOGITS // vocabulary)
     sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     sums = torch.zeros(len(sequences), dtype=torch.float64)
     with torch.inference_mode():
         for rows in batches_by_length([len(sequence) for sequence in sequences], tokens=limit):
             width, start = len(sequences[rows[-1]]), min(len(prompts[row]) for row in rows)
             # Right padding under causal attention: what follows a token cannot reach it, so 0 will do.
-            ids = torch.tensor([sequences[row] + [0] * (width - len(sequences[row])) for row in rows])
-            first, end = (torch.tensor([[len(of[row])] for row in rows]) for of in (prompts, sequences))
-            position = torch.arange(start, width)
+            padded = [sequences[row] + [0] * (width - len(sequences[row])) for row in rows]
+            ids = torch.tensor(padded, device=model.device)
+            first, end = (torch.tensor([[len(of[row])] for row in rows], device=model.device) for of in (prompts, sequences))
+            position = torch.arange(start, width, device=model.device)
             is_completion = (position >= first) & (position < end)  # (batch, width - start)
-            predicting = _logits(model, ids.to(model.device), width - start + 1)[:, :-1][is_completion]
-            logps = per_token_logps(predicting, ids[:, start:][is_completion])
-            sums.index_add_(0, torch.tensor(rows).repeat_interleave(is_completion.sum(-1)), logps.double())
+            tokens = ids[:, start:][is_completion]
+            if output is None:
+                logps = per_token_logps(_logits(model, ids, width - start + 1)[:, :-1][is_completion], tokens)
+            else:
+                hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, start - 1 : -1][is_completion]
+                logps = in_chunks(lambda states, targets: per_token_logps(output(states), targets), hidden, tokens, vocabulary)
+            sums.index_add_(0, torch.tensor(rows).repeat_interleave(is_completion.sum(-1).cpu()), logps.double().cpu())
     return sums.tolist()
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, last: int) -> Tensor:
-    """Logits at the last positions of each row (batch, last, vocabulary), on the CPU."""
+    """Logits at the last positions of each row (batch, last, vocabulary)."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         logits: Tensor = model(input_ids=ids, logits_to_keep=last).logits
     else:
         logits = model(input_ids=ids).logits[:, -last:]
-    return logits.cpu()
+    return logits

@@ -1,6 +1,6 @@
 """The models of a PPO run (policy, reference, value model) and what they compute at the tokens of completions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.models.batching import batches_by_length
 from plumbline.models.loading import context_of, load_causal_lm, training_dtype
+from plumbline.models.logps import in_chunks, linear_output
 from plumbline.models.training import lora_config
 from plumbline.pipeline.records import read_json
 
@@ -61,33 +62,38 @@ class CompletionLogits:
     """Next-token logits (n, vocabulary) of a causal LM at the completion tokens of a batch, divided by the temperature.
 
     The output layer is a fifth of a small model's arithmetic, and most of the memory if the vocabulary is large. So it is applied at
-    those positions only. An architecture that does more there than one linear layer (soft-capping, scaling) is recognised and goes
-    through its own forward.
+    those positions only, and to a part of them at a time (`per_token`). An architecture that does more there than one linear layer (soft-capping,
+    scaling) is recognised and goes through its own forward, which makes the logits of the whole batch.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", temperature: float) -> None:
         self.model = model
         self.temperature = temperature
         self.core = core_of(model)
-        self.direct = self._output_is_linear()
+        self.output = linear_output(self.core)
 
     def __call__(self, batch: Batch) -> Tensor:
-        if self.direct:
-            hidden = self.core.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            logits = self.core.get_output_embeddings()(hidden.flatten(0, 1)[batch.positions])
-        else:
+        if self.output is None:
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[batch.positions]
+        else:
+            logits = self.output(self._hidden(batch))
         return logits.float() / self.temperature
 
-    @torch.no_grad()
-    def _output_is_linear(self) -> bool:
-        output = self.core.get_output_embeddings()
-        if output is None or self.core.base_model is self.core:
-            return False
-        probe = torch.arange(min(8, self.core.config.get_text_config().vocab_size), device=self.core.device).unsqueeze(0)
-        expected = self.core(input_ids=probe, use_cache=False).logits
-        direct = output(self.core.base_model(input_ids=probe, use_cache=False).last_hidden_state)
-        return expected.shape == direct.shape and torch.equal(expected, direct)
+    def per_token(self, batch: Batch, figures: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`figures` (…, n) of the logits (n, vocabulary) and of the completion tokens (n,)."""
+        output = self.output
+        if output is None:
+            return figures(self(batch), batch.tokens)
+        return in_chunks(
+            lambda hidden, tokens: figures(output(hidden).float() / self.temperature, tokens),
+            self._hidden(batch),
+            batch.tokens,
+            self.core.config.get_text_config().vocab_size,
+        )
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        hidden = self.core.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[batch.positions]
 
 
 class ValueModel(nn.Module):

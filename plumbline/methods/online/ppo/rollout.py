@@ -123,6 +123,11 @@ def _scores(reward: Reward, name: str, prompts: Sequence[list[Message]], texts: 
     return scores
 
 
+def logps_and_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of tokens and entropies of the distributions (2, n), from next-token logits (n, vocabulary)."""
+    return torch.stack([per_token_logps(logits, tokens), entropies(logits)])
+
+
 @torch.no_grad()
 def measure(
     prompts: Sequence[list[int]],
@@ -135,18 +140,14 @@ def measure(
     pad_id: int,
     device: torch.device,
 ) -> list[Figures]:
-    """What policy, reference and value model compute for every completion, in the given order."""
+    """What policy, reference and value model compute for every completion, in the given order.
+
+    reference: its log-probabilities (n,) of the completion tokens of a batch.
+    """
     figures: dict[int, Figures] = {}
     for rows, batch in micro_batches(prompts, completions, micro_batch_size, pad_id, device):
-        logits = policy(batch)
-        columns = torch.stack(
-            [
-                per_token_logps(logits, batch.tokens),
-                per_token_logps(reference(batch), batch.tokens),
-                value_model(batch),
-                entropies(logits),
-            ]
-        )
+        policy_logps, policy_entropies = policy.per_token(batch, logps_and_entropies)
+        columns = torch.stack([policy_logps, reference(batch), value_model(batch), policy_entropies])
         lengths = [len(completions[row]) for row in rows]
         for row, part in zip(rows, columns.cpu().split(lengths, dim=1), strict=True):
             logps, reference_logps, values, entropy = part.tolist()

@@ -45,6 +45,7 @@ from plumbline.methods.online.ppo.settings import PpoConfig, require_divisible
 from plumbline.methods.online.ppo.shaping import KlController, LagrangeMultiplier, RunningMoments, shape_scores
 from plumbline.methods.online.ppo.updates import Updater
 from plumbline.models.chat import prompt_ids
+from plumbline.models.logps import per_token_logps
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message
 
@@ -191,9 +192,9 @@ class PpoTrainer:
         return episodes, dict(zip(("generation_seconds", "reward_seconds", "scoring_seconds"), seconds, strict=True))
 
     def reference_at(self, batch: Batch) -> Tensor:
-        """The reference's logits at the completion tokens."""
+        """The reference's log-probabilities of the completion tokens."""
         with reference_of(self.policy, self.reference):
-            return self.reference_logits(batch)
+            return self.reference_logits.per_token(batch, per_token_logps)
 
     def shape(self, episodes: Sequence[Episode]) -> list[float]:
         """Scores of the episodes; adds their rewards to the running moments."""

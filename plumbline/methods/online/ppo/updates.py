@@ -17,12 +17,11 @@ from plumbline.methods.online.ppo.losses import (
     Targets,
     clipped_surrogate,
     clipped_value_loss,
-    entropies,
     kl_k3,
     learning_rate_factor,
 )
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, autocast, micro_batches
-from plumbline.methods.online.ppo.rollout import Episode, Metrics, Rollouts, random_stream
+from plumbline.methods.online.ppo.rollout import Episode, Metrics, Rollouts, logps_and_entropies, random_stream
 from plumbline.methods.online.ppo.settings import PpoConfig
 from plumbline.models.logps import per_token_logps
 
@@ -144,13 +143,14 @@ class Updater:
         mask = rollouts.mask[rows]
         old_logps, advantages = rollouts.policy_logps[rows][mask], targets.advantages[rows][mask]
         old_values, returns = rollouts.values[rows][mask], targets.returns[rows][mask]
+        with_entropies = bool(self.config.entropy_coefficient)
         with autocast(self.device, self.config.bf16):
-            logits = self.logits(batch)
-        logps = per_token_logps(logits, batch.tokens)
+            figures = self.logits.per_token(batch, logps_and_entropies if with_entropies else per_token_logps)
+        logps = figures[0] if with_entropies else figures
         surrogate = clipped_surrogate(logps, old_logps, advantages, self.config.clip_range)
         objective = surrogate.loss.sum()
-        if self.config.entropy_coefficient:
-            objective = objective - self.config.entropy_coefficient * entropies(logits).sum()
+        if with_entropies:
+            objective = objective - self.config.entropy_coefficient * figures[1].sum()
         (objective / tokens).backward()
         with autocast(self.device, self.config.bf16):
             values = self.value_model(batch)
