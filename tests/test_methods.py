@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from trl import SFTConfig
 
 from plumbline.methods.offline.sft import require_fit
-from plumbline.models.loading import context_of, rows_in_cache
+from plumbline.models.loading import context_of
 from plumbline.models.training import save_policy, train
 from plumbline.pipeline.records import write_jsonl
 from plumbline.rewards import reward as rewards
@@ -176,14 +176,6 @@ def test_values_of_training_that_do_not_fit_are_named(changes: dict[str, Any], c
     problems = config_of("sft", **changes).problems()
     assert len(problems) == (complaint is not None)
     assert complaint is None or problems[0].startswith(complaint)
-
-
-def test_a_large_model_is_sampled_with_fewer_rows_side_by_side() -> None:
-    assert rows_in_cache(tiny_policy(), tokens=100, most=512) == 512
-    large = tiny_policy()
-    large.config.update({"num_hidden_layers": 28, "num_key_value_heads": 4, "head_dim": 128})
-    assert rows_in_cache(large, tokens=800, most=512) == 8 * 2**30 // (2 * 28 * 4 * 128 * 4 * 800)
-    assert rows_in_cache(large, tokens=10**6, most=512) == 1
 
 
 def test_the_context_is_that_of_the_text_part_and_may_be_unlimited() -> None:

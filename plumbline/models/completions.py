@@ -42,7 +42,8 @@ def complete(
     from transformers import AutoTokenizer
 
     from plumbline.models.chat import openings, prompt_ids
-    from plumbline.models.loading import context_of, load_policy, rows_in_cache
+    from plumbline.models.loading import context_of, load_policy
+    from plumbline.models.memory import rows_in_cache
     from plumbline.models.sampling import sample
 
     if not prompts:
@@ -54,6 +55,8 @@ def complete(
     encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
     require_room(encoded, context_of(model.config), max_new_tokens, title)
     starts = openings(tokenizer, [row["prompt"] for row in prompts])
+    longest = max(map(len, encoded)) + max_new_tokens
+    side_by_side = rows_in_cache(model, longest, batch_size, held=model.get_memory_footprint())
     rows = []
     for n, temperature, with_logp in decodings:
         with tqdm(total=n * len(prompts), desc=f"{title}, temperature {temperature:g}", unit="completion") as bar:
@@ -64,7 +67,7 @@ def complete(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed,
-                batch_size=rows_in_cache(model, max(map(len, encoded)) + max_new_tokens, batch_size),
+                batch_size=side_by_side,
                 with_logps=with_logp,
                 progress=bar.update,
             )

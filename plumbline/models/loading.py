@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-CACHE_BYTES = 8 * 2**30
-"""The most memory that the keys and values of a batch may take."""
-
 NEVER = -1e4
 """A logit whose probability is exactly 0, even at a temperature of 10. It is finite, so that an entropy is not 0 · −∞."""
 
@@ -99,15 +96,6 @@ def saved_dtype(folder: Path) -> "torch.dtype":
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder).dtype or torch.float32
-
-
-def rows_in_cache(model: "PreTrainedModel", tokens: int, most: int) -> int:
-    """The number of rows of `tokens` tokens to sample side by side: as many as CACHE_BYTES hold, at most `most`, at least one."""
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    row_bytes = 2 * text.num_hidden_layers * heads * head_dim * model.dtype.itemsize * tokens
-    return max(1, min(most, CACHE_BYTES // row_bytes))
 
 
 def context_of(config: "PretrainedConfig") -> int | None:

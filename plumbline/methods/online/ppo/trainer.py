@@ -25,6 +25,7 @@ from plumbline.methods.online.ppo.networks import (
     CompletionLogits,
     ValueModel,
     autocast,
+    core_of,
     disable_dropout,
     enable_gradient_checkpointing,
     reference_of,
@@ -46,6 +47,7 @@ from plumbline.methods.online.ppo.shaping import KlController, LagrangeMultiplie
 from plumbline.methods.online.ppo.updates import Updater
 from plumbline.models.chat import prompt_ids
 from plumbline.models.logps import per_token_logps
+from plumbline.models.memory import held_bytes, rows_in_cache
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message
 
@@ -85,9 +87,10 @@ class PpoTrainer:
         self.prompts = prompts
         self.encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
         self._place(policy, reference, value_model)
-        self.sampler = Sampler(
-            self.policy, tokenizer, reward, config.max_new_tokens, config.temperature, config.sampling_batch_size, cost
-        )
+        longest = max(map(len, self.encoded)) + config.max_new_tokens
+        held = held_bytes(self.policy, self.reference, self.value_model)
+        side_by_side = rows_in_cache(core_of(self.policy), longest, config.sampling_batch_size, held)
+        self.sampler = Sampler(self.policy, tokenizer, reward, config.max_new_tokens, config.temperature, side_by_side, cost)
         self.updater = Updater(
             self.policy, self.logits, self.value_model, config=config, seed=seed, pad_id=self.pad_id, processes=self.processes
         )
