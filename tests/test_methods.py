@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from functools import partial
@@ -27,8 +28,10 @@ from transformers import AutoModelForCausalLM, Trainer
 from trl import SFTConfig
 
 from plumbline.methods.offline.sft import require_fit
+from plumbline.models import training
+from plumbline.models.determinism import make_deterministic
 from plumbline.models.loading import context_of
-from plumbline.models.training import save_policy, train
+from plumbline.models.training import save_policy, train, trainer_arguments
 from plumbline.pipeline.records import write_jsonl
 from plumbline.rewards import reward as rewards
 from plumbline.rows import assistant
@@ -164,6 +167,7 @@ def test_the_best_checkpoint_needs_a_validation_to_choose_by(artifacts: Path) ->
             "batch_size: expected a multiple of micro_batch_size 4, found 6. Set micro_batch_size to 3, or batch_size to 8",
         ),
         ({"micro_batch_size": 0}, "batch_size, micro_batch_size: expected at least 1"),
+        ({"optimiser": "adam"}, "optimiser: expected one of adamw, paged_adamw_8bit, found 'adam'"),
         ({"schedule": "linaer"}, "schedule: expected one of constant, linear, cosine, found 'linaer'"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected at least 1"),
         ({"evaluate_every": 0}, "evaluate_every: expected at least 1"),
@@ -176,6 +180,32 @@ def test_values_of_training_that_do_not_fit_are_named(changes: dict[str, Any], c
     problems = config_of("sft", **changes).problems()
     assert len(problems) == (complaint is not None)
     assert complaint is None or problems[0].startswith(complaint)
+
+
+def test_the_8_bit_optimiser_needs_its_library_and_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_bit, usual = config_of("sft", optimiser="paged_adamw_8bit"), config_of("sft")
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    assert [problem[:54] for problem in eight_bit.problems()] == ["optimiser: expected the library bitsandbytes for paged"]
+    monkeypatch.setattr(training, "find_spec", lambda name: name)
+    assert eight_bit.problems() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="expected a GPU for paged_adamw_8bit, found none"):
+        trainer_arguments(eight_bit, tmp_path, 1)
+    assert "optim" not in trainer_arguments(usual, tmp_path, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert trainer_arguments(eight_bit, tmp_path, 1)["optim"] == "paged_adamw_8bit"
+
+
+def test_a_gpu_multiplies_in_tf32_and_sums_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make_deterministic(1, 1)
+    assert (chosen, os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ([], ":4096:8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    make_deterministic(1, 1)
+    assert chosen == ["high"]
 
 
 def test_the_context_is_that_of_the_text_part_and_may_be_unlimited() -> None:

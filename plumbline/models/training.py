@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 SCHEDULES = ("constant", "linear", "cosine")
 """How the learning rate may change over the steps."""
 
+OPTIMISERS = ("adamw", "paged_adamw_8bit")
+"""AdamW, and bitsandbytes' AdamW, whose moments take 8 bits and may leave the GPU (arXiv:2110.02861)."""
+
 
 @dataclass
 class Optimisation:
@@ -34,6 +38,7 @@ class Optimisation:
     warmup_fraction: float = MISSING  # of all steps
     weight_decay: float = MISSING
     adam_beta2: float = MISSING  # of the second moment
+    optimiser: str = "adamw"  # adamw | paged_adamw_8bit
     max_grad_norm: float = MISSING
     max_steps: int = MISSING  # -1: as many as the epochs take
     checkpoint_every: int = MISSING  # steps between checkpoints
@@ -65,6 +70,13 @@ class Optimisation:
             complaints.append(f"epochs: expected above 0 unless max_steps says how long, found {self.epochs}")
         if self.schedule not in SCHEDULES:
             complaints.append(f"schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        if self.optimiser not in OPTIMISERS:
+            complaints.append(f"optimiser: expected one of {', '.join(OPTIMISERS)}, found {self.optimiser!r}")
+        elif self.optimiser != "adamw" and find_spec("bitsandbytes") is None:
+            complaints.append(
+                f"optimiser: expected the library bitsandbytes for {self.optimiser}, found none. Install it (`pip install bitsandbytes`), or set "
+                "optimiser to adamw"
+            )
         return complaints + outside(
             self,
             learning_rate=POSITIVE,
@@ -117,7 +129,15 @@ class Lora:
 
 
 def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dict[str, Any]:
-    """The arguments of a trainer's config that `config` decides. Without validation (`Validated`), the last weights are kept."""
+    """The arguments of a trainer's config that `config` decides. Without validation (`Validated`), the last weights are kept.
+
+    Raises:
+        ValueError: the optimiser needs a GPU, and there is none.
+    """
+    import torch
+
+    if config.optimiser != "adamw" and not torch.cuda.is_available():
+        raise ValueError(f"optimiser: expected a GPU for {config.optimiser}, found none. Set optimiser to adamw")
     validation: dict[str, Any] = {"eval_strategy": "no"}
     if isinstance(config, Validated):
         validation = {
@@ -141,6 +161,7 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         "warmup_steps": config.warmup_fraction,  # transformers reads a number below 1 as a fraction of all steps
         "weight_decay": config.weight_decay,
         "adam_beta2": config.adam_beta2,
+        **({} if config.optimiser == "adamw" else {"optim": config.optimiser}),
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.bf16,
         "activation_checkpointing": config.gradient_checkpointing,
