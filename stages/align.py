@@ -36,8 +36,10 @@ def run(config: AlignStage, entry: str) -> None:
     init, signal = Path("artifacts/policy") / settings.init, Path("artifacts") / settings.signal
     with executing("align", entry, config, [init, signal]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
+        require_memory(settings, settings.method, init)
         policy = work.output(f"artifacts/policy/{entry}")
         with work.checkpoints() as checkpoints:
             job = OfflineJob(

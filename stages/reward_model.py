@@ -71,9 +71,11 @@ class RewardModelStage:
 def train_model(config: RewardModelStage, entry: str, work: Work, init: Path, signal: Path) -> dict[str, Any]:
     """Trains a sequence classifier on preferences, saves it, and returns its figures on the held-out ones."""
     from plumbline.models.determinism import make_deterministic
+    from plumbline.models.training_memory import require_memory
 
     settings = config.reward_model
     make_deterministic(config.seed, config.threads)
+    require_memory(settings, "reward_model", init)
     splits = {
         split: read_rows(signal / f"{split}.jsonl", PREFERENCES, f"reward_model.{entry}") for split in ("train", "validation")
     }

@@ -39,8 +39,10 @@ def run(config: RlStage, entry: str) -> None:
     init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
     with executing("rl", entry, config, [init, reward, PROMPTS]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
+        require_memory(settings, settings.method, init)
         policy = work.output(f"artifacts/policy/{entry}")
         with work.checkpoints() as checkpoints:
             job = OnlineJob(

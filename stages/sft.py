@@ -34,8 +34,10 @@ def run(config: SftStage) -> None:
     """Trains the policy that later stages start from."""
     with executing("sft", None, config, [BASE, DEMONSTRATIONS]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
+        require_memory(config.sft, "sft", BASE)
         policy = work.output("artifacts/policy/sft")
         with work.checkpoints() as checkpoints:
             job = OfflineJob(
