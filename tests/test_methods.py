@@ -136,6 +136,14 @@ def test_small_steps_are_not_rounded_away_in_a_model_saved_in_bfloat16(artifacts
     assert moved.float().mean() > 0.9
 
 
+@pytest.mark.parametrize("method", [*OFFLINE, *GROUPS])
+def test_bf16_trains_on_a_cpu_and_keeps_float32_weights(artifacts: Path, method: str, ranked: None) -> None:
+    run_align(artifacts, method, bf16=True, max_steps=2)
+    before, after = weights(artifacts / "policy/sft"), weights(artifacts / "policy/new")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
 @pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
 def test_a_signal_of_another_kind_or_without_rows_is_named(artifacts: Path, method: str) -> None:
     signal = artifacts / ("data/sft" if method == "sft" else "label/round1")

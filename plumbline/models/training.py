@@ -164,6 +164,7 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         **({} if config.optimiser == "adamw" else {"optim": config.optimiser}),
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.bf16,
+        "use_cpu": not torch.accelerator.is_available(),  # transformers refuses bf16 on a CPU that it was not told to use
         "activation_checkpointing": config.gradient_checkpointing,
         **validation,
         "save_strategy": "steps",
