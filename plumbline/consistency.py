@@ -14,8 +14,9 @@ from plumbline.data.faults import DataError
 from plumbline.data.files import find_files
 from plumbline.data.schema import ROLES, FilesData
 from plumbline.graph import NOTHING, REPEATED, Params, entries, options, outputs, policies_in
-from plumbline.models.architecture import ScratchModel
-from plumbline.pipeline.composing import CONF
+from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.models.size import parameter_count, wrong_size
+from plumbline.pipeline.composing import CONF, model_size, values_by_size
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
 
@@ -24,6 +25,14 @@ Configs = Mapping[Node, Any]
 
 CLOSED_WORLD_ONLY = ("simulated", "gold")
 """Backends of judges that know what the closed world asks, and nothing else."""
+
+
+FAR_ABOVE = 30
+"""How many times the value for the model's size a learning rate may be.
+
+An adapter takes ten times the rate of full training (thinkingmachines.ai/blog/lora), and published rates for one size are up to three times apart.
+A tiny model's rates are 33 to 1,000 times those of a small one; only SFT's (8) and the reward model's (30) come near.
+"""
 
 
 def inconsistencies(configs: Configs, params: Params) -> list[str]:
@@ -35,6 +44,7 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
     return [
         *(_wrong_files(prepare, params) if files else []),
         *_of_another_world(configs, () if files else FAMILIES, params),
+        *_wrong_size(prepare.model, params),
         *_no_room(configs, prepare.model.context_tokens),
         *without_sandbox(configs),
     ]
@@ -109,6 +119,27 @@ def _only_of_the_closed_world(config: Any, values: Any) -> str:
     if getattr(values, "known", "") == "gold":
         return "known: gold"
     return "kind: closed_world" if getattr(values, "kind", "") == "closed_world" else ""
+
+
+def _wrong_size(model: Any, params: Params) -> Iterator[str]:
+    """A model of the hub whose files tell that it is not of the size that its conf file names."""
+    count = parameter_count(model.path, model.revision) if isinstance(model, HubModel) else None
+    if count and (complaint := wrong_size(model.size, count)):
+        yield f"conf/model/{params['model']}.yaml: {complaint}"
+
+
+def far_above(configs: Configs, params: Params) -> Iterator[str]:
+    """Learning rates in params.yaml that are for a much smaller model."""
+    for node, config in configs.items():
+        stage, name = node
+        entry = params[stage][name] if name else params.get(stage, {})
+        for key, fitting in values_by_size(stage, entry, params).items():
+            found = getattr(settings(node, config), key) if key in entry and key.endswith("learning_rate") else 0
+            if found > FAR_ABOVE * fitting:
+                yield (
+                    f"{where(node)}.{key}: expected at most {FAR_ABOVE} times {fitting:g}, the value for a {model_size(params)} model, found "
+                    f"{found:g}. Delete the key, or lower the value"
+                )
 
 
 def _no_room(configs: Configs, context_tokens: int | None) -> Iterator[str]:

@@ -20,17 +20,21 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plumbline.consistency import Node, inconsistencies, where, wrong_policies, wrong_references, wrong_rows
+from plumbline.consistency import Node, far_above, inconsistencies, where, wrong_policies, wrong_references, wrong_rows
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
+from plumbline.models.size import PARAMETERS, ParameterRange
 from plumbline.pipeline.composing import (
     CONF,
     LEARNING,
+    SIZED,
+    conf_values,
     defaults_list,
     groups,
     has_entries,
     method_module,
+    model_size,
     open_groups,
     problems,
     register,
@@ -39,7 +43,7 @@ from plumbline.pipeline.composing import (
 )
 from plumbline.pipeline.misfits import hints, suggestion
 from plumbline.pipeline.params import Params, load_params
-from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, stage_misfits
+from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, size_misfits, stage_misfits
 from plumbline.pipeline.sources import module_file
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}")
@@ -122,9 +126,10 @@ def composed(node: Node, params: Params) -> tuple[list[str], Any]:
         return [f"{where(node)}.method: {moved}"], None
     try:
         chosen = choices(node, params)
+        errors = wrong_values_by_size(params) if stage in SIZED else []
     except ValueError as error:
         return [str(error)], None
-    errors = [*stage_misfits(stage, schema, params), *(entry_misfits(stage, name, entry, schema) if name else [])]
+    errors += [*stage_misfits(stage, schema, params), *(entry_misfits(stage, name, entry, schema) if name else [])]
     if errors := [*errors, *(error for choice in chosen.items() for error in file_misfits(*choice))]:
         return errors, None
     overrides = [f"~hydra/{group}" for group in HYDRAS_OWN] + ([f"{stage}={name}"] if name else [])
@@ -143,7 +148,7 @@ def composed(node: Node, params: Params) -> tuple[list[str], Any]:
         return [_located(problem, node, params, chosen) for problem in problems(config)], config
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         text = " ".join(f"{error.__cause__ or error}".split())
-        return [text if text.startswith("params.yaml") else _located(text, node, params, chosen)], None
+        return [text if text.startswith(("params.yaml", "conf/")) else _located(text, node, params, chosen)], None
 
 
 def choices(node: Node, params: Params) -> dict[str, str]:
@@ -164,6 +169,16 @@ def choices(node: Node, params: Params) -> dict[str, str]:
         elif group != stage:
             raise ValueError(f"{at}.{group}: missing; DVC needs it to know what depends on it. Name a file of conf/{group}")
     return chosen
+
+
+def wrong_values_by_size(params: Params) -> list[str]:
+    """What does not fit in the file of conf/size for the recipe's model.
+
+    Raises:
+        ValueError: the model names no such file, or it is not valid YAML.
+    """
+    sections = {stage: hints(stage_schema(stage))[stage] for stage in SIZED if stage not in LEARNING}
+    return [*size_misfits(model_size(params), sections | {PARAMETERS: ParameterRange})]
 
 
 def referring(node: Node) -> set[str]:
@@ -195,16 +210,22 @@ def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -
     if dot and section in chosen and section != stage:
         return f"conf/{section}/{chosen[section]}.yaml: {rest}"
     if section == stage and name:
-        set_here, file = (
-            params[stage][name],
-            f"conf/method/{chosen['method']}.yaml" if stage in LEARNING else f"conf/{stage}.yaml",
-        )
+        set_here = params[stage][name]
+        file = f"conf/method/{chosen['method']}.yaml" if stage in LEARNING else f"conf/{stage}.yaml"
+        if key in left_open(CONF.parent / file, stage):
+            file = f"conf/size/{model_size(params)}.yaml"
         return (
             f"params.yaml: {stage}.{name}.{rest}{'' if key in set_here or ',' in key else f' (or change the default in {file})'}"
         )
     if dot and section in SECTIONS:
         return f"params.yaml: {problem}"
     return f"params.yaml: {problem}" if problem.partition(":")[0] in SECTIONS else f"{where(node)}: {problem}"
+
+
+def left_open(file: Path, stage: str) -> list[str]:
+    """The values that the conf file of a method or of a stage leaves to conf/size."""
+    values = conf_values(file)
+    return [key for key, value in values.get(stage, values).items() if value == "???"] if stage in SIZED else []
 
 
 def no_repository() -> list[str]:
@@ -240,7 +261,8 @@ def recipe_errors(params: Params) -> list[str]:
     if errors := wrong_sections(params):
         return errors
     errors, configs = compositions(params)
-    if errors := [*wrong_names(params), *errors, *inconsistencies(configs, params), *wrong_references(params)]:
+    errors += [*far_above(configs, params), *inconsistencies(configs, params)]
+    if errors := [*wrong_names(params), *errors, *wrong_references(params)]:
         return errors
     nodes(params)
     return wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params)]

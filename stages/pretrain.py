@@ -17,6 +17,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_model
+from plumbline.models.size import require_size
 from plumbline.models.training import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, launched
@@ -115,7 +116,11 @@ def _dialogues(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
 
 
 def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
-    """Trains a new model on the pretraining text and records its curve and validation loss."""
+    """Trains a new model on the pretraining text and records its curve and validation loss.
+
+    Raises:
+        ValueError: the model is not of the size that its file names.
+    """
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     from plumbline.models.batching import mixed_batches
@@ -123,6 +128,7 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
     from plumbline.models.training import curve_rows, train, trainer_arguments, write_curve
 
     model = new_model(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
+    require_size(config.model.size, model.num_parameters())
     with work.checkpoints() as checkpoints:
         trainer = mixed_batches(Trainer)(
             model=model,
@@ -144,12 +150,13 @@ def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: 
     They grow by one if `prepare` added a padding token, and lose rows that only pad the vocabulary (plumbline/models/loading.py).
 
     Raises:
-        ValueError: the tokenizer has tokens that the model does not know.
+        ValueError: the model is not of the size that its file names, or the tokenizer has tokens that the model does not know.
     """
     from plumbline.models.loading import vocabulary_size
     from plumbline.models.training import write_curve
 
     model = load_hub_model(config)
+    require_size(config.size, model.num_parameters())
     embeddings: Any = model.get_input_embeddings()
     rows, size = embeddings.num_embeddings, vocabulary_size(tokenizer)
     if size > rows + (tokenizer.pad_token_id == rows):

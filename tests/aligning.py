@@ -14,7 +14,7 @@ from transformers import Trainer
 from plumbline.methods.job import OfflineJob, OnlineJob
 from plumbline.models.determinism import make_deterministic
 from plumbline.models.training import save_policy
-from plumbline.pipeline.composing import CONF, schema_module
+from plumbline.pipeline.composing import CONF, schema_module, size_section
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rows import Row, assistant
@@ -64,12 +64,12 @@ def module_of(method: str) -> Any:
 
 
 def config_of(method: str, **changes: Any) -> Any:
-    """A method's conf file in its schema, shrunk."""
+    """A method's conf file in its schema, with the values for a tiny model, shrunk."""
     schema = module_of(method).SCHEMAS[f"{method}_schema"]
     values = OmegaConf.load(CONF / f"method/{method}.yaml")
     del values["defaults"]
     small = SMALL | (SMALL_GROUPS if method in GROUPS else SMALL_OFFLINE) | {"init": "sft"} | changes
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values, small))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values, size_section("tiny", method), small))
 
 
 def run_align(folder: Path, method: str, name: str = "new", **changes: Any) -> dict[str, float]:

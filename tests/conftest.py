@@ -24,6 +24,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ that `recipe_errors` reads in its place."""
+    import stages.check
+    from plumbline.pipeline import composing, recipe_files
+
+    folder = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", folder)
+    for module in (composing, recipe_files, stages.check):
+        monkeypatch.setattr(module, "CONF", folder)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest goes first, so that the workers end together."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")

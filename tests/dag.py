@@ -115,8 +115,15 @@ class _Captured(BaseException):
 def needs(node: Node, params: dict[str, Any]) -> Needs:
     """Asks the code: Hydra for the conf files, the syntax trees for modules, the stage itself for its inputs."""
     module, schema = importlib.import_module(f"stages.{node.stage}"), stage_schema(node.stage)
+    read_while_registering: set[Path] = set()
+
+    def reading(file: Path, read: Any = composing.conf_values) -> Any:
+        read_while_registering.add(file)
+        return read(file)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(composing, "load_params", lambda *_: params)
+        patch.setattr(composing, "conf_values", reading)
         composing.register(node.stage, schema)
     overrides = re.sub(r"^python -m \S+ ?", "", node.cmd).split()
     GlobalHydra.instance().clear()
@@ -126,7 +133,8 @@ def needs(node: Node, params: dict[str, Any]) -> Needs:
         chosen = _composed_files(node.stage, overrides)
     schemas = [composing.schema_module(*path.split("/")) for path in chosen if path.count("/") == 1]
     modules = [f"stages.{node.stage}", *filter(None, schemas), *_loaded_by_name(node.stage, config)]
-    files = {str(file.relative_to(ROOT)) for file in files_of(modules)} | {f"conf/{path}.yaml" for path in chosen}
+    files = {str(file.relative_to(ROOT)) for file in {*files_of(modules), *read_while_registering}}
+    files |= {f"conf/{path}.yaml" for path in chosen}
     return Needs(files, _read_params(node, schema, params), _inputs(module, config, node.entry))
 
 
@@ -168,6 +176,8 @@ def _read_params(node: Node, schema: type, params: dict[str, Any]) -> set[str]:
             read.add(f"{node.stage}.{node.entry}")
         elif name in params:
             read.add(name)
+    if node.stage in composing.SIZED:
+        read.add("model")
     # groups that params.yaml chooses for the stage
     for group in composing.open_groups(node.stage):
         if group in params and group != node.stage:
@@ -241,7 +251,7 @@ _needs_cache: dict[str, Needs] = {}
 def _cached_needs(node: Node, params: dict[str, Any]) -> Needs:
     """What a node needs, asked once for the same values, since recipes share most of their nodes."""
     fields = {field.name for field in dataclasses.fields(stage_schema(node.stage))}
-    values = {key: params.get(key) for key in [*sorted(fields), *composing.open_groups(node.stage)]}
+    values = {key: params.get(key) for key in [*sorted(fields), *composing.open_groups(node.stage), "model"]}
     if node.entry and node.stage in graph.REPEATED:
         values[node.stage] = params[node.stage][node.entry]
     key = f"{node.cmd} {values}"

@@ -12,7 +12,7 @@ from plumbline.methods.online.ppo.networks import ValueModel
 from plumbline.methods.online.ppo.settings import PpoConfig
 from plumbline.methods.online.ppo.trainer import PpoTrainer
 from plumbline.models.chat import END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, size_section
 from plumbline.rows import Message
 
 WORDS = ("a", "b", "c", "d", "q", "r")
@@ -87,7 +87,8 @@ def tiny_config(**changes: Any) -> PpoConfig:
     """The method's conf file, shrunk to four steps of eight completions."""
     values = OmegaConf.load(CONF / "method/ppo.yaml")
     del values["defaults"]
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, SMALL | changes))
+    by_size = size_section("tiny", "ppo")
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, by_size, SMALL | changes))
     return config
 
 

@@ -1,7 +1,6 @@
 """params.yaml and Hydra: what is composed, and what is refused before any work."""
 
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import pytest
 
 import stages.check
 from plumbline import consistency
-from plumbline.pipeline import composing, recipe_files
 from plumbline.pipeline.composing import load_params, problems, require_sound
 from tests.conftest import ROOT
 
@@ -324,16 +322,6 @@ def test_values_that_cannot_work_together_are_refused_although_each_could(projec
         project, ("    judge: simulated\n    pairs: all_pairs", "    judge: simulated\n    known: data/annotations/gone.csv")
     )
     expect(error, "params.yaml: label.ranked.known: expected a file or folder, found none at data/annotations/gone.csv")
-
-
-@pytest.fixture
-def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that `recipe_errors` reads in its place."""
-    folder = tmp_path / "conf"
-    shutil.copytree(ROOT / "conf", folder)
-    for module in (composing, recipe_files, stages.check):
-        monkeypatch.setattr(module, "CONF", folder)
-    return folder
 
 
 def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, own_conf: Path) -> None:

@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 
 from plumbline.models.chat import END, encode_preferences
 from plumbline.models.training import trainer_arguments
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, size_section
 from stages.reward_model import RewardModelEntry
 
 SCORES = {"a": 2 * LN2, "b": LN2, "c": 0.0, "d": -LN2, "q": 7 * LN2, "r": -9 * LN2, END: 3 * LN2}
@@ -34,6 +34,7 @@ def arguments(tmp_path: Path, rows: int) -> dict[str, Any]:
     """The trainer's arguments from conf/reward_model.yaml, with all rows in a batch."""
     values: Any = OmegaConf.load(CONF / "reward_model.yaml")
     changes = {"init": "sft", "signal": "label/round1", "batch_size": rows, "micro_batch_size": rows}
+    changes = size_section("tiny", "reward_model") | changes
     entry: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RewardModelEntry), values.reward_model, changes))
     return trainer_arguments(entry, tmp_path, 1)
 

@@ -108,6 +108,10 @@ EDITS = {
                                     *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "plumbline/rewards/rules.py": {"reward_rules@manners"},
     "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code")},
+    "conf/size/tiny.yaml": {
+        "pretrain", "sft", "sample@round1", "sample@round2", "reward_model@rm", "align@rs", "align@dpo1", "align@dpo", "rl@ppo",
+        *(f"align@by_{name}" for name in METHODS if name not in ONLINE), *(f"rl@by_{name}" for name in ONLINE),
+    },
     "conf/method/dpo.yaml": {"align@dpo1", "align@dpo", "align@by_dpo"},
     "conf/judge/simulated.yaml": {"label@round1", "label@ranked", "label@round2", "reward_judge@direct",
                                   *(f"evaluate@{p}" for p in ("sft", "rs", "dpo", "ppo"))},

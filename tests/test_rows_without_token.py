@@ -23,7 +23,7 @@ from plumbline.models.completions import Decoding, complete
 from plumbline.models.loading import load_causal_lm, load_policy, mask_rows, rows_without_token, vocabulary_size
 from plumbline.models.logps import per_token_logps
 from plumbline.models.training import save_policy
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, size_section
 from plumbline.pipeline.records import read_json
 from plumbline.rewards import reward as rewards
 from plumbline.rows import text_of
@@ -173,13 +173,14 @@ def test_a_mask_that_soft_capping_would_undo_is_refused() -> None:
 # ---------------------------------------------------------------------------------------------------------- pretrain
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: Any) -> Path:
+def pretrain(model: LlamaForCausalLM, tokenizer: Any, size: str = "tiny") -> Path:
     """Runs the stage on a model's folder with the tokenizer that `prepare` made of it."""
     model.save_pretrained("model")
     tokenizer.save_pretrained("artifacts/tokenizer")
     Path("artifacts/data/pretrain").mkdir(parents=True)
-    values: Any = OmegaConf.to_object(OmegaConf.merge(PretrainConfig, OmegaConf.load(CONF / "pretrain.yaml").pretrain))
-    run(PretrainStage(seed=1, threads=1, model=HubModel(path="model"), pretrain=values))
+    values = OmegaConf.merge(PretrainConfig, OmegaConf.load(CONF / "pretrain.yaml").pretrain, size_section("tiny", "pretrain"))
+    config: Any = OmegaConf.to_object(values)
+    run(PretrainStage(seed=1, threads=1, model=HubModel(size=size, path="model"), pretrain=config))
     return next(Path().rglob("policy/base"))
 
 
@@ -212,3 +213,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(project
         pretrain(tiny_policy(), tokenizer)
     assert not list(Path().rglob("policy/base/*"))
     assert AutoTokenizer.from_pretrained("artifacts/tokenizer")
+
+
+def test_a_model_that_is_not_of_the_size_that_its_file_names_is_refused(project: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"size: expected tiny for a model of [\d,]+ parameters, found small, .* 50 million to 2 billion"
+    ):
+        pretrain(tiny_policy(), word_tokenizer(), size="small")
+    assert not list(Path().rglob("policy/base/*"))

@@ -24,6 +24,7 @@ class ScratchModel:
     """
 
     kind: str = "scratch"
+    size: str = MISSING
     vocabulary_size: int = MISSING
     context_tokens: int = MISSING
     hidden_size: int = MISSING
@@ -50,6 +51,7 @@ class HubModel:
     """An existing causal LM: a folder, or a hub id with the commit that pins it. Values and their meaning: conf/model/hub.yaml."""
 
     kind: str = "hub"
+    size: str = MISSING
     path: str = MISSING
     revision: str | None = None
     chat_template: str | None = None

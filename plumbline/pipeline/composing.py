@@ -6,6 +6,8 @@
 - a group left open (`judge: ???`) is chosen by the key of that name: in the stage's own section or entry, or at the top level;
 - a mapping whose entries are nodes of the DAG (`align: ???`) becomes the group `align` with an option for each entry;
 - an entry's key that names another folder of conf/ (`method: dpo`) puts that file's values below the entry's own;
+- values that depend on the model's size come between the two: the section of the method or stage in conf/size/<size>.yaml, which `size` in
+  conf/model/<model>.yaml names;
 - everything else that the schema has a field for is copied.
 
 So nothing is stated twice, an unknown key is Hydra's error, and the command line still overrides all of it.
@@ -14,10 +16,12 @@ So nothing is stated twice, an unknown key is Hydra's error, and the command lin
 import dataclasses
 import importlib
 import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -33,7 +37,7 @@ CONF = Path(__file__).parents[2] / "conf"
 @cache
 def defaults_list(stage: str) -> dict[str, str]:
     """The groups in the defaults list of conf/<stage>.yaml → their choice, `???` where params.yaml is to choose."""
-    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{stage}.yaml"))
+    primary = conf_values(CONF / f"{stage}.yaml")
     chosen = {group: choice for item in primary.get("defaults", []) if isinstance(item, dict) for group, choice in item.items()}
     return {group.partition("@")[0]: choice for group, choice in chosen.items() if not group.startswith("override ")}
 
@@ -67,13 +71,15 @@ def register(stage: str, schema: type, params: Params | None = None) -> None:
             register_schemas(group, choice)
     if has_entries(stage):
         for name, entry in (params.get(stage) or {}).items():
-            store.store(group=stage, name=str(name), node=_entry_node(stage, str(name), entry))
+            store.store(group=stage, name=str(name), node=_entry_node(stage, str(name), entry, params))
 
 
 def _stage_node(stage: str, schema: type, params: Params) -> dict[str, Any]:
     """What params.yaml says to a stage as a whole: its scalars and sections, and the groups that they choose."""
     fields = {field.name for field in dataclasses.fields(schema)} - {stage if has_entries(stage) else ""}
     values = {key: value for key, value in params.items() if key in fields and key not in open_groups(stage)}
+    if stage in SIZED and stage in fields and isinstance(section := values.get(stage, {}), dict):
+        values[stage] = values_by_size(stage, section, params) | section
     sections = {"params.yaml: ": params} | {
         f"params.yaml: {key}.": value for key, value in values.items() if isinstance(value, dict)
     }
@@ -86,7 +92,7 @@ def _stage_node(stage: str, schema: type, params: Params) -> dict[str, Any]:
     return {"defaults": [{f"override /{group}": choice} for group, choice in choices.items()] + ["_self_"], **values}
 
 
-def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
+def _entry_node(stage: str, name: str, entry: Any, params: Params) -> dict[str, Any]:
     """One entry of a repeated stage as an option of its group."""
     where = f"params.yaml: {stage}.{name}"
     if not isinstance(entry, dict):
@@ -105,7 +111,65 @@ def _entry_node(stage: str, name: str, entry: Any) -> dict[str, Any]:
                 {f"override /{key}@_global_.{key}": value} if key in open_groups(stage) else {f"/{key}@_here_": value}
             )
     defaults.sort(key=lambda item: next(iter(item)).startswith("override "))  # which Hydra wants last
-    return {"defaults": [*defaults, "_self_"], **entry}
+    return {"defaults": [*defaults, "_self_"], **values_by_size(stage, entry, params), **entry}
+
+
+SIZED = ("pretrain", "sft", "sample", "reward_model", "align", "rl")
+"""The stages with values that depend on the model's size."""
+
+
+def values_by_size(stage: str, entry: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """The values that the model's size gives to an entry of a stage, or to the section of a stage without entries."""
+    return size_section(model_size(params), section_of(stage, entry)) if stage in SIZED else {}
+
+
+def section_of(stage: str, entry: Mapping[str, Any]) -> str:
+    """The section of conf/size/<size>.yaml that an entry of a stage reads: its method's, or the stage's if that has no methods."""
+    return str(entry.get("method")) if stage in LEARNING else stage
+
+
+def sizes() -> list[str]:
+    """The sizes: the files of conf/size."""
+    return sorted(file.stem for file in (CONF / "size").glob("*.yaml"))
+
+
+def size_section(size: str, section: str) -> dict[str, Any]:
+    """A section of conf/size/<size>.yaml; empty if the file has none, as for a method whose values do not depend on the size."""
+    values = conf_values(CONF / f"size/{size}.yaml").get(section, {})
+    return dict(values) if isinstance(values, dict) else {}
+
+
+def model_size(params: Params) -> str:
+    """What the model's file in conf/model, or the file that it builds on, says under `size`.
+
+    Raises:
+        ValueError: there is no such model, it names no size, or there is no such size.
+    """
+    model = require_file("model", params.get("model"), "params.yaml: model")
+    return require_file("size", _size_named_in(model), f"conf/model/{model}.yaml: size")
+
+
+def _size_named_in(model: str) -> Any:
+    values = conf_values(CONF / f"model/{model}.yaml")
+    bases = [name for name in values.get("defaults", []) if isinstance(name, str) and (CONF / f"model/{name}.yaml").is_file()]
+    return values.get("size") or next(filter(None, map(_size_named_in, reversed(bases))), None)
+
+
+@cache
+def conf_values(file: Path) -> dict[str, Any]:
+    """What a file of conf/ says, with its defaults list.
+
+    Raises:
+        ValueError: it is not valid YAML, or not a mapping.
+    """
+    where = file.relative_to(CONF.parent)
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping, found {values!r}")
+    return {str(key): value for key, value in values.items()}
 
 
 def require_file(group: str, choice: Any, where: str) -> str:

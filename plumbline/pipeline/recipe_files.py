@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from plumbline.pipeline.composing import CONF, LEARNING, open_groups, schema_module
-from plumbline.pipeline.misfits import hints, misfits
+from plumbline.pipeline.composing import CONF, LEARNING, conf_values, open_groups, schema_module
+from plumbline.pipeline.misfits import hints, misfits, suggestion
 from plumbline.pipeline.params import Params
 
 PARAMS = "params.yaml"
@@ -39,6 +39,20 @@ def file_misfits(group: str, choice: str) -> tuple[str, ...]:
     if schema is None:
         return (f"{where}: expected the name of a schema first in `defaults` ({', '.join(_schemas(group, choice))}), found none",)
     return tuple(misfits(values, schema, where))
+
+
+def size_misfits(size: str, schemas: Mapping[str, type]) -> Iterator[str]:
+    """Of conf/size/<size>.yaml; `schemas` has those of the sections that are no methods."""
+    where = f"conf/size/{size}.yaml"
+    methods = {file.stem: schema_of("method", file.stem) for file in sorted((CONF / "method").glob("*.yaml"))}
+    known = {name: schema for name, schema in {**methods, **schemas}.items() if schema}
+    for section, values in conf_values(CONF / f"size/{size}.yaml").items():
+        if section not in known:
+            yield f"{where}: unknown method or stage {section!r}.{suggestion(section, [*known])} Known: {', '.join(known)}"
+        elif not isinstance(values, dict):
+            yield f"{where}: {section}: expected a mapping, found {values!r}"
+        else:
+            yield from misfits(values, known[section], f"{where}: {section}")
 
 
 def schema_of(group: str, choice: str) -> type | None:

@@ -30,6 +30,7 @@ def trainer_of(beta: float, arguments: argparse.Namespace) -> "PpoTrainer":
     from plumbline.methods.online.ppo.networks import load_value_model
     from plumbline.methods.online.ppo.settings import PpoConfig
     from plumbline.methods.online.ppo.trainer import PpoTrainer
+    from plumbline.pipeline.composing import size_section
     from plumbline.pipeline.records import read_jsonl
     from plumbline.rewards.reward import load_reward
 
@@ -43,7 +44,8 @@ def trainer_of(beta: float, arguments: argparse.Namespace) -> "PpoTrainer":
     }
     values: Any = OmegaConf.load("conf/method/ppo.yaml")
     del values["defaults"]  # Hydra's
-    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, changes))
+    by_size = size_section("tiny", "ppo")
+    config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, by_size, changes))
     config.episodes = arguments.steps * config.rollout_batch_size
     init, reward = Path(arguments.init), Path(arguments.reward)
     tokenizer = AutoTokenizer.from_pretrained(init)

@@ -106,6 +106,7 @@ def our_config(episodes: int, rollout: int) -> Any:
     from omegaconf import OmegaConf
 
     from plumbline.methods.online.ppo.settings import PpoConfig
+    from plumbline.pipeline.composing import size_section
 
     values: Any = OmegaConf.load(ROOT / "conf/method/ppo.yaml")
     del values["defaults"]  # Hydra's
@@ -117,7 +118,7 @@ def our_config(episodes: int, rollout: int) -> Any:
         "learning_rate": SETTINGS["learning_rate"], "value_learning_rate": SETTINGS["learning_rate"], "warmup_fraction": 0.0,
         "samples_every": 10**6, "checkpoint_every": 10**6,
     }  # fmt: skip
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, changes))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PpoConfig), values, size_section("tiny", "ppo"), changes))
 
 
 def run_ours(folder: Path, episodes: int, rollout: int) -> dict[str, Any]:
