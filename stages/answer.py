@@ -1,12 +1,14 @@
 """Samples one policy's answers to the held-out prompts.
 
 Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`; writes `artifacts/answer/<policy>/completions.jsonl`, with one
-row per answer. The answers to a prompt are adjacent.
+row per answer, and the decoding and counts to `artifacts/figures/answer/<policy>.json`. The answers to a prompt are adjacent.
 
-`evaluate.temperature` is the decoding that people would deploy. If it is not 1, `completions_at_1.jsonl` holds `evaluate.samples_at_1`
-more answers to each prompt at temperature 1: samples of the policy itself, from which KL is estimated. Rows at temperature 1 have `logp`,
-the log-probability of the answer. All policies use the same table of uniform numbers (the same seed), which makes paired differences
-more precise. Answering is a stage of its own, so that another judge or reward scores the same answers.
+`evaluate.temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are the decoding that people would deploy; null is the model's own
+value. If that is not the whole distribution at temperature 1, `completions_at_1.jsonl` holds `evaluate.samples_at_1` more answers to each prompt
+that are drawn from it: samples of the policy itself, from which KL is estimated. Only such answers have `logp`, their log-probability.
+
+All policies use the same table of uniform numbers (the same seed), which makes paired differences more precise. Answering is a stage of its own, so
+that another judge or reward scores the same answers.
 """
 
 from dataclasses import dataclass, field
@@ -17,10 +19,11 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
-from plumbline.models.completions import Decoding, complete
+from plumbline.models.completions import Draws, complete
+from plumbline.models.decoding import NEUTRAL
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import conversation_text, text_of
 
 BATCH_SIZE = 512
@@ -46,30 +49,32 @@ def run(config: AnswerStage) -> None:
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        decodings = {COMPLETIONS: Decoding(section.samples, section.temperature, with_logp=section.temperature == 1)}
-        if section.temperature != 1 and section.samples_at_1:
-            decodings[COMPLETIONS_AT_1] = Decoding(section.samples_at_1, 1.0, with_logp=True)
+        decoding = section.decoding(folder)
+        draws = {COMPLETIONS: Draws(section.samples, decoding, with_logp=decoding == NEUTRAL)}
+        if decoding != NEUTRAL and section.samples_at_1:
+            draws[COMPLETIONS_AT_1] = Draws(section.samples_at_1, with_logp=True)
         drawn = complete(
             folder,
             read_jsonl(prompts),
-            [*decodings.values()],
+            [*draws.values()],
             max_new_tokens=section.max_new_tokens,
             batch_size=BATCH_SIZE,
             seed=config.seed,
             title=work.name,
         )
-        answers = {file: [answer_row(row, config.policy) for row in rows] for file, rows in zip(decodings, drawn, strict=True)}
+        answers = {file: [answer_row(row, config.policy) for row in rows] for file, rows in zip(draws, drawn, strict=True)}
         output = work.output(f"artifacts/answer/{config.policy}")
         for file, rows in answers.items():
             write_jsonl(output / file, rows)
         rows = answers[COMPLETIONS]
-        work.run.log_metrics(
-            {
-                "answers": len(rows),
-                "finished_fraction": sum(row["finished"] for row in rows) / len(rows),
-                "length_tokens": sum(row["tokens"] for row in rows) / len(rows),
-            }
-        )
+        figures = {
+            "answers": len(rows),
+            "finished_fraction": sum(row["finished"] for row in rows) / len(rows),
+            "length_tokens": sum(row["tokens"] for row in rows) / len(rows),
+            **decoding._asdict(),
+        }
+        write_json(work.output(f"artifacts/figures/answer/{config.policy}.json"), figures)
+        work.run.log_metrics(figures)
         work.run.log_table("answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
 
 

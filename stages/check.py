@@ -1,7 +1,9 @@
 """Checks the whole recipe before any work: every stage's config composes, its values fit, every entry builds on something that exists.
 
 Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on which `prepare` depends so that this stage runs first, and
-`artifacts/reward/none`, which `evaluate.reward: none` names. They never change, so this stage never makes another run again.
+`artifacts/reward/none`, which `evaluate.reward: none` names. They never change. It also writes `artifacts/decoding.json`, the decoding of
+`evaluate`, on which `answer` depends: DVC cannot depend on a value that params.yaml leaves out. So this stage makes no other run again
+unless the decoding has changed.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds.
 """
@@ -24,6 +26,7 @@ from plumbline.consistency import Node, far_above, inconsistencies, where, wrong
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
+from plumbline.models.decoding import Decoding
 from plumbline.models.size import PARAMETERS, ParameterRange
 from plumbline.pipeline.composing import (
     CONF,
@@ -44,9 +47,11 @@ from plumbline.pipeline.composing import (
 from plumbline.pipeline.misfits import hints, suggestion
 from plumbline.pipeline.params import Params, load_params
 from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, size_misfits, stage_misfits
+from plumbline.pipeline.records import write_json
 from plumbline.pipeline.sources import module_file
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}")
+DECODING = Path("artifacts/decoding.json")
 SECTIONS = ("seed", "threads", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
@@ -246,7 +251,8 @@ def no_repository() -> list[str]:
 def remove_leftovers(params: Params) -> None:
     """Removes outputs of entries that the recipe no longer has from the folders that `report` reads as a whole."""
     policies = set((params.get("evaluate") or {}).get("policies", []))
-    kept = {"metrics": policies, "artifacts/answer": policies, "artifacts/evaluate": policies}
+    folders = ("metrics", "artifacts/answer", "artifacts/evaluate", "artifacts/figures/answer")
+    kept = dict.fromkeys(folders, policies)
     for stage in REPEATED:
         names = {str(name) for name in params.get(stage) or {}}
         kept |= {f"artifacts/figures/{stage}": names, f"artifacts/curves/{stage}": names}
@@ -281,6 +287,8 @@ def main() -> None:
         folder = Path("artifacts") / placeholder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")
+    section = EvaluateSection(**params["evaluate"])
+    write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
     print("The recipe is sound.")
 
 

@@ -10,9 +10,9 @@ with its scores and, where one is known, a right answer to its prompt (`answers.
   the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
-- kl: log π − log π_against summed over an answer's tokens, sampled from π at temperature 1 (k1 estimator).
+- kl: log π − log π_against summed over an answer's tokens, sampled from the whole distribution of π at temperature 1 (k1 estimator).
 - `<figure>_at_1`: gold, its gain, harmful, over-refusal and accuracy of answers at temperature 1, the policy's whole distribution. The judge
-  and the reward see the answers at `evaluate.temperature` alone.
+  and the reward see the answers of `evaluate`'s decoding alone.
 - `<figure>_<language>`: gold, harmful, over-refusal and accuracy of each language, if the data has several.
 - length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
 - distinct-2: different pairs of adjacent words over all words (arXiv:1510.03055). It falls with repetition.
@@ -83,11 +83,12 @@ def run(config: EvaluateStage) -> None:
         make_deterministic(config.seed, config.threads)
         answers, opposing = paired_answers(config, COMPLETIONS)
         columns = {"win": wins(config, answers, opposing, work), "reward": rewards_of(rewards, answers, work)}
-        if section.temperature == 1:
+        of_policy_itself = all(row["logp"] is not None for row in answers)  # the whole distribution at temperature 1
+        if of_policy_itself:
             columns["log_ratio"] = [*log_ratios_of(config, answers)]
         scores = scored(answers, policy, section.thinking_marks, **columns)
         against = scored(opposing, section.against, section.thinking_marks)
-        at_1, against_at_1 = (scores, against) if section.temperature == 1 else scored_at_1(config)
+        at_1, against_at_1 = (scores, against) if of_policy_itself else scored_at_1(config)
         figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
         figures |= {"distinct_2": distinct_2(shown_texts(answers, section.thinking_marks))} | held_out(config)
         rows = [

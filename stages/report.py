@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import Node, nodes
+from plumbline.models.decoding import read_decoding
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, outside
@@ -88,6 +89,7 @@ def run(config: ReportStage) -> None:
             recipe=recipe,
             policies=section.policies,
             against=section.against,
+            decoding=read_decoding(FIGURES / "answer" / f"{section.against}.json"),
             figures={policy: read_json(SCORED / policy / "figures.json") for policy in section.policies},
             answers={policy: read_jsonl(SCORED / policy / "answers.jsonl") for policy in section.policies},
             curves=read_curves(CURVES, recipe_nodes),

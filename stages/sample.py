@@ -1,13 +1,15 @@
 """Samples n completions of every rollout prompt from a policy.
 
 Reads `artifacts/policy/<policy>`, and `artifacts/data/prompts/train.jsonl` or `artifacts/data/sft/train.jsonl`; writes
-`artifacts/sample/<entry>/completions.jsonl`, in which the completions of a prompt are adjacent.
+`artifacts/sample/<entry>/completions.jsonl`, in which the completions of a prompt are adjacent, and the decoding and counts to
+`artifacts/figures/sample/<entry>.json`.
 
 `of: demonstrations` samples the prompts of SFT and adds each demonstration as the first completion of its prompt, under the policy name
 `demonstrations`. `pairs: strong_vs_weak` then makes SPIN's pairs of them (arXiv:2401.01335, §4), without a judge. The stage `pool` joins
 the samples of several policies.
 
-Sampling is from the whole distribution at `temperature`. 16,000 completions take about half a minute on two cores.
+Sampling is from the whole distribution, unless `top_k`, `top_p`, `min_p` or `repetition_penalty` narrows it. 16,000 completions take about half
+a minute on two cores.
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +19,12 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.completions import Decoding, complete
+from plumbline.models.completions import Draws, complete
+from plumbline.models.decoding import DecodingFields
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
+from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
 from plumbline.rows import DEMONSTRATIONS as DEMONSTRATED
 from plumbline.rows import by_prompt, last_turn, text_of
 
@@ -31,23 +34,21 @@ SOURCES = ("rollout", "demonstrations")
 
 
 @dataclass
-class SampleEntry:
+class SampleEntry(DecodingFields):
     """One entry of `sample` in params.yaml. Values and their meaning: conf/sample.yaml."""
 
     policy: str = MISSING
     of: str = MISSING
     n: int = MISSING
     prompts: int = MISSING
-    temperature: float = MISSING
     max_new_tokens: int = MISSING
     batch_size: int = MISSING
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
         complaints = [] if self.of in SOURCES else [f"of: expected one of {', '.join(SOURCES)}, found {self.of!r}"]
-        return complaints + outside(
-            self, n=COUNT, prompts=NOT_NEGATIVE, temperature=POSITIVE, max_new_tokens=COUNT, batch_size=COUNT
-        )
+        complaints += outside(self, n=COUNT, prompts=NOT_NEGATIVE, max_new_tokens=COUNT, batch_size=COUNT)
+        return complaints + self.decoding_problems(n=self.n)
 
 
 @dataclass
@@ -78,10 +79,11 @@ def run(config: SampleStage, entry: str) -> None:
         of_demonstrations = settings.of == "demonstrations"
         prompts = read_jsonl(DEMONSTRATIONS if of_demonstrations else PROMPTS)[: settings.prompts or None]
         demonstrations = as_completions(prompts) if of_demonstrations else []
+        decoding = settings.decoding(policy)
         [sampled] = complete(
             policy,
             demonstrations or prompts,
-            [Decoding(settings.n, settings.temperature)],
+            [Draws(settings.n, decoding)],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             seed=config.seed,
@@ -91,13 +93,14 @@ def run(config: SampleStage, entry: str) -> None:
             row["policy"] = settings.policy
         rows = by_prompt(demonstrations, sampled)
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
-        work.run.log_metrics(
-            {
-                "completions": len(rows),
-                "finished_fraction": sum(row["finished"] for row in sampled) / len(sampled),
-                "length_tokens": sum(row["tokens"] for row in sampled) / len(sampled),
-            }
-        )
+        figures = {
+            "completions": len(rows),
+            "finished_fraction": sum(row["finished"] for row in sampled) / len(sampled),
+            "length_tokens": sum(row["tokens"] for row in sampled) / len(sampled),
+            **decoding._asdict(),
+        }
+        write_json(work.output(f"artifacts/figures/sample/{entry}.json"), figures)
+        work.run.log_metrics(figures)
         shown = rows[: 40 * settings.n : max(1, settings.n // 2)]
         work.run.log_table(
             "completions", [{"prompt": last_turn(row["prompt"]), "completion": text_of(row["completion"])} for row in shown]

@@ -26,8 +26,8 @@ from stages.check import stage_schema
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements.lock", "requirements-torch.txt")
-ORDERING = {"prepare": {"artifacts/none"}}
-"""Dependencies on a constant, there only so that `check` runs first."""
+ORDERING = {"prepare": {"artifacts/none"}, "answer": {"artifacts/decoding.json"}}
+"""Dependencies on what `check` writes and no stage reads: so that it runs first, and so that a value is noticed that a recipe may leave out."""
 JUDGING = ("revise", "label", "reward_judge", "evaluate")
 READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in JUDGING}
 """Conf files that a stage reads itself, besides those that Hydra composes."""
@@ -234,7 +234,7 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
     yield from (f"{node.name}: no dep on {path}, which the graph names" for path in sorted(named - inputs))
     left_empty = {path for path in inputs if path.endswith(f"/{graph.NOTHING}")}
     yield from (f"{node.name}: dep {path} is not an input" for path in sorted(inputs - need.inputs - left_empty))
-    yield from (f"{node.name}: no dep on constant {path}" for path in ordering - set(node.deps))
+    yield from (f"{node.name}: no dep on {path}, which `check` writes" for path in ordering - set(node.deps))
     yield from (f"{node.name}: no dep on {lock}" for lock in LOCKS if lock not in node.deps)
 
 

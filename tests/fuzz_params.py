@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from plumbline.models.decoding import Decoding
 from plumbline.pipeline.misfits import hints
 from plumbline.pipeline.recipe_files import schema_of
 from stages import check
@@ -36,12 +37,13 @@ ZERO = {
     "adam_beta2", "beta", "centring", "desirable_weight", "undesirable_weight", "entropy_coefficient", "gamma", "kl_gain", "lam", "lora_rank",
     "margin_scale", "max_grad_norm", "min_margin", "min_reward_accuracy", "missing_eos_penalty", "opponents", "pairs_per_prompt", "prompts",
     "seed", "sft_weight", "unread_fraction", "validation_fraction", "warmup_fraction", "warn_entropy_fraction", "weight_decay",
-    "keep", "epochs", "top_k", "samples_at_1",
+    "keep", "epochs", "top_k", "samples_at_1", "temperature", "min_p",
 }  # fmt: skip
 """Numbers that may be 0 somewhere, so that 0 is not tried."""
 
 FRACTIONS = {
     "adam_beta2", "gamma", "lam", "min_reward_accuracy", "unread_fraction", "validation_fraction", "warmup_fraction", "warn_entropy_fraction",
+    "min_p", "top_p",
 }  # fmt: skip
 """Numbers above 1 are out of range."""
 
@@ -103,7 +105,8 @@ def edits(recipe: dict[str, Any], seen: set[tuple[str, str]]) -> Iterator[tuple[
     for stage in ("prepare", "pretrain", "sft", "evaluate"):
         yield from of_section((stage,), hints(check.stage_schema(stage))[stage], recipe[stage], stage, seen)
     for key in recipe["evaluate"]:
-        yield "missing key", ("evaluate", key), f"without evaluate.{key}", None
+        if key not in Decoding._fields:  # which a recipe may leave out
+            yield "missing key", ("evaluate", key), f"without evaluate.{key}", None
     for index, policy in enumerate(recipe["evaluate"]["policies"]):
         yield (
             "unknown reference",

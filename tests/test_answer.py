@@ -1,5 +1,6 @@
 """Claims about answers: which prompts are answered, how often and in which order, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.models.chat import prompt_ids
+from plumbline.models.decoding import Decoding
 from plumbline.models.loading import load_policy
 from plumbline.models.tokenizers import train_tokenizer
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from stages.answer import AnswerStage, answer_row, run
 
 TEXTS = ["What is 3 plus 4?", "It is 7.", "사과는 무슨 색인가요?", "빨간색이에요."] * 4
@@ -118,6 +120,54 @@ def test_answers_at_temperature_1_have_their_log_probability(world: Path) -> Non
     expected = completion_logps(load_policy(world / "artifacts/policy/sft"), prompts, [row["ids"] for row in rows])
     assert [row["logp"] for row in rows] == pytest.approx(expected, abs=1e-4)
     assert {row["logp"] for row in answers(world, section(temperature=0.5))} == {None}
+
+
+NARROW: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.7}, *NARROW])
+def test_answers_of_any_other_decoding_stand_beside_those_of_the_whole_distribution(world: Path, changes: dict[str, Any]) -> None:
+    whole = answers(world, section())
+    narrow = answers(world, section(samples_at_1=2, **changes))
+    assert {row["logp"] for row in narrow} == {None}
+    assert [row["ids"] for row in narrow] != [row["ids"] for row in whole]
+    assert read_jsonl(world / "artifacts/answer/sft/completions_at_1.jsonl") == whole
+
+
+def test_greedy_answers_are_allowed_once_for_each_prompt(world: Path) -> None:
+    rows = answers(world, section(temperature=0.0, samples=1))
+    assert {row["logp"] for row in rows} == {None}
+    assert all(row["logp"] < 0 for row in read_jsonl(world / "artifacts/answer/sft/completions_at_1.jsonl"))
+    with pytest.raises(ValueError, match=r"evaluate\.samples: expected 1 at temperature 0 \(greedy\), .* found 2"):
+        answers(world, section(temperature=0.0, samples=2))
+
+
+def answered_by(world: Path, generation_config: dict[str, Any], **changes: Any) -> list[dict]:
+    """Answers of a policy whose own decoding is in its generation_config.json."""
+    (world / "artifacts/policy/sft/generation_config.json").write_text(json.dumps(generation_config))
+    return answers(world, section(**changes))
+
+
+def test_null_decodes_as_the_model_says_and_the_figures_hold_what_it_was(world: Path) -> None:
+    stated = answers(world, section(temperature=0.7, top_p=0.9, repetition_penalty=1.2))
+    own = {"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9}
+    rows = answered_by(world, own, temperature=None, top_k=0, top_p=None, min_p=None, repetition_penalty=1.2)
+    assert rows == stated
+    figures = read_json(world / "artifacts/figures/answer/sft.json")
+    assert Decoding(**{name: figures[name] for name in Decoding._fields}) == Decoding(0.7, 0, 0.9, 0.0, 1.2)
+    assert (figures["answers"], figures["length_tokens"]) == (6, sum(row["tokens"] for row in rows) / 6)
+
+
+def test_null_of_a_model_that_says_nothing_is_the_policy_itself(world: Path) -> None:
+    whole = answers(world, section())
+    assert answered_by(world, {}, **dict.fromkeys(Decoding._fields)) == whole  # with logp
+    assert not (world / "artifacts/answer/sft/completions_at_1.jsonl").exists()
+
+
+def test_several_answers_of_a_model_that_is_greedy_by_itself_are_refused(world: Path) -> None:
+    with pytest.raises(ValueError, match=r"answer@sft: expected one completion of each prompt by greedy decoding .* found 2"):
+        answered_by(world, {"do_sample": False}, temperature=None)
+    assert len(answered_by(world, {"do_sample": False}, temperature=None, samples=1)) == 3
 
 
 def test_data_without_families_gives_null(world: Path) -> None:

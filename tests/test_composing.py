@@ -11,7 +11,9 @@ import pytest
 
 import stages.check
 from plumbline import consistency
+from plumbline.models.decoding import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
+from plumbline.pipeline.records import read_json
 from tests.conftest import ROOT
 
 
@@ -167,16 +169,34 @@ def test_leftovers_of_removed_entries_do_not_reach_the_report(project: Path) -> 
     gone = (
         "metrics/gone.json",
         "artifacts/figures/align/gone.json",
+        "artifacts/figures/answer/gone.json",
         "artifacts/curves/rl/gone.csv",
         "artifacts/figures/reward_model/gone.calibration.csv",
     )
-    kept = ("metrics/dpo.json", "artifacts/figures/align/dpo.json", "artifacts/figures/reward_model/rm.calibration.csv")
+    kept = (
+        "metrics/dpo.json",
+        "artifacts/figures/align/dpo.json",
+        "artifacts/figures/answer/dpo.json",
+        "artifacts/figures/reward_model/rm.calibration.csv",
+    )
     for name in (*gone, *kept):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("{}")
     assert stage("stages.check", cwd=project).returncode == 0
     left = {path.relative_to(project).as_posix() for folder in folders for path in (project / folder).rglob("*.*")}
     assert left == {*kept}
+
+
+def test_the_decoding_that_answers_depend_on_is_written_by_check_whether_params_yaml_says_it_or_not(project: Path) -> None:
+    """DVC can depend on no value that params.yaml leaves out."""
+    written = project / "artifacts/decoding.json"
+    assert stage("stages.check", cwd=project).returncode == 0
+    before = read_json(written)
+    assert before == Decoding(0.7)._asdict()
+    with (project / "params.yaml").open("a") as file:  # `evaluate` is its last section
+        file.write("  top_p: 0.9\n  min_p: null\n")
+    assert stage("stages.check", cwd=project).returncode == 0
+    assert read_json(written) == before | {"top_p": 0.9, "min_p": None}
 
 
 def test_problems_are_collected_from_every_schema_within_a_config() -> None:

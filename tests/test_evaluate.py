@@ -358,7 +358,10 @@ def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered
 
 
 def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None:
-    run(stage("dpo", temperature=0.7, samples_at_1=0))
+    for policy in ("sft", "dpo"):  # of another decoding
+        rows = [row | {"logp": None} for row in answer_rows(policy)]
+        write_jsonl(answered / "artifacts/answer" / policy / "completions.jsonl", rows)
+    run(stage("dpo", samples_at_1=0))
     figures = figures_of(answered, "dpo")
     assert {figures[key] for key in figures if key.endswith("_at_1") or key == "kl"} == {None}
 
@@ -366,7 +369,7 @@ def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None
 def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
     answered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(stage("dpo", temperature=1.0))
+    run(stage("dpo"))
     expected = figures_of(answered, "dpo")
     for policy in ("sft", "dpo"):
         folder = answered / "artifacts/answer" / policy
@@ -380,7 +383,7 @@ def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
     monkeypatch.setattr(
         "stages.evaluate.rewards_of", lambda rewards, rows, work: scored_texts.extend(map(text, rows)) or [0.1] * 6
     )
-    run(stage("dpo", temperature=0.7, samples_at_1=2))
+    run(stage("dpo", samples_at_1=2))
     figures = figures_of(answered, "dpo")
     assert [figures[f"kl{end}"] for end in ("", "_low", "_high")] == [expected[f"kl{end}"] for end in ("", "_low", "_high")]
     assert set(scored_texts) == {"headline"}

@@ -14,6 +14,7 @@ import pytest
 from plumbline.evaluation.figures import Score, policy_figures
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import nodes, parents
+from plumbline.models.decoding import NEUTRAL, Decoding
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.report import tables
 from plumbline.report.charts import Share
@@ -63,6 +64,7 @@ STAGE_FIGURES: dict[str, Any] = {
     "label@oracle": {"uses_gold": True},
     "reward_verifier@correct": {"uses_gold": True},
 }
+ANSWERED: dict[str, Any] = {"answers": 120, **Decoding(0.8)._asdict()}
 SHARES = [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.7, 0.6, 0.5, 0.7, 101), Share(0.95, 0.9, 0.83, 0.95, 101)]
 
 
@@ -105,6 +107,7 @@ def material(golds: dict[str, float] | None = None, **changes: Any) -> Material:
         "recipe": RECIPE | {"evaluate": RECIPE["evaluate"] | {"policies": list(golds)}},
         "policies": list(golds),
         "against": "sft",
+        "decoding": NEUTRAL,
         "figures": by_policy,
         "answers": answers,
         "curves": {"align@dpo": curve},
@@ -344,11 +347,20 @@ def test_gold_at_temperature_1_stands_beside_gold_at_another() -> None:
     made = material()
     assert "Gold at 1 ↑" not in headline_table(render(made))[0]
     cooler = {policy: values | {"gold_at_1": values["gold"] - 0.1} for policy, values in made.figures.items()}
-    recipe = RECIPE | {"evaluate": made.recipe["evaluate"] | {"temperature": 0.7}}
-    html = render(replace(made, figures=cooler, recipe=recipe))
+    html = render(replace(made, figures=cooler, decoding=Decoding(0.7, top_p=0.9)))
     titles, *rows = headline_table(html)
     assert dict(zip(titles, rows[0], strict=True))["Gold at 1 ↑"].startswith("0.30")
     assert "measured on 1 more to each prompt" in html
+    assert Page(html).text.count("Answers are drawn at temperature 0.7, top_p 0.9.") == 2
+    assert "temperature 0.7, top_p 0.9 temperature 1 beside it" in " ".join(Page(html).text.split())
+
+
+def test_the_decoding_is_said_in_words() -> None:
+    assert "Answers are drawn at temperature 1. Another decoding" in Page(render(material())).text
+    greedy = Page(render(material(decoding=Decoding(0.0)))).text
+    assert (
+        "Answers are drawn at temperature 0 (greedy). Another decoding gives other figures; greedy decoding hides most" in greedy
+    )
 
 
 def test_a_policy_that_is_safe_in_one_language_only_is_said_to_be_so_in_the_headline() -> None:
@@ -441,6 +453,7 @@ def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for policy in made.policies:
         write_json(project / f"artifacts/evaluate/{policy}/figures.json", made.figures[policy])
         write_jsonl(project / f"artifacts/evaluate/{policy}/answers.jsonl", made.answers[policy])
+    write_json(project / "artifacts/figures/answer/sft.json", ANSWERED)
     write_json(project / "artifacts/figures/label/round1.json", {"agreement": 0.8})
     write_json(project / "artifacts/figures/label/stale.json", {"agreement": 0.1})
     for name, rows in (("rm", CALIBRATION), ("unseen", ""), ("stale", CALIBRATION)):
@@ -468,6 +481,7 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
     assert files == ["report.html"]
     html = (evaluated / "artifacts/report/report.html").read_text()
     assert "<h2>The data</h2>" in html
+    assert "Answers are drawn at temperature 0.8." in html
     assert html.count("<svg") > html.count("held-out preferences, 100 to 101 per dot") == 1
     assert "stale" not in html
     run(stage)
@@ -486,7 +500,8 @@ def test_calibration_is_by_the_models_own_margin(evaluated: Path) -> None:
 
 
 def test_figures_of_stages_are_those_of_declared_nodes(evaluated: Path) -> None:
-    assert read_stage_figures(evaluated / "artifacts/figures", nodes(RECIPE)) == {"label@round1": {"agreement": 0.8}}
+    found = read_stage_figures(evaluated / "artifacts/figures", nodes(RECIPE))
+    assert found == {"label@round1": {"agreement": 0.8}, "answer@sft": ANSWERED}
 
 
 def test_the_summary_run_holds_every_policys_figures() -> None:

@@ -1,13 +1,15 @@
 """Claims about samples: which prompts are sampled, and what a sample of demonstrations holds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
+from plumbline.models.decoding import Decoding
 from plumbline.models.training import save_policy
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.rows import Row, assistant
 from stages import sample
 from stages.sample import SampleEntry, SampleStage
@@ -48,6 +50,29 @@ def test_a_sample_of_demonstrations_has_each_demonstration_before_the_policys_co
     ]
     assert all(row["completion"] == DEMONSTRATION and row["finished"] and "ids" not in row for row in rows[::2])
     assert all(row["completion"] != DEMONSTRATION for row in rows[1::2])
+
+
+def test_a_narrower_decoding_draws_other_completions_and_the_figures_hold_it(world: Path) -> None:
+    whole = draw("one")
+    narrow = draw("one", top_k=2, repetition_penalty=1.2)
+    assert [row["ids"] for row in narrow] != [row["ids"] for row in whole]
+    figures = read_json("artifacts/figures/sample/one.json")
+    assert Decoding(**{name: figures[name] for name in Decoding._fields}) == Decoding(1.0, top_k=2, repetition_penalty=1.2)
+    assert figures["completions"] == len(narrow) == 2 * len(PROMPTS)
+
+
+def test_null_is_what_the_policy_says_itself(world: Path) -> None:
+    stated = draw("one", temperature=0.5, top_p=0.8)
+    file = world / "artifacts/policy/sft/generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": 0.5, "top_p": 0.8}))
+    assert draw("one", temperature=None, top_p=None) == stated
+    assert draw("one") != stated
+
+
+def test_several_greedy_completions_of_a_prompt_are_refused(world: Path) -> None:
+    assert len(draw("one", temperature=0.0, n=1)) == len(PROMPTS)
+    with pytest.raises(ValueError, match=r"sample\.n: expected 1 at temperature 0 \(greedy\), .* found 2"):
+        draw("one", temperature=0.0)
 
 
 def test_another_source_of_prompts_is_refused_before_any_work(world: Path) -> None:

@@ -25,7 +25,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from plumbline.models import cache as caching
 from plumbline.models.cache import RoomyLayer, read_prompts
 from plumbline.models.chat import end_of_turn_id
-from plumbline.models.sampling import Sampled, draw, fill_holes, sample
+from plumbline.models.decoding import Decoding
+from plumbline.models.sampling import Sampled, draw, fill_holes, penalised, sample, truncations
 
 PROMPTS = [[5], [6, 7, 8], [9, 10, 5, 6, 7, 8], [5], [10, 9], [6, 6, 6, 6]]
 
@@ -35,8 +36,18 @@ def policy() -> LlamaForCausalLM:
     return tiny_policy()
 
 
+NARROW = Decoding(temperature=0.8, top_k=8, top_p=0.9, min_p=0.05, repetition_penalty=1.3)
+
+
 def completions(policy: LlamaForCausalLM, prompts: list[list[int]] = PROMPTS, **changes: object) -> list[Sampled]:
-    settings: dict = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "with_logps": True} | changes
+    """Fields of a decoding are `changes` as well."""
+    decoding = Decoding(**{name: changes.pop(name) for name in Decoding._fields if name in changes})  # type: ignore[arg-type]
+    settings: dict = {
+        "max_new_tokens": 12,
+        "decoding": decoding,
+        "seed": 5,
+        "with_logps": decoding.is_whole_distribution,
+    } | changes
     return sample(policy, word_tokenizer(), prompts, **settings)
 
 
@@ -97,9 +108,10 @@ def test_other_architectures_get_the_same_logps(
         assert one.per_token_logps == pytest.approx(recomputed_logps(model, prompt, one.ids, 1.0), abs=1e-4)
 
 
+@pytest.mark.parametrize("decoding", [Decoding(), NARROW])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_row_does_not_depend_on_its_batch(policy: LlamaForCausalLM, batch_size: int) -> None:
-    together, apart = completions(policy), completions(policy, batch_size=batch_size)
+def test_a_row_does_not_depend_on_its_batch(policy: LlamaForCausalLM, batch_size: int, decoding: Decoding) -> None:
+    together, apart = (completions(policy, batch_size=size, **decoding._asdict()) for size in (512, batch_size))
     assert [one.ids for one in together] == [one.ids for one in apart]
 
 
@@ -155,6 +167,118 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     assert tokens.tolist() == [0, 0, 2, 2, 3]  # token 1 has probability 0
     assert logps is not None
     assert logps.exp().tolist() == pytest.approx([0.2, 0.2, 0.5, 0.5, 0.3], abs=1e-6)
+
+
+# ---- decodings that narrow the distribution ------------------------------------------------------------------------------
+
+
+def kept_tokens(decoding: Decoding, probabilities: list[float]) -> dict[int, float]:
+    """The tokens that can be drawn of a distribution, with the frequencies of 1,000 evenly spread draws."""
+    uniforms = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    logits = torch.tensor(probabilities).log().repeat(1000, 1)
+    tokens, _ = draw(logits, uniforms, decoding.temperature, warpers=truncations(decoding), with_logps=False)
+    return {token: count / 1000 for token, count in enumerate(torch.bincount(tokens).tolist()) if count}
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        (Decoding(top_k=2), {1: 5 / 8, 2: 3 / 8}),
+        (Decoding(top_p=0.7), {1: 5 / 8, 2: 3 / 8}),  # 0.5 is less than 0.7
+        (Decoding(top_p=0.4), {1: 1.0}),
+        (Decoding(min_p=0.25), {0: 1.5 / 9.5, 1: 5 / 9.5, 2: 3 / 9.5}),  # at least 0.125
+        (Decoding(min_p=1.0), {1: 1.0}),
+        # squared: 0.0225, 0.25, 0.09 and 0.0025 of 0.365, so that two tokens have 0.93 and no other a quarter of the first
+        (Decoding(temperature=0.5, top_p=0.9), {1: 25 / 34, 2: 9 / 34}),
+        (Decoding(temperature=0.5, min_p=0.25), {1: 25 / 34, 2: 9 / 34}),
+        # of the three tokens that top-k leaves, two have 8 / 9.5; of all, they would have 0.8
+        (Decoding(top_k=3, top_p=0.82), {1: 5 / 8, 2: 3 / 8}),
+    ],
+)
+def test_what_a_decoding_keeps_is_drawn_in_proportion(decoding: Decoding, expected: dict[int, float]) -> None:
+    found = kept_tokens(decoding, [0.15, 0.5, 0.3, 0.05])
+    assert found == {token: pytest.approx(share, abs=2e-3) for token, share in expected.items()}
+
+
+def test_a_penalty_is_for_each_token_of_prompt_and_completion_once_and_not_for_padding() -> None:
+    logits = torch.tensor([[4.0, 4.0, -4.0, 4.0], [4.0, 4.0, -4.0, 4.0]])
+    ids = torch.tensor([[0, 0, 1, 2, 2], [0, 3, 1, 2, 0]])  # the first row has two padding tokens, the second one
+    assert penalised(logits, ids, torch.tensor([2, 1]), 2.0).tolist() == [[4.0, 2.0, -8.0, 4.0], [2.0, 2.0, -8.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(temperature=0.7),
+        Decoding(top_k=3),
+        Decoding(top_p=0.8),
+        Decoding(min_p=0.2),
+        Decoding(repetition_penalty=1.4),
+        NARROW,
+    ],
+)
+def test_a_token_is_drawn_from_the_distribution_that_generate_draws_from(policy: LlamaForCausalLM, decoding: Decoding) -> None:
+    """`generate` reports the scores after all its processors, of prompts that are padded to one length. Every token of our completions is where the
+    inverse of their cumulative distribution puts its uniform number."""
+    uniforms = torch.rand(len(PROMPTS), 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = completions(policy, uniforms=uniforms, **decoding._asdict())
+    width = max(map(len, PROMPTS))
+    for row, one in enumerate(ours):
+        for step, token in enumerate(one.ids):
+            ids = PROMPTS[row] + one.ids[:step]
+            padded = [0] * (width - len(PROMPTS[row])) + ids
+            mask = [0] * (len(padded) - len(ids)) + [1] * len(ids)
+            scores = policy.generate(
+                torch.tensor([padded]), attention_mask=torch.tensor([mask]), max_new_tokens=1, do_sample=True, output_scores=True,
+                return_dict_in_generate=True, pad_token_id=0, **decoding._replace(min_p=decoding.min_p or None)._asdict(),
+            ).scores[0][0]  # fmt: skip
+            cumulative = scores.softmax(-1).double().cumsum(-1)
+            below = cumulative[token - 1] if token else 0.0
+            assert below - 1e-5 <= uniforms[row, step] <= cumulative[token] + 1e-5
+            assert scores[token] > -math.inf
+
+
+def test_neutral_values_give_the_same_bits_without_any_processor(
+    policy: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = completions(policy)
+    for name in ("RepetitionPenaltyLogitsProcessor", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"):
+        monkeypatch.setattr(f"plumbline.models.sampling.{name}", None)
+    assert completions(policy, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0) == before
+
+
+def test_greedy_decoding_heeds_the_penalty_and_nothing_else_as_generate_does(policy: LlamaForCausalLM) -> None:
+    end = end_of_turn_id(word_tokenizer())
+    greedy = completions(policy, temperature=0.0, with_logps=False)
+    assert completions(policy, temperature=0.0, top_k=3, top_p=0.5, min_p=0.5, with_logps=False) == greedy
+    penalised_too = completions(policy, temperature=0.0, repetition_penalty=1.5)
+    assert penalised_too != greedy
+    for prompt, one in zip(PROMPTS, penalised_too, strict=True):
+        expected = policy.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=0, repetition_penalty=1.5
+        )
+        assert one.ids == expected[0, len(prompt) :].tolist()
+
+
+def test_dropping_finished_rows_does_not_change_the_penalties_of_the_others() -> None:
+    policy = unhurried_policy()
+    prompts = [PROMPTS[row % len(PROMPTS)] for row in range(64)]
+    uniforms = torch.rand(64, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    settings: dict = {"max_new_tokens": 30, "repetition_penalty": 1.2, "top_k": 6}
+    together = completions(policy, prompts, uniforms=uniforms, **settings)
+    longest = max(range(64), key=lambda row: len(together[row].ids))
+    assert len(together[longest].ids) > 20
+    [alone] = completions(policy, [prompts[longest]], uniforms=uniforms[[longest]], **settings)
+    assert alone.ids == together[longest].ids
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
+def test_log_probabilities_of_a_narrower_distribution_are_refused(policy: LlamaForCausalLM, changes: dict[str, float]) -> None:
+    [(name, value)] = changes.items()
+    with pytest.raises(
+        ValueError, match=rf"with_logps: expected the whole distribution, found temperature 1, {name} {value}, of which"
+    ):
+        completions(policy, with_logps=True, **changes)
 
 
 @pytest.mark.parametrize("unfinished", list(itertools.product([True, False], repeat=4)))
@@ -235,6 +359,10 @@ def test_no_prompts_give_no_completions(policy: LlamaForCausalLM) -> None:
         ({"temperature": -1.0}, "temperature: expected"),
         ({"max_new_tokens": 0}, "max_new_tokens, batch_size: expected"),
         ({"batch_size": 0}, "max_new_tokens, batch_size: expected"),
+        ({"top_k": -1}, "top_k: expected 0 or above, found -1"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1, found 0.0"),
+        ({"min_p": 1.5}, "min_p: expected a fraction from 0 to 1, found 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: expected a positive number, found 0.0"),
     ],
 )
 def test_impossible_arguments_are_refused(policy: LlamaForCausalLM, changes: dict[str, float], message: str) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from plumbline.models.decoding import NEUTRAL, Decoding
 from plumbline.pipeline.records import write_json
 from plumbline.tools.summary import summarise
 
-SECTION = {"policies": ["sft", "dpo"], "against": "sft", "split": "test", "temperature": 1.0}
+SECTION = {"policies": ["sft", "dpo"], "against": "sft", "split": "test"}
 SFT = {"gold": 0.6, "gold_gain": 0.0, "win_rate": 0.5, "length_tokens": 20.0, "n": 2000, "answers": 4000}
 DPO = SFT | {
     "gold": 0.7,
@@ -21,7 +22,8 @@ DPO = SFT | {
 }
 
 
-def evaluated(project: Path, **by_policy: dict[str, Any]) -> None:
+def evaluated(project: Path, decoding: Decoding = NEUTRAL, **by_policy: dict[str, Any]) -> None:
+    write_json(project / "artifacts/figures/answer/sft.json", decoding._asdict())
     for policy, figures in by_policy.items():
         write_json(project / f"artifacts/evaluate/{policy}/figures.json", figures)
 
@@ -57,10 +59,10 @@ def test_languages_have_lines_and_a_policy_that_is_safe_in_one_only_is_named(pro
 def test_gold_at_temperature_1_has_a_column_where_it_differs(project: Path) -> None:
     evaluated(project, sft=SFT | {"gold_at_1": 0.6}, dpo=DPO | {"gold_at_1": 0.7})
     assert "gold at 1" not in summarise(SECTION)
-    evaluated(project, sft=SFT | {"gold_at_1": 0.45, "kl": 0.0}, dpo=DPO | {"gold_at_1": 0.55})
-    text = summarise(SECTION | {"temperature": 0.7})
+    evaluated(project, Decoding(0.7, top_p=0.9), sft=SFT | {"gold_at_1": 0.45, "kl": 0.0}, dpo=DPO | {"gold_at_1": 0.55})
+    text = summarise(SECTION)
     assert "gold at 1" in text
-    assert "sampled at temperature 0.7" in text
+    assert "drawn at temperature 0.7, top_p 0.9." in text
     assert "At temperature 1: Gold at 1 and KL." in text
 
 

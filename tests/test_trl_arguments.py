@@ -40,7 +40,7 @@ ARGUMENTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"num_generations": 2, "generation_batch_size": 16, "num_iterations": 3, "save_steps": 6, "max_completion_length": 5, "temperature": 0.7,
          "mask_truncated_completions": True, "loss_type": "dapo", "scale_rewards": "batch", "importance_sampling_level": "sequence",
          "beta": 0.2, "use_bias_correction_kl": True, "epsilon": 0.1, "epsilon_high": 0.3, "entropy_coef": 0.01, "top_k": 0, "top_p": 1.0,
-         "eval_strategy": "no", "shuffle_dataset": False},
+         "min_p": 0.0, "repetition_penalty": 1.0, "eval_strategy": "no", "shuffle_dataset": False},
     ),
     "rloo": (
         "trl.RLOOConfig",

@@ -99,8 +99,8 @@ def policy_figures(
     """All figures of one policy, each with its bounds `<figure>_low` and `<figure>_high`.
 
     A figure that applies to no answer is None, and so are its bounds. `against` holds the opponent's scores on the same prompts, for
-    the paired gains. `at_1` and `against_at_1` are scores of answers at temperature 1: `scores` and `against` themselves if that is
-    their temperature, empty if none were drawn.
+    the paired gains. `at_1` and `against_at_1` are scores of answers of the whole distribution at temperature 1: `scores` and `against`
+    themselves if that is their decoding, empty if none were drawn.
     """
     figures: dict[str, float | int | None] = {}
     for figure in FIGURES:

@@ -4,19 +4,24 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, POSITIVE, outside
+from plumbline.models.decoding import DecodingFields
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.reasoning import ALL, mark_problems
 
 NONE = "none"
 COMPLETIONS, COMPLETIONS_AT_1 = "completions.jsonl", "completions_at_1.jsonl"
-"""The files of artifacts/answer/<policy>: the answers that every figure is about, and, if these are not, answers at temperature 1."""
+"""The files of artifacts/answer/<policy>: the answers that every figure is about, and answers of the whole distribution at temperature 1 if those are
+not."""
 
 SPLITS = ("test", "validation")
 
 
 @dataclass
-class EvaluateSection:
-    """Which policies are evaluated, on which prompts, against whom and by which means."""
+class EvaluateSection(DecodingFields):
+    """Which policies are evaluated, on which prompts, against whom and by which means.
+
+    The decoding (plumbline/models/decoding.py) is that of the answers which the judge and the reward see.
+    """
 
     policies: list[str] = field(default_factory=list)
     against: str = MISSING  # the opponent of gains and win rates, and the reference of KL
@@ -24,8 +29,7 @@ class EvaluateSection:
     reward: str = MISSING  # artifacts/reward/<name>; none: no reward
     split: str = "test"
     samples: int = 2
-    temperature: float = 1.0  # of the answers that the judge and the reward see
-    samples_at_1: int = 1  # answers to each prompt at temperature 1, if `temperature` is another; 0: no KL and no figures at 1
+    samples_at_1: int = 1  # answers to each prompt at temperature 1, if the decoding is narrower; 0: no KL and no figures at 1
     max_new_tokens: int = 64
     thinking_marks: str = ALL  # which marks set reasoning apart from an answer: all | none | names in plumbline/reasoning.py
 
@@ -43,6 +47,7 @@ class EvaluateSection:
             complaints.append(f"policies: expected each policy once, found {', '.join(self.policies)}")
         return (
             complaints
-            + outside(self, samples=COUNT, samples_at_1=NOT_NEGATIVE, max_new_tokens=COUNT, temperature=POSITIVE)
+            + outside(self, samples=COUNT, samples_at_1=NOT_NEGATIVE, max_new_tokens=COUNT)
+            + self.decoding_problems(samples=self.samples)
             + mark_problems(self.thinking_marks)
         )

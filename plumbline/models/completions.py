@@ -4,39 +4,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from plumbline.models.decoding import NEUTRAL, Decoding
 from plumbline.rows import assistant
 
 if TYPE_CHECKING:
     from plumbline.models.sampling import Sampled
 
 
-class Decoding(NamedTuple):
-    """How many completions of each prompt are drawn, and at which temperature."""
+class Draws(NamedTuple):
+    """How many completions of each prompt are drawn, and by which decoding."""
 
     n: int
-    temperature: float
+    decoding: Decoding = NEUTRAL
     with_logp: bool = False
-    """Whether each row also gets `logp`: the completion's log-probability at that temperature, in nats."""
+    """Whether each row also gets `logp`: the completion's log-probability at the decoding's temperature, in nats."""
 
 
 def complete(
     folder: Path,
     prompts: Sequence[Mapping[str, Any]],
-    decodings: Sequence[Decoding],
+    draws: Sequence[Draws],
     *,
     max_new_tokens: int,
     batch_size: int,
     seed: int,
     title: str,
 ) -> list[list[dict[str, Any]]]:
-    """Samples completions of each prompt row from the policy in `folder`: the rows of each decoding.
+    """Samples completions of each prompt row from the policy in `folder`: the rows of each of `draws`.
 
     Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
     `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
-    text again may give other tokens. Every decoding draws from the same seed. `title` heads the progress bar and error messages.
+    text again may give other tokens. All `draws` use the same seed. `title` heads the progress bar and error messages.
 
     Raises:
-        ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
+        ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, or greedy decoding is to give several
+            completions of a prompt.
     """
     from tqdm import tqdm
     from transformers import AutoTokenizer
@@ -50,6 +52,12 @@ def complete(
         raise ValueError(
             f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
         )
+    for n, decoding, _ in draws:
+        if decoding.temperature == 0 and n > 1:
+            raise ValueError(
+                f"{title}: expected one completion of each prompt by greedy decoding (temperature 0), where all are the same, found {n}. Draw one, "
+                "or set a temperature above 0"
+            )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_policy(folder)
     encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
@@ -58,14 +66,14 @@ def complete(
     longest = max(map(len, encoded)) + max_new_tokens
     side_by_side = rows_in_cache(model, longest, batch_size, held=model.get_memory_footprint())
     rows = []
-    for n, temperature, with_logp in decodings:
-        with tqdm(total=n * len(prompts), desc=f"{title}, temperature {temperature:g}", unit="completion") as bar:
+    for n, decoding, with_logp in draws:
+        with tqdm(total=n * len(prompts), desc=f"{title}, {decoding.words}", unit="completion") as bar:
             samples = sample(
                 model,
                 tokenizer,
                 [ids for ids in encoded for _ in range(n)],
                 max_new_tokens=max_new_tokens,
-                temperature=temperature,
+                decoding=decoding,
                 seed=seed,
                 batch_size=side_by_side,
                 with_logps=with_logp,

@@ -1,8 +1,8 @@
 """Sample completions of many prompts from a causal language model, quickly and reproducibly.
 
-Tokens are drawn from the *whole* distribution softmax(logits / temperature), without top-k or top-p. So the log-probabilities
-reported here are those of the distribution that was sampled from, which is what a policy-gradient ratio needs (see
-plumbline/methods/online/ppo).
+By default tokens are drawn from the *whole* distribution softmax(logits / temperature). So the log-probabilities reported here are
+those of the distribution that was sampled from, which is what a policy-gradient ratio needs (see plumbline/methods/online/ppo). What people
+deploy is narrower (`decoding.py`): its tokens are drawn here as well, by transformers' own processors, but without log-probabilities.
 
 On a small model, `model.generate` spends most of its time on rows that have finished but stay in the batch, on padding, on noise, and on
 copying the key-value cache at every token. Three things make this module several times faster:
@@ -21,10 +21,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from plumbline.models.cache import next_logits, read_prompts
 from plumbline.models.chat import end_of_turn_id
+from plumbline.models.decoding import NEUTRAL, Decoding
 
 # Finished rows are dropped once they are this share of the batch. The share is low because dropping moves no more rows than have finished.
 COMPACT_FRACTION = 1 / 16
@@ -47,7 +57,7 @@ def sample(
     prompts_ids: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
+    decoding: Decoding = NEUTRAL,
     seed: int = 0,
     uniforms: torch.Tensor | None = None,
     batch_size: int = 512,
@@ -60,14 +70,14 @@ def sample(
 
     Args:
         prompts_ids: rendered prompts, including the generation prompt. Repeat a prompt to sample it several times.
-        temperature: 0 is greedy decoding; `per_token_logps` are then those at temperature 1.
+        with_logps: whether to report `per_token_logps`, of greedy decoding those at temperature 1.
         uniforms: (prompts, max_new_tokens), numbers in [0, 1), so that several processes can share one table; None: drawn from `seed`.
         progress: called with the number of rows that have just finished, for example `tqdm(...).update`.
 
     Raises:
-        ValueError: an argument is out of range, or a prompt has no tokens.
+        ValueError: an argument is out of range, a prompt has no tokens, or log-probabilities are asked for that would not be the policy's.
     """
-    _check_arguments(prompts_ids, max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    _check_arguments(prompts_ids, decoding, max_new_tokens=max_new_tokens, batch_size=batch_size, with_logps=with_logps)
     end_id = end_of_turn_id(tokenizer)
     if uniforms is None:
         # One row per prompt; float64, so that every token of a large vocabulary can be drawn.
@@ -90,7 +100,7 @@ def sample(
                     [list(prompts_ids[row]) for row in rows],
                     uniforms[rows].to(model.device),
                     end_id=end_id,
-                    temperature=temperature,
+                    decoding=decoding,
                     with_logps=with_logps,
                     progress=progress,
                 )
@@ -102,9 +112,14 @@ def sample(
 
 
 def draw(
-    logits: torch.Tensor, uniforms: torch.Tensor | None, temperature: float, *, with_logps: bool
+    logits: torch.Tensor,
+    uniforms: torch.Tensor | None,
+    temperature: float,
+    *,
+    warpers: Sequence[LogitsProcessor] = (),
+    with_logps: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Draw one token per row from softmax(logits / temperature) by inverting its cumulative distribution.
+    """Draw one token per row from softmax(logits / temperature), narrowed by `warpers`, by inverting its cumulative distribution.
 
     logits (batch, vocabulary); uniforms (batch,) in [0, 1). Temperature 0 takes the likeliest token and reads no uniform number.
     Returns tokens (batch,) and, if `with_logps`, their log-probabilities (batch,).
@@ -115,6 +130,8 @@ def draw(
     else:
         if temperature != 1:
             logits = logits / temperature
+        for warper in warpers:
+            logits = warper(None, logits)
         assert uniforms is not None
         cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
         # Rounding leaves the total a little off 1. Thresholds are scaled by it, so that no draw falls past the last token.
@@ -124,6 +141,28 @@ def draw(
     if not with_logps:
         return tokens, None
     return tokens, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def truncations(decoding: Decoding) -> list[LogitsProcessor]:
+    """What leaves tokens out, in transformers' order; nothing of the whole distribution."""
+    warpers: list[LogitsProcessor] = []
+    if decoding.top_k:
+        warpers.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    if decoding.min_p:
+        warpers.append(MinPLogitsWarper(decoding.min_p))
+    return warpers
+
+
+def penalised(logits: torch.Tensor, ids: torch.Tensor, padding: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Logits (batch, vocabulary) after the repetition penalty for the tokens that are already there.
+
+    ids (batch, tokens): the prompt, padded on the left, and the completion so far; padding (batch,): the number of padding tokens, which
+    carry no penalty.
+    """
+    penalise: Any = RepetitionPenaltyLogitsProcessor(float(penalty), prompt_ignore_length=padding)
+    return penalise(ids, logits.float())
 
 
 def fill_holes(unfinished: torch.Tensor) -> torch.Tensor:
@@ -137,11 +176,18 @@ def fill_holes(unfinished: torch.Tensor) -> torch.Tensor:
     return indices
 
 
-def _check_arguments(prompts_ids: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float, batch_size: int) -> None:
+def _check_arguments(
+    prompts_ids: Sequence[Sequence[int]], decoding: Decoding, *, max_new_tokens: int, batch_size: int, with_logps: bool
+) -> None:
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"sampling: max_new_tokens, batch_size: expected at least 1, found {max_new_tokens} and {batch_size}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"sampling: temperature: expected 0 (greedy) or a positive number, found {temperature}")
+    if problems := decoding.problems():
+        raise ValueError(f"sampling: {problems[0]}")
+    if with_logps and not decoding.is_whole_distribution:
+        raise ValueError(
+            f"sampling: with_logps: expected the whole distribution, found {decoding.words}, of which a token's log-probability is not the "
+            "policy's. Leave out with_logps, or what narrows the distribution"
+        )
     empty = [row for row, ids in enumerate(prompts_ids) if not len(ids)]
     if empty:
         raise ValueError(
@@ -156,7 +202,7 @@ def _sample_batch(
     uniforms: torch.Tensor,
     *,
     end_id: int,
-    temperature: float,
+    decoding: Decoding,
     with_logps: bool,
     progress: Callable[[int], object] | None,
 ) -> list[Sampled]:
@@ -168,6 +214,10 @@ def _sample_batch(
     width = prompts_mask.shape[1]
     mask = pad(prompts_mask, (0, max_new_tokens), value=1)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    warpers = truncations(decoding)
+    read = None
+    if decoding.repetition_penalty != 1:
+        read = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_side="left").to(device)
 
     tokens = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
     logps = torch.zeros(batch, max_new_tokens, device=device)
@@ -176,7 +226,10 @@ def _sample_batch(
     alive = torch.arange(batch, device=device)  # the row of the batch to which each remaining row of the cache belongs
 
     for step in range(max_new_tokens):
-        drawn, drawn_logps = draw(logits, uniforms[alive, step], temperature, with_logps=with_logps)
+        if read is not None:
+            so_far = torch.cat([read[alive], tokens[alive, :step]], dim=1)
+            logits = penalised(logits, so_far, width - lengths[alive], decoding.repetition_penalty)
+        drawn, drawn_logps = draw(logits, uniforms[alive, step], decoding.temperature, warpers=warpers, with_logps=with_logps)
         # A finished row keeps drawing until it is dropped; `counts` cuts off those tokens.
         tokens[alive, step] = drawn
         if drawn_logps is not None:

@@ -270,10 +270,15 @@ def write_curve(path: Path, rows: Sequence[Mapping[str, float]], run: "Run | Non
 
 
 def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Writes a model folder that transformers, vLLM and others can load: weights, tokenizer, chat template, generation config."""
+    """Writes a model folder that transformers, vLLM and others can load: weights, tokenizer, chat template, generation config.
+
+    The generation config keeps the decoding that the model came with. A model trained from scratch has none: its whole distribution at
+    temperature 1.
+    """
     from transformers import GenerationConfig
 
     from plumbline.models.chat import end_of_turn_id
+    from plumbline.models.decoding import own_decoding
     from plumbline.models.loading import rows_without_token
 
     end = end_of_turn_id(tokenizer)
@@ -284,10 +289,7 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     model.generation_config = GenerationConfig(
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        **own_decoding(model.generation_config).generation_values(),
         suppress_tokens=rows_without_token(tokenizer, embeddings.num_embeddings) or None,
     )
     output = model.get_output_embeddings()

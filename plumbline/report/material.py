@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.graph import Node, ancestors, maker
 
 if TYPE_CHECKING:
+    from plumbline.models.decoding import Decoding
     from plumbline.report.charts import Share
     from plumbline.report.tables import Figures
     from plumbline.rows import Row
@@ -24,6 +25,7 @@ class Material:
     recipe: Mapping[str, Any]  # params.yaml's sections
     policies: Sequence[str]
     against: str
+    decoding: Decoding  # of the answers that all figures are about
     figures: Mapping[str, Figures]  # policy → its figures
     answers: Mapping[str, Sequence[Row]]  # policy → its scored answers
     curves: Mapping[str, Curve]  # node → its training curves

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from plumbline.evaluation.figures import PARTS, QUALITY
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
+from plumbline.models.decoding import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
 from plumbline.report import charts, pictures, sentences, tables
 from plumbline.report.material import Material, learns_from_gold
@@ -74,7 +75,7 @@ def render(material: Material) -> str:
         graph=pictures.graph_chart(material, shown),
         readings={policy: _reading(material, policy) for policy in material.policies if policy != material.against},
         headline=(columns, rows),
-        has_at_1=section["temperature"] != 1 and section["samples_at_1"] > 0,
+        has_at_1=material.decoding != NEUTRAL and section["samples_at_1"] > 0,
         language_rows={policy: tables.language_rows(figures, columns) for policy, figures in material.figures.items()},
         unsafe={
             policy: [tables.language_name(code) for code in sentences.unsafe_languages(figures)]

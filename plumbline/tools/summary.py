@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from plumbline.models.decoding import NEUTRAL, read_decoding
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json
 from plumbline.report.sentences import language_sentence
 from plumbline.report.tables import plain, plain_table
 
-EVALUATED, REPORT = Path("artifacts/evaluate"), Path("artifacts/report/report.html")
+EVALUATED, ANSWERED = Path("artifacts/evaluate"), Path("artifacts/figures/answer")
+REPORT = Path("artifacts/report/report.html")
 
 
 def summarise(section: dict[str, Any]) -> str:
@@ -23,15 +25,15 @@ def summarise(section: dict[str, Any]) -> str:
         raise FileNotFoundError(f"no figures for {', '.join(missing)} in {EVALUATED}/ yet: run `make repro`")
     by_policy = {policy: read_json(file) for policy, file in files.items()}
     opponent = by_policy[section["against"]]
-    split, temperature = section["split"], section["temperature"]
+    split, decoding = section["split"], read_decoding(ANSWERED / f"{section['against']}.json")
     unsafe = [plain(sentence) for policy, figures in by_policy.items() if (sentence := language_sentence(policy, figures))]
     warnings = "\n".join([*unsafe, "", ""]) if unsafe else ""
     measured = [name for name, key in (("Gold at 1", "gold_at_1"), ("KL", "kl")) if opponent.get(key) is not None]
-    at_1 = f"At temperature 1: {' and '.join(measured)}. " if temperature != 1 and measured else ""
+    at_1 = f"At temperature 1: {' and '.join(measured)}. " if decoding != NEUTRAL and measured else ""
     return f"""
 {plain_table(by_policy, section["against"])}
 
-{warnings}{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, sampled at temperature {temperature}.
+{warnings}{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, drawn at {decoding.words}.
 Gain, win rate and KL are against {section["against"]}. {at_1}Brackets hold 95 % intervals, bootstrapped over prompts.
 
   {REPORT}   the report: open it in a browser

@@ -107,7 +107,8 @@ def run(name: str) -> dict[str, Any]:
 def aligned_again(policy: str, seed: int) -> dict[str, float]:
     """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
     from plumbline.evaluation.statistics import bootstrap_gain
-    from plumbline.models.completions import Decoding, complete
+    from plumbline.models.completions import Draws, complete
+    from plumbline.models.decoding import read_decoding
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.composing import load_params
     from plumbline.rows import text_of
@@ -124,7 +125,7 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
     [answers] = complete(
         trial / "artifacts/policy" / policy,
         read_jsonl(Path("artifacts/data/prompts") / f"{section['split']}.jsonl"),
-        [Decoding(section["samples"], section["temperature"])],
+        [Draws(section["samples"], read_decoding(Path("artifacts/figures/answer") / f"{section['against']}.json"))],
         max_new_tokens=section["max_new_tokens"],
         batch_size=512,
         seed=params["seed"],

@@ -36,8 +36,8 @@ def peer(policy: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: 
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=policy.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=policy.device)
         new = policy.generate(
-            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            eos_token_id=end, pad_token_id=0,
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None,
+            repetition_penalty=1.0, eos_token_id=end, pad_token_id=0,
         )[:, width:]  # fmt: skip
         before = (new == end).cumsum(-1) - (new == end).long()  # ends of turn before each token
         tokens += int((before == 0).sum())

@@ -187,8 +187,10 @@ def group_arguments(config: Grouped, checkpoints: Path, seed: int, steps: int) -
         "num_iterations": config.update_epochs,
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,
-        "top_p": 1.0,
+        "top_p": 1.0,  # this and the next three: the whole distribution, whatever the policy's generation_config.json says
         "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "beta": config.beta,
         "epsilon": config.clip_range,
         "epsilon_high": config.clip_range_high,

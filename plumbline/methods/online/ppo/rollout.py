@@ -12,6 +12,7 @@ from plumbline.methods.online.ppo.guard import require_finite
 from plumbline.methods.online.ppo.losses import entropies, kl_k1, kl_k3
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, micro_batches
 from plumbline.models.chat import openings
+from plumbline.models.decoding import Decoding
 from plumbline.models.logps import per_token_logps
 from plumbline.models.sampling import Sampled, sample
 from plumbline.rewards.reward import Reward
@@ -92,7 +93,7 @@ class Sampler:
             self.tokenizer,
             encoded,
             max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
+            decoding=Decoding(self.temperature),
             uniforms=uniforms,
             batch_size=self.batch_size,
             with_logps=True,
