@@ -1,10 +1,13 @@
 """The transformers backend with models whose replies are known in advance."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from judging_model import CONTEXT_TOKENS, LIKED, save_speaker
+from transformers import LlamaForCausalLM
 
 from plumbline.judging.asking import Reply
 from plumbline.judging.building import load_judge
@@ -69,6 +72,26 @@ def test_a_crash_changes_no_sampled_reply(tmp_path: Path, monkeypatch: pytest.Mo
     again = judge_at(model, temperature=1.0)
     assert [rating.verdicts[0].reply for rating in again.rate([PROMPT] * 7, TEXTS)] == replies
     assert (again.ledger.bought, again.ledger.cached) == (3, 4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_replies_do_not_depend_on_the_models_generation_config(
+    tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_speaker(tmp_path / "model")
+    speaker = LlamaForCausalLM.from_pretrained(model)
+    torch.manual_seed(1)
+    speaker.lm_head.weight.data.normal_()  # some tokens are likelier than others, whatever was asked
+    speaker.save_pretrained(model)
+    file = model / "generation_config.json"
+    plain = json.loads(file.read_text())
+    replies = []
+    for values in ({}, {"top_k": 1}, {"min_p": 0.9}, {"repetition_penalty": 9.0}):
+        file.write_text(json.dumps(plain | values))
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / f"store {values}"))
+        ratings = judge_at(model, temperature).rate([PROMPT] * 7, TEXTS)
+        replies.append([(rating.verdicts[0].reply, rating.verdicts[0].output_tokens) for rating in ratings])
+    assert replies[1:] == replies[:1] * 3
 
 
 def test_a_model_that_gives_no_verdict_trips_the_gate(model: Path) -> None:

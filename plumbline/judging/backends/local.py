@@ -14,6 +14,9 @@ from plumbline.judging.store import VerdictStore, content_key, store_folder
 from plumbline.models.loading import context_of
 from plumbline.pipeline.digests import pin_problems, pinned
 
+SAMPLING_ALONE = "sampling alone"
+"""What decides a reply besides the model and the question; earlier replies also went by the model's generation_config.json."""
+
 
 class LocalChat:
     """Replies of a Hugging Face causal LM with a chat template."""
@@ -40,7 +43,7 @@ class LocalChat:
         self._model = model.to(self._device).eval()
         self._store = VerdictStore(store_folder())
         self.model = config.model
-        self.identity = str(content_key(["transformers", config.model, version, asdict(config.sampling)]))
+        self.identity = str(content_key(["transformers", config.model, version, asdict(config.sampling), SAMPLING_ALONE]))
         self.ledger = Ledger()
         self.share = 1.0
         self._warned = False
@@ -104,14 +107,15 @@ class LocalChat:
         longest = encoded["input_ids"].shape[1]
         if sampling.temperature > 0:  # the first request decides, so that a batch is reproducible as a whole
             torch.manual_seed(int(content_key([sampling.seed, *first])[:8], 16))
-        warmth = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+        warmth = {"temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p, "min_p": None}
         with torch.inference_mode():
             output = self._model.generate(
                 **encoded,
                 max_new_tokens=sampling.max_tokens,
                 do_sample=sampling.temperature > 0,
+                repetition_penalty=1.0,
                 pad_token_id=self._tokenizer.pad_token_id,
-                **warmth,
+                **(warmth if sampling.temperature > 0 else {}),
             )
         ends = self._model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
