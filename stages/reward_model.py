@@ -113,7 +113,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
 
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_preferences
-    from plumbline.models.loading import saved_dtype, training_dtype
+    from plumbline.models.loading import as_saved, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
     from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, write_curve
     from plumbline.rewards.cost import CostCollator, CostTrainer
@@ -147,7 +147,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
         )
         train(trainer, checkpoints)
     folder = work.output(f"artifacts/reward/{entry}")
-    merged(trainer.model, folder, settings).to(saved_dtype(init)).save_pretrained(folder)
+    as_saved(merged(trainer.model, folder, settings), init).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_curve(work.output(f"artifacts/curves/reward_model/{entry}.csv"), curve_rows(trainer.state.log_history), work.run)
     return folder

@@ -24,13 +24,14 @@ from aligning import (
     write_inputs,
 )
 from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Trainer
 from trl import SFTConfig
 
 from plumbline.methods.offline.sft import require_fit
 from plumbline.models import training
 from plumbline.models.determinism import make_deterministic
-from plumbline.models.loading import context_of
+from plumbline.models.loading import context_of, rounded_away
 from plumbline.models.training import save_policy, train, trainer_arguments
 from plumbline.pipeline.records import write_jsonl
 from plumbline.rewards import reward as rewards
@@ -126,14 +127,33 @@ def test_an_adapter_is_merged_and_also_kept_if_configured(artifacts: Path, metho
     assert not (artifacts / "policy/other/adapter").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", OFFLINE)
-def test_small_steps_are_not_rounded_away_in_a_model_saved_in_bfloat16(artifacts: Path, method: str) -> None:
-    """At 1e-6 most weights would not move by a last bit of bfloat16."""
-    save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), artifacts / "policy/sft")
+def test_small_steps_on_bfloat16_weights_are_kept_in_float32_and_said_to_be_lost_in_bfloat16(
+    artifacts: Path, method: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At 1e-6 most weights do not move by a last bit of bfloat16."""
+    save_policy(tiny_policy().to(torch.bfloat16).to(dtype), word_tokenizer(), artifacts / "policy/sft")
     run_align(artifacts, method, learning_rate=1e-6, weight_decay=0.0)
     before, after = weights(artifacts / "policy/sft"), weights(artifacts / "policy/new")
     moved = torch.cat([(after[name].float() != before[name].float()).flatten() for name in before if "proj" in name])
-    assert moved.float().mean() > 0.9
+    assert (moved.float().mean() > 0.9) == (dtype == torch.float32)
+    assert ("of what training changed is smaller than a last digit of bfloat16" in caplog.text) == (dtype == torch.bfloat16)
+
+
+def test_steps_that_bfloat16_can_hold_are_written_without_a_warning(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), artifacts / "policy/sft")
+    run_align(artifacts, "sft", learning_rate=1e-2)
+    assert "of what training changed" not in caplog.text
+
+
+def test_the_part_of_a_change_that_is_rounded_away(tmp_path: Path) -> None:
+    """Between 1 and 2, a bfloat16 is a multiple of 1/128: of changes by 1/128, 1/512 and 1/64 + 1/512, both times the 1/512 is lost."""
+    save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    weights = {"w": torch.tensor([1 + 1 / 128, 1 + 1 / 512, 1 + 1 / 64 + 1 / 512]), "head": torch.ones(2)}
+    expected = 2 / ((512 / 128) ** 2 + 1 + (512 / 64 + 1) ** 2)
+    assert rounded_away(weights, tmp_path, torch.bfloat16) == pytest.approx(expected)
+    assert rounded_away({"w": torch.ones(3)}, tmp_path, torch.bfloat16) == 0
 
 
 @pytest.mark.parametrize("method", [*OFFLINE, *GROUPS])

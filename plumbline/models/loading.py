@@ -9,12 +9,19 @@ base policy, and all later policies and reward models inherit it.
 - What is written is written in the precision of the policy that training started from.
 """
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+LOST = 0.5
+"""The part of what training changed whose loss in saving is worth a warning."""
 
 NEVER = -1e4
 """A logit whose probability is exactly 0, even at a temperature of 10. It is finite, so that an entropy is not 0 · −∞."""
@@ -96,6 +103,33 @@ def saved_dtype(folder: Path) -> "torch.dtype":
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder).dtype or torch.float32
+
+
+def as_saved(model: Any, init: Path) -> Any:
+    """The trained model in the precision of `init`, from which training started. Warns if most of what was learnt is rounded away."""
+    dtype = saved_dtype(init)
+    if model.dtype != dtype and (lost := rounded_away(model.state_dict(), init, dtype)) > LOST:
+        logger.warning(
+            "%.0f %% of what training changed is smaller than a last digit of %s, in which the model is saved, and is lost. Set dtype to float32 in "
+            "conf/model/hub.yaml, or train with a higher learning_rate or for longer",
+            100 * lost,
+            str(dtype).removeprefix("torch."),
+        )
+    return model.to(dtype)
+
+
+def rounded_away(weights: "Mapping[str, torch.Tensor]", init: Path, dtype: "torch.dtype") -> float:
+    """The part of the squared change of float32 weights since those in the folder `init` that is lost by saving them in `dtype`, from 0 to 1."""
+    from safetensors import safe_open
+
+    change = lost = 0.0
+    for file in sorted(init.glob("*.safetensors")):
+        with safe_open(file, "pt") as saved:
+            for name in sorted(weights.keys() & set(saved.keys())):
+                before, after = saved.get_tensor(name).float(), weights[name].cpu().float()
+                change += float((after - before).square().sum())
+                lost += float((after.to(dtype).float() - after).square().sum())
+    return lost / change if change else 0.0
 
 
 def context_of(config: "PretrainedConfig") -> int | None:

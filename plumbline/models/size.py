@@ -3,12 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from plumbline.pipeline.composing import size_section, sizes
-
-if TYPE_CHECKING:
-    from huggingface_hub.utils import SafetensorsRepoMetadata
 
 PARAMETERS = "parameters"
 """The section of conf/size/<size>.yaml that says how many parameters a model of this size has."""
@@ -80,8 +77,8 @@ def parameter_count(path: str, revision: str | None) -> int | None:
     )
 
 
-def _total(read: Callable[[], "SafetensorsRepoMetadata"]) -> int | None:
-    """The number of parameters that a model's headers add up to; None if they cannot be read."""
+def _total(read: Callable[[], Any]) -> int | None:
+    """The number of parameters in the metadata that `read` returns (huggingface_hub's SafetensorsRepoMetadata); None if it cannot."""
     from httpx2 import HTTPError  # of huggingface_hub's client
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 

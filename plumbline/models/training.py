@@ -337,6 +337,6 @@ def merged(model: Any, folder: Path, config: Lora) -> Any:
 
 def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", job: "Job", config: Lora) -> None:
     """Writes the trained model to `job.output` as a policy, with an adapter merged into its base, in the precision of `job.init`."""
-    from plumbline.models.loading import saved_dtype
+    from plumbline.models.loading import as_saved
 
-    save_policy(merged(model, job.output, config).to(saved_dtype(job.init)), tokenizer, job.output)
+    save_policy(as_saved(merged(model, job.output, config), job.init), tokenizer, job.output)

@@ -118,7 +118,7 @@ SIZED = ("pretrain", "sft", "sample", "reward_model", "align", "rl")
 """The stages with values that depend on the model's size."""
 
 
-def values_by_size(stage: str, entry: Mapping[str, Any], params: Params) -> dict[str, Any]:
+def values_by_size(stage: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """The values that the model's size gives to an entry of a stage, or to the section of a stage without entries."""
     return size_section(model_size(params), section_of(stage, entry)) if stage in SIZED else {}
 
@@ -139,7 +139,7 @@ def size_section(size: str, section: str) -> dict[str, Any]:
     return dict(values) if isinstance(values, dict) else {}
 
 
-def model_size(params: Params) -> str:
+def model_size(params: Mapping[str, Any]) -> str:
     """What the model's file in conf/model, or the file that it builds on, says under `size`.
 
     Raises:

@@ -83,4 +83,5 @@ def load(folder: Path, description: Mapping[str, Any], run: str) -> RewardModel:
     from plumbline.models.loading import device
 
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
-    return RewardModel(with_float32_head(model).to(device()), AutoTokenizer.from_pretrained(folder))
+    scoring: Any = with_float32_head(model)
+    return RewardModel(scoring.to(device()), AutoTokenizer.from_pretrained(folder))
