@@ -96,6 +96,12 @@ def test_the_figures_are_those_of_each_kind_of_rows_alone(policies: tuple[Path, 
     assert not [key for key in held_out_figures(policy, against, PREFERENCES, [], seed=1) if "perplexity" in key]
 
 
+def test_equal_prompts_of_preferences_count_once_in_the_interval(policies: tuple[Path, Path]) -> None:
+    """Forty pairs of two prompts: [0, 1] if one of the two is right, else Clopper and Pearson for 2, 1 − 0.025 ** (1 / 2) = 0.842 wide."""
+    figures = held_out_figures(*policies, PREFERENCES * 20, [], seed=1)
+    assert figures["preference_accuracy_high"] - figures["preference_accuracy_low"] >= 0.84
+
+
 def test_the_opponent_itself_has_a_perplexity_and_no_preference(
     policies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ with near-duplicate search. The rows themselves stay on disk until it is decided
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,6 @@ from unicodedata import normalize
 import numpy as np
 from tqdm import tqdm
 
-from plumbline.checking.prose_references import is_prose
 from plumbline.checking.quantities import ambiguity
 from plumbline.data.checks import check_content, for_role, unused_keys
 from plumbline.data.decontamination import overlapping
@@ -156,7 +156,7 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
 def refuse_ambiguous_answer(extra: Row) -> None:
     """Raises a RowFault for an `answer`, which maths is checked against, that can be read in two ways; prose is nobody's reference."""
     answer = str(extra.get("answer", ""))
-    if not is_prose(answer) and (why := ambiguity(answer)):
+    if not re.search(r"[^\W\d_]{3}", re.sub(r"\\[A-Za-z]+", "", answer)) and (why := ambiguity(answer)):
         raise RowFault("ambiguous_answer", f"{answer[:60]!r}: {why}")
 
 

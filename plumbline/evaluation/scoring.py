@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from random import Random
 
 from plumbline.checking.maths import MathReward, require_readable
-from plumbline.checking.notation import is_text
-from plumbline.checking.prose_references import is_prose
-from plumbline.checking.quantities import quantity
 from plumbline.checking.references import References
 from plumbline.evaluation.refusals import STRING_MATCH
 from plumbline.expectations import REFUSAL
@@ -57,8 +54,6 @@ class RightAnswers:
         return self.maths.outcome(reference, answer) == "right" if self.readable[reference] else None
 
     def _reads(self, reference: str) -> bool:
-        if quantity(reference) is None and is_prose(reference) and not is_text(reference):
-            return False
         try:
             require_readable({reference: ""}, self.maths.algebra)
         except ValueError:
