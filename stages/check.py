@@ -32,16 +32,17 @@ from plumbline.pipeline.composing import (
     CONF,
     LEARNING,
     SIZED,
-    conf_values,
     defaults_list,
     groups,
     has_entries,
+    left_open,
     method_module,
     model_size,
     open_groups,
     problems,
     register,
     require_file,
+    section_of,
     typed,
 )
 from plumbline.pipeline.misfits import hints, suggestion
@@ -217,7 +218,7 @@ def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -
     if section == stage and name:
         set_here = params[stage][name]
         file = f"conf/method/{chosen['method']}.yaml" if stage in LEARNING else f"conf/{stage}.yaml"
-        if key in left_open(CONF.parent / file, stage):
+        if stage in SIZED and key in left_open(stage, section_of(stage, set_here)):
             file = f"conf/size/{model_size(params)}.yaml"
         return (
             f"params.yaml: {stage}.{name}.{rest}{'' if key in set_here or ',' in key else f' (or change the default in {file})'}"
@@ -225,12 +226,6 @@ def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -
     if dot and section in SECTIONS:
         return f"params.yaml: {problem}"
     return f"params.yaml: {problem}" if problem.partition(":")[0] in SECTIONS else f"{where(node)}: {problem}"
-
-
-def left_open(file: Path, stage: str) -> list[str]:
-    """The values that the conf file of a method or of a stage leaves to conf/size."""
-    values = conf_values(file)
-    return [key for key, value in values.get(stage, values).items() if value == "???"] if stage in SIZED else []
 
 
 def no_repository() -> list[str]:

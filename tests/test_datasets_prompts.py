@@ -179,3 +179,10 @@ def test_a_column_says_what_each_prompt_calls_for_in_the_sources_own_words(tmp_p
 def test_an_expectation_that_means_nothing_is_refused(role: str, settings: dict[str, Any], complaint: str) -> None:
     assert complaint in " ".join(source_problems(role, [source("rows.jsonl", **settings)]))
     assert source_problems("prompts", [source("rows.jsonl", expects="compliance")]) == []
+
+
+def test_a_language_is_named_alike_however_the_data_spell_it(tmp_path: Path) -> None:
+    spelt = ["en", "EN", "en-US", "English", "kor", "Korean", "ko_KR", "de-AT", None]
+    rows = [{"prompt": f"Question {number}?", "tongue": language} for number, language in enumerate(spelt)]
+    prepared = prepare_rows(tmp_path, "prompts", rows, fields={"prompt": "prompt", "language": "tongue"})
+    assert [row["language"] for row in prepared.kept("prompts")] == ["en"] * 4 + ["ko"] * 3 + ["de", None]

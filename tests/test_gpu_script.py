@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.gpu import measure, needed
-from tests.gpu.checks import checks
+from tests.gpu.checks import checks, loss_curves
 from tests.gpu.meter import Mark, peak_flops, rates
 
 BLOCKING = "import sys\nsys.modules.update(dict.fromkeys({modules}))\n"
@@ -158,6 +158,20 @@ def test_checks_fail_beyond_their_tolerances_and_are_open_without_figures() -> N
     assert measure.exit_code({}, checks(results)) == 1
     near = results | {"sft_fp32": {"curve": {"loss": [2.0, 1.05]}}, "sft_again": sft, "sft": sft | {"growth_mib": 1.0}}
     assert [check.held for check in checks(near)][2:6] == [True, None, False, True]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "held"),
+    [
+        ([0.0, 0.09, 0.0, 0.0], True),
+        ([0.0, 0.11, 0.0, 0.0], False),  # more than 5 % of the first loss, 2
+        ([0.05, 0.05, 0.05, 0.05], False),  # more than 2 % on average
+    ],
+)
+def test_bf16_follows_fp32_if_each_loss_and_their_mean_are_near(gaps: list[float], held: bool) -> None:
+    fp32 = {"curve": {"loss": [2.0, 1.5, 1.2, 1.0]}}
+    bf16 = {"curve": {"loss": [loss + gap for loss, gap in zip(fp32["curve"]["loss"], gaps, strict=True)]}}
+    assert loss_curves("SFT", bf16, fp32).held is held
 
 
 def test_what_a_library_needs_is_read_from_the_lock() -> None:

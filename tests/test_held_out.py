@@ -55,7 +55,10 @@ def test_a_constant_loss_of_likelihood_is_a_certain_change() -> None:
 
 def test_preference_accuracy_is_the_share_of_pairs_whose_chosen_side_gained_more() -> None:
     figures = preference_figures([1.0, -1.0, 0.5, 0.0], [0.0, -2.0, 0.7, 0.0], ["a", "b", "c", "d"], seed=1)
-    assert (figures["preference_accuracy"], figures["preference_accuracy_n"]) == (0.5, 4)  # a tie is not a gain
+    assert (figures["preference_accuracy"], figures["preference_accuracy_n"]) == (
+        0.625,
+        4,
+    )  # two of four, and a tie counts one half
     swapped = preference_figures([0.0, -2.0, 0.7], [1.0, -1.0, 0.5], ["a", "b", "c"], seed=1)
     assert swapped["preference_accuracy"] == pytest.approx(1 / 3, abs=1e-6)
     doubled = preference_figures([2.0, -2.0, 1.0, 0.0], [0.0, -4.0, 1.4, 0.0], ["a", "b", "c", "d"], seed=1)
@@ -125,3 +128,10 @@ def test_the_same_rows_are_chosen_for_every_policy(tmp_path: Path) -> None:
     assert len({*chosen}) == 10
     assert chosen != [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=4)]
     assert len(chosen_rows(tmp_path / "rows.jsonl", 1000, seed=3)) == 100
+
+
+def test_a_policy_that_has_not_moved_prefers_neither_side() -> None:
+    """Equal log-ratios are ties, which count one half: not 0 % right."""
+    figures = preference_figures([1.0] * 50, [1.0] * 50, [str(number) for number in range(50)], seed=1)
+    assert figures["preference_accuracy"] == 0.5
+    assert preference_figures([1.0, 0.0, 2.0], [0.0, 1.0, 2.0], ["a", "b", "c"], seed=1)["preference_accuracy"] == 0.5

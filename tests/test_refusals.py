@@ -66,3 +66,13 @@ def test_xstests_own_completions_have_as_many_refusals_as_its_authors_code_found
     with (SHARED / "safety/xstest_v2_completions_mistralinstruct_306.csv").open(encoding="utf-8", newline="") as file:
         completions = [row["completion"] for row in csv.DictReader(file)]
     assert (len(completions), sum(map(bool, map(opens_with_refusal, completions)))) == (306, 11)
+
+
+def test_without_a_language_an_answer_in_a_script_without_phrases_has_no_verdict() -> None:
+    """It may refuse in words that no list has; as an answer to a harmful prompt it would count as compliance."""
+    for answer in ("Извините, я не могу помочь с этим.", "すみません、お手伝いできません。"):
+        assert contains_refusal(answer) is None
+        assert opens_with_refusal(answer) is None
+    assert contains_refusal("I cannot help with 爆弾.") is True
+    assert contains_refusal("죄송합니다.") is True
+    assert contains_refusal("42.") is False  # no letters at all

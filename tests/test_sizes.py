@@ -143,6 +143,15 @@ def test_an_entry_overrides_the_size_and_the_command_line_overrides_both(project
     assert (shown.learning_rate, shown.micro_batch_size, shown.batch_size) == (5e-5, 8, 32)
 
 
+def test_a_value_that_a_method_file_gives_holds_for_every_size(project: Path, own_conf: Path) -> None:
+    method = own_conf / "method/dpo.yaml"
+    method.write_text(method.read_text().replace("\nlearning_rate: ???", "\nlearning_rate: 9.0e-5"))
+    composing.conf_values.cache_clear()
+    entry, params = {"method": "dpo"}, {"model": "tiny"}
+    assert "learning_rate" not in composing.values_by_size("align", entry, params)
+    assert composing.values_by_size("align", entry, params)["beta"] == 0.1
+
+
 def test_a_model_that_builds_on_another_has_its_size_unless_it_says_otherwise(own_conf: Path) -> None:
     (own_conf / "model/mine.yaml").write_text("defaults: [hub, _self_]\npath: somewhere\n")
     assert composing.model_size({"model": "mine"}) == "small"

@@ -148,7 +148,10 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
     if plan.role == "prompts":
         refuse_ambiguous_answer(extra)
         extra |= expectation(extra, source)
-        row, extra = {"id": id_of(row), **row, "family": None, "language": language(prompt_text(row)), **extra}, {}
+        stated = (
+            {"language": language_code(extra["language"])} if extra.get("language") else {"language": language(prompt_text(row))}
+        )
+        row, extra = {"id": id_of(row), **row, "family": None, "language": None, **extra, **stated}, {}
     provenance = {"source": source.name, "file": item.file, "row": item.row, "licence": source.licence}
     return {**row, **extra, **provenance} if source.licence else {**row, **extra}
 
@@ -174,6 +177,15 @@ def expectation(extra: Row, source: Source) -> Row:
         expected = f"{' or '.join(EXPECTATIONS)}, or a value of `positive` or `negative`"
         raise RowFault("wrong_type", f"'expects': expected {expected}, found {value[:40]!r}")
     return {"expects": expects}
+
+
+_CODES = {"english": "en", "eng": "en", "korean": "ko", "kor": "ko"}
+
+
+def language_code(stated: object) -> str:
+    """A language as the project names it: `en` for `EN`, `en-US`, `eng` and `English`, and so for Korean; another one in small letters."""
+    code = re.split("[-_]", str(stated).strip().lower())[0]
+    return _CODES.get(code, code)
 
 
 def id_of(row: Row) -> str:

@@ -63,9 +63,11 @@ def held_out_figures(
 def preference_figures(chosen: Sequence[float], rejected: Sequence[float], prompts: Sequence[str], seed: int) -> Figures:
     """The fraction of pairs whose chosen side has the larger log π − log π_against: by the implicit reward of DPO, whatever its β.
 
+    A tie counts one half: a policy that has not moved has learnt no preference.
+
     chosen, rejected: log π − log π_against of each side, summed over its tokens. Bounds are bootstrapped over prompts.
     """
-    right = [float(ours > theirs) for ours, theirs in zip(chosen, rejected, strict=True)]
+    right = [(1.0 + (ours > theirs) - (ours < theirs)) / 2 for ours, theirs in zip(chosen, rejected, strict=True)]
     return {**flat("preference_accuracy", bootstrap_fraction(right, prompts, seed=seed)), "preference_accuracy_n": len(right)}
 
 

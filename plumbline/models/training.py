@@ -38,7 +38,7 @@ class Optimisation:
     warmup_fraction: float = MISSING  # of all steps
     weight_decay: float = MISSING
     adam_beta2: float = MISSING  # of the second moment
-    optimiser: str = "adamw"  # adamw | paged_adamw_8bit
+    optimiser: str = MISSING  # adamw | paged_adamw_8bit
     max_grad_norm: float = MISSING
     max_steps: int = MISSING  # -1: as many as the epochs take
     checkpoint_every: int = MISSING  # steps between checkpoints
@@ -324,7 +324,8 @@ def lora_config(config: Lora, head: str | None = None) -> "LoraConfig | None":
 def merged(model: Any, folder: Path, config: Lora) -> Any:
     """The trained model, with an adapter merged into its base, so that the folder loads on its own.
 
-    With `lora_output: adapter` the adapter is written to `folder`/adapter as well, where serving engines and peft find it.
+    It is merged in float32, so that the sum is rounded once, when the model is saved. With `lora_output: adapter` the adapter is written to
+    `folder`/adapter as well, where serving engines and peft find it.
     """
     if not config.lora_rank:
         return model
@@ -332,7 +333,7 @@ def merged(model: Any, folder: Path, config: Lora) -> Any:
         adapter = model.peft_config["default"]
         adapter.target_modules = sorted(adapter.target_modules)  # peft has a set, which each process would write in another order
         model.save_pretrained(folder / "adapter")
-    return model.merge_and_unload()
+    return model.float().merge_and_unload()
 
 
 def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", job: "Job", config: Lora) -> None:

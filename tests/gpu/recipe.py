@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from plumbline.models.architecture import HubModel, ScratchModel, new_model
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.determinism import make_deterministic
+from plumbline.models.size import parameter_count, range_of
 from plumbline.models.tokenizers import load_tokenizer, train_tokenizer
 from plumbline.models.training import save_policy
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, sizes
 from plumbline.pipeline.execution import Work
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
@@ -29,7 +30,7 @@ SEED = 17
 CONTEXT_TOKENS = 2048
 LARGE = {"vocabulary_size": 8192, "initializer_range": 0.02}
 SHAPES: dict[str, dict[str, Any]] = {
-    "150M": {"hidden_size": 768, "layers": 16, "heads": 12, "intermediate_size": 2304, **LARGE},
+    "150M": {"hidden_size": 768, "layers": 18, "heads": 12, "intermediate_size": 2304, **LARGE},
     "350M": {"hidden_size": 1024, "layers": 24, "heads": 16, "intermediate_size": 3072, **LARGE},
     "500M": {"hidden_size": 1280, "layers": 24, "heads": 20, "intermediate_size": 3456, **LARGE},
 }
@@ -98,7 +99,9 @@ def prepare(folder: Path, scale: Scale, model_folder: Path | None, size: str) ->
     if model_folder:
         tokenizer, notes = load_tokenizer(str(model_folder))
         print(*notes, sep="\n")
-        model = load_existing(HubModel(path=str(model_folder)), tokenizer, work_at(folder, "pretrain", None))
+        count = parameter_count(str(model_folder), None) or 0
+        fitting = next(name for name in sizes() if range_of(name).holds(count))
+        model = load_existing(HubModel(path=str(model_folder), size=fitting), tokenizer, work_at(folder, "pretrain", None))
     else:
         texts = (turn["content"] for row in rows for turn in row["prompt"] + row["completion"])
         shape = shape_of(size)

@@ -21,10 +21,11 @@ from plumbline.methods.job import OfflineJob, OnlineJob
 from plumbline.methods.online.ppo.networks import CompletionLogits, micro_batches
 from plumbline.models.chat import prompt_ids
 from plumbline.models.determinism import make_deterministic
-from plumbline.models.loading import load_policy, rows_in_cache
+from plumbline.models.loading import load_policy
 from plumbline.models.logps import per_token_logps
+from plumbline.models.memory import rows_in_cache
 from plumbline.models.sampling import Sampled, sample
-from plumbline.pipeline.composing import CONF, require_sound, schema_module
+from plumbline.pipeline.composing import CONF, require_sound, schema_module, size_section
 from plumbline.pipeline.records import read_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rows import Message
@@ -58,7 +59,11 @@ def config_of(place: Place, method: str, **changes: Any) -> Any:
         "signal": "rows", "max_steps": scale.steps, "batch_size": scale.batch, "learning_rate": place.learning_rate, "evaluate_every": NEVER,
     }  # fmt: skip
     own = common | (online | (ppo if method == "ppo" else groups) if method in ONLINE else offline)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.SCHEMAS[f"{method}_schema"]), values, own, changes))
+    config = OmegaConf.to_object(
+        OmegaConf.merge(
+            OmegaConf.structured(module.SCHEMAS[f"{method}_schema"]), values, size_section("tiny", method), own, changes
+        )
+    )
     require_sound(config)
     return config
 
@@ -114,7 +119,9 @@ def train_reward_model(place: Place) -> Mapping[str, Any]:
         "init": "base", "signal": "label/pairs", "max_steps": scale.steps, "batch_size": scale.batch, "micro_batch_size": scale.micro_batch,
         "learning_rate": place.learning_rate, "evaluate_every": NEVER, "checkpoint_every": NEVER, "bf16": True,
     }  # fmt: skip
-    settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RewardModelEntry), values, own))
+    settings: Any = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(RewardModelEntry), values, size_section("tiny", "reward_model"), own)
+    )
     require_sound(settings)
     config = RewardModelStage(SEED, place.threads, settings)
     work = work_at(place.folder, "reward_model", entry)
@@ -202,7 +209,7 @@ def draw_samples(place: Place, dtype: torch.dtype) -> Mapping[str, Any]:
     model: Any = load_policy(place.base).to(dtype)
     messages: list[list[Message]] = [row["prompt"] for row in read_jsonl(place.folder / "artifacts/data/prompts/train.jsonl")]
     prompts = [ids for prompt in messages[: scale.samples // 4] for ids in 4 * [prompt_ids(tokenizer, prompt)]]
-    rows = rows_in_cache(model, max(map(len, prompts)) + scale.new_tokens, 512)
+    rows = rows_in_cache(model, max(map(len, prompts)) + scale.new_tokens, 512, held=model.get_memory_footprint())
 
     def draw(prompts: Sequence[list[int]], new_tokens: int) -> list[Sampled]:
         return sample(model, tokenizer, prompts, max_new_tokens=new_tokens, seed=SEED, batch_size=rows, with_logps=True)
