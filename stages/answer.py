@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
 from plumbline.models.completions import Draws, complete
-from plumbline.models.decoding import NEUTRAL
+from plumbline.models.decoding_values import NEUTRAL
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl

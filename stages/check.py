@@ -26,16 +26,16 @@ from plumbline.consistency import Node, far_above, inconsistencies, where, wrong
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.models.size import PARAMETERS, ParameterRange
 from plumbline.pipeline.composing import (
     CONF,
     LEARNING,
     SIZED,
+    conf_values,
     defaults_list,
     groups,
     has_entries,
-    left_open,
     method_module,
     model_size,
     open_groups,
@@ -43,6 +43,7 @@ from plumbline.pipeline.composing import (
     register,
     require_file,
     section_of,
+    sized_file,
     typed,
 )
 from plumbline.pipeline.misfits import hints, suggestion
@@ -184,7 +185,26 @@ def wrong_values_by_size(params: Params) -> list[str]:
         ValueError: the model names no such file, or it is not valid YAML.
     """
     sections = {stage: hints(stage_schema(stage))[stage] for stage in SIZED if stage not in LEARNING}
-    return [*size_misfits(model_size(params), sections | {PARAMETERS: ParameterRange})]
+    size = model_size(params)
+    return [*size_misfits(size, sections | {PARAMETERS: ParameterRange}), *given_twice(size)]
+
+
+def given_twice(size: str) -> list[str]:
+    """Values of conf/size/<size>.yaml that the conf file of the method or stage gives as well: an edit of that file would have no effect."""
+    return [
+        f"{sized_file(section).relative_to(CONF.parent)}: {key}: expected ???, because conf/size/{size}.yaml gives the value, found another value. "
+        "Give it in one of the two files"
+        for section, values in conf_values(CONF / f"size/{size}.yaml").items()
+        if isinstance(values, dict) and sized_file(section).is_file()
+        for key in values
+        if left_open(section).get(key) is False
+    ]
+
+
+def left_open(section: str) -> dict[str, bool]:
+    """Whether the conf file of a method or of a stage leaves each of its values to conf/size (`key: ???`)."""
+    values = conf_values(sized_file(section))
+    return {key: value == "???" for key, value in values.get(section, values).items()}
 
 
 def referring(node: Node) -> set[str]:
@@ -218,7 +238,7 @@ def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -
     if section == stage and name:
         set_here = params[stage][name]
         file = f"conf/method/{chosen['method']}.yaml" if stage in LEARNING else f"conf/{stage}.yaml"
-        if stage in SIZED and key in left_open(stage, section_of(stage, set_here)):
+        if stage in SIZED and left_open(section_of(stage, set_here)).get(key):
             file = f"conf/size/{model_size(params)}.yaml"
         return (
             f"params.yaml: {stage}.{name}.{rest}{'' if key in set_here or ',' in key else f' (or change the default in {file})'}"

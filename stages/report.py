@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import Node, nodes
-from plumbline.models.decoding import read_decoding
+from plumbline.models.decoding_values import read_decoding
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, outside

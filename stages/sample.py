@@ -20,7 +20,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.models.completions import Draws, complete
-from plumbline.models.decoding import DecodingFields
+from plumbline.models.decoding_values import DecodingFields
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside

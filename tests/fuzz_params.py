@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.misfits import hints
 from plumbline.pipeline.recipe_files import schema_of
 from stages import check

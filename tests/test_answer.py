@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.models.chat import prompt_ids
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.models.loading import load_policy
 from plumbline.models.tokenizers import train_tokenizer
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl

@@ -11,7 +11,7 @@ import pytest
 
 import stages.check
 from plumbline import consistency
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
 from plumbline.pipeline.records import read_json
 from tests.conftest import ROOT

@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "methods": {"models", "pipeline", "rewards", "rows"},
     "evaluation": {"checking", "expectations", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
-    "report": {"evaluation", "graph", "parts_of_gold"},
-    "tools": {"pipeline", "report", "rewards"},
+    "report": {"evaluation", "graph", "models", "parts_of_gold"},
+    "tools": {"models", "pipeline", "report", "rewards"},
 }
 """A package or module of plumbline → those that its code may import, besides itself. A reward's kind is loaded by name: rewards/reward.py."""
 

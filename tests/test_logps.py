@@ -74,7 +74,7 @@ def test_what_fits_is_computed_at_once_and_so_to_the_same_bits_as_ever() -> None
 
 
 def test_the_closed_world_never_fills_a_chunk() -> None:
-    vocabulary, ppo = OmegaConf.load(CONF / "model/tiny.yaml").vocabulary_size, OmegaConf.load(CONF / "method/ppo.yaml")
+    vocabulary, ppo = OmegaConf.load(CONF / "model/tiny.yaml").vocabulary_size, OmegaConf.load(CONF / "size/tiny.yaml").ppo
     assert BATCH_TOKENS * vocabulary <= logps.CHUNK_LOGITS
     assert ppo.micro_batch_size * ppo.max_new_tokens * vocabulary <= logps.CHUNK_LOGITS
 

@@ -14,7 +14,7 @@ import pytest
 from plumbline.evaluation.figures import Score, policy_figures
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import nodes, parents
-from plumbline.models.decoding import NEUTRAL, Decoding
+from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.report import tables
 from plumbline.report.charts import Share

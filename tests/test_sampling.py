@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from plumbline.models import cache as caching
 from plumbline.models.cache import RoomyLayer, read_prompts
 from plumbline.models.chat import end_of_turn_id
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.models.sampling import Sampled, draw, fill_holes, penalised, sample, truncations
 
 PROMPTS = [[5], [6, 7, 8], [9, 10, 5, 6, 7, 8], [5], [10, 9], [6, 6, 6, 6]]

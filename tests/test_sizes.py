@@ -143,13 +143,16 @@ def test_an_entry_overrides_the_size_and_the_command_line_overrides_both(project
     assert (shown.learning_rate, shown.micro_batch_size, shown.batch_size) == (5e-5, 8, 32)
 
 
-def test_a_value_that_a_method_file_gives_holds_for_every_size(project: Path, own_conf: Path) -> None:
+def test_a_value_that_both_a_method_and_the_size_give_is_refused(project: Path, own_conf: Path) -> None:
+    """The size would overrule an edit of the method's file without a word."""
     method = own_conf / "method/dpo.yaml"
     method.write_text(method.read_text().replace("\nlearning_rate: ???", "\nlearning_rate: 9.0e-5"))
     composing.conf_values.cache_clear()
-    entry, params = {"method": "dpo"}, {"model": "tiny"}
-    assert "learning_rate" not in composing.values_by_size("align", entry, params)
-    assert composing.values_by_size("align", entry, params)["beta"] == 0.1
+    assert stages.check.given_twice("small") == [
+        "conf/method/dpo.yaml: learning_rate: expected ???, because conf/size/small.yaml gives the value, found another value. Give it in one of "
+        "the two files"
+    ]
+    assert stages.check.given_twice("tiny") == errors_of(load_recipe("default"))
 
 
 def test_a_model_that_builds_on_another_has_its_size_unless_it_says_otherwise(own_conf: Path) -> None:

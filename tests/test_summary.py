@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from plumbline.models.decoding import NEUTRAL, Decoding
+from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.pipeline.records import write_json
 from plumbline.tools.summary import summarise
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from plumbline.models.decoding import DecodingFields
+from plumbline.models.decoding_values import DecodingFields
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.reasoning import ALL, mark_problems
 
@@ -20,7 +20,7 @@ SPLITS = ("test", "validation")
 class EvaluateSection(DecodingFields):
     """Which policies are evaluated, on which prompts, against whom and by which means.
 
-    The decoding (plumbline/models/decoding.py) is that of the answers which the judge and the reward see.
+    The decoding (plumbline/models/decoding_values.py) is that of the answers which the judge and the reward see.
     """
 
     policies: list[str] = field(default_factory=list)

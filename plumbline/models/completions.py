@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plumbline.models.decoding import NEUTRAL, Decoding
+from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.rows import assistant
 
 if TYPE_CHECKING:

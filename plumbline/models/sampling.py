@@ -34,7 +34,7 @@ from transformers import (
 
 from plumbline.models.cache import next_logits, read_prompts
 from plumbline.models.chat import end_of_turn_id
-from plumbline.models.decoding import NEUTRAL, Decoding
+from plumbline.models.decoding_values import NEUTRAL, Decoding
 
 # Finished rows are dropped once they are this share of the batch. The share is low because dropping moves no more rows than have finished.
 COMPACT_FRACTION = 1 / 16

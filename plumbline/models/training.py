@@ -278,7 +278,7 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     from transformers import GenerationConfig
 
     from plumbline.models.chat import end_of_turn_id
-    from plumbline.models.decoding import own_decoding
+    from plumbline.models.decoding_values import own_decoding
     from plumbline.models.loading import rows_without_token
 
     end = end_of_turn_id(tokenizer)

@@ -121,22 +121,15 @@ SIZED = ("pretrain", "sft", "sample", "reward_model", "align", "rl")
 def values_by_size(stage: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """The values that the model's size gives to an entry of a stage, or to the section of a stage without entries.
 
-    They are those that the conf file of the method or of the stage leaves open: a value that stands there is the value for every size.
+    `check` sees to it that the conf files of methods and stages leave them open.
     """
-    if stage not in SIZED:
-        return {}
-    section = section_of(stage, entry)
-    values, is_open = size_section(model_size(params), section), left_open(stage, section)
-    return {key: value for key, value in values.items() if key in is_open}
+    return size_section(model_size(params), section_of(stage, entry)) if stage in SIZED else {}
 
 
-def left_open(stage: str, section: str) -> set[str]:
-    """The values that the conf file of a method, or of a stage that has no methods, leaves to conf/size (`key: ???`)."""
-    file = CONF / (
-        f"method/{section}.yaml" if stage in LEARNING or (CONF / f"method/{section}.yaml").is_file() else f"{stage}.yaml"
-    )
-    values = conf_values(file) if file.is_file() else {}
-    return {key for key, value in values.get(stage, values).items() if value == "???"}
+def sized_file(section: str) -> Path:
+    """The conf file of the method, or of the stage without methods, whose values a section of conf/size gives."""
+    method = CONF / f"method/{section}.yaml"
+    return method if method.is_file() else CONF / f"{section}.yaml"
 
 
 def section_of(stage: str, entry: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.graph import Node, ancestors, maker
 
 if TYPE_CHECKING:
-    from plumbline.models.decoding import Decoding
+    from plumbline.models.decoding_values import Decoding
     from plumbline.report.charts import Share
     from plumbline.report.tables import Figures
     from plumbline.rows import Row

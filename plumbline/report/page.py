@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plumbline.evaluation.figures import PARTS, QUALITY
 from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
-from plumbline.models.decoding import NEUTRAL
+from plumbline.models.decoding_values import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
 from plumbline.report import charts, pictures, sentences, tables
 from plumbline.report.material import Material, learns_from_gold

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plumbline.models.decoding import NEUTRAL, read_decoding
+from plumbline.models.decoding_values import NEUTRAL, read_decoding
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json
 from plumbline.report.sentences import language_sentence

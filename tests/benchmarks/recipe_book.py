@@ -108,7 +108,7 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
     """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
     from plumbline.evaluation.statistics import bootstrap_gain
     from plumbline.models.completions import Draws, complete
-    from plumbline.models.decoding import read_decoding
+    from plumbline.models.decoding_values import read_decoding
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.composing import load_params
     from plumbline.rows import text_of

@@ -12,7 +12,7 @@ from plumbline.methods.online.ppo.guard import require_finite
 from plumbline.methods.online.ppo.losses import entropies, kl_k1, kl_k3
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, micro_batches
 from plumbline.models.chat import openings
-from plumbline.models.decoding import Decoding
+from plumbline.models.decoding_values import Decoding
 from plumbline.models.logps import per_token_logps
 from plumbline.models.sampling import Sampled, sample
 from plumbline.rewards.reward import Reward

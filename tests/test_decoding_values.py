@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from plumbline.models.architecture import HubModel
 from plumbline.models.chat import end_of_turn_id
-from plumbline.models.decoding import NEUTRAL, Decoding, DecodingFields, own_decoding
+from plumbline.models.decoding_values import NEUTRAL, Decoding, DecodingFields, own_decoding
 from plumbline.models.training import save_policy
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, size_section
 from stages.pretrain import PretrainConfig, PretrainStage, run
 
 artifacts = ppo_artifacts
@@ -113,8 +113,9 @@ def base_of(project: Path, **values: Any) -> Path:
     save_hub_model(project / "model", **values)
     word_tokenizer().save_pretrained(project / "artifacts/tokenizer")
     (project / "artifacts/data/pretrain").mkdir(parents=True)
-    settings: Any = OmegaConf.to_object(OmegaConf.merge(PretrainConfig, OmegaConf.load(CONF / "pretrain.yaml").pretrain))
-    run(PretrainStage(seed=1, threads=1, model=HubModel(path="model"), pretrain=settings))
+    values = OmegaConf.load(CONF / "pretrain.yaml").pretrain
+    settings: Any = OmegaConf.to_object(OmegaConf.merge(PretrainConfig, values, size_section("tiny", "pretrain")))
+    run(PretrainStage(seed=1, threads=1, model=HubModel(path="model", size="tiny"), pretrain=settings))
     return project / "scratch/pretrain/artifacts/policy/base"
 
 
