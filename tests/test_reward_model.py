@@ -144,7 +144,7 @@ def stage(**changes: Any) -> RewardModelStage:
         "whole_prompts": False, "centring": 0.01, "learning_rate": 1e-2, "epochs": 4, "batch_size": 12, "micro_batch_size": 12,
         "schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0,
         "max_steps": -1, "evaluate_every": 1, "checkpoint_every": 6, "keep": "last", "bf16": False, "gradient_checkpointing": False,
-        "lora_rank": 0, "lora_alpha": 32, "lora_output": "merged",
+        "lora_rank": 0, "lora_alpha": 32, "lora_output": "merged", "optimiser": "adamw",
     }  # fmt: skip
     return RewardModelStage(seed=1, threads=1, reward_model=RewardModelEntry(**(settings | changes)))
 
