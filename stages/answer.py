@@ -19,7 +19,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
-from plumbline.models.completions import Draws, complete
+from plumbline.models.completions import Draws, complete, drawn_figures
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
@@ -67,12 +67,7 @@ def run(config: AnswerStage) -> None:
         for file, rows in answers.items():
             write_jsonl(output / file, rows)
         rows = answers[COMPLETIONS]
-        figures = {
-            "answers": len(rows),
-            "finished_fraction": sum(row["finished"] for row in rows) / len(rows),
-            "length_tokens": sum(row["tokens"] for row in rows) / len(rows),
-            **decoding._asdict(),
-        }
+        figures = {"answers": len(rows), **drawn_figures(rows, decoding)}
         write_json(work.output(f"artifacts/figures/answer/{config.policy}.json"), figures)
         work.run.log_metrics(figures)
         work.run.log_table("answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])

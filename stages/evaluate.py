@@ -77,7 +77,7 @@ def run(config: EvaluateStage) -> None:
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
     with executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work:
         from plumbline.evaluation.figures import distinct_2, headline_figures, policy_figures
-        from plumbline.evaluation.scoring import right_answer
+        from plumbline.evaluation.scoring import right_answer, unread_figures
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
@@ -90,6 +90,7 @@ def run(config: EvaluateStage) -> None:
         against = scored(opposing, section.against, section.thinking_marks)
         at_1, against_at_1 = (scores, against) if of_policy_itself else scored_at_1(config)
         figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
+        figures |= unread_figures(answers, [score.refused for score in scores])
         figures |= {"distinct_2": distinct_2(shown_texts(answers, section.thinking_marks))} | held_out(config)
         rows = [
             score.row()

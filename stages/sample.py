@@ -19,7 +19,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.completions import Draws, complete
+from plumbline.models.completions import Draws, complete, drawn_figures
 from plumbline.models.decoding_values import DecodingFields
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
@@ -93,12 +93,7 @@ def run(config: SampleStage, entry: str) -> None:
             row["policy"] = settings.policy
         rows = by_prompt(demonstrations, sampled)
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
-        figures = {
-            "completions": len(rows),
-            "finished_fraction": sum(row["finished"] for row in sampled) / len(sampled),
-            "length_tokens": sum(row["tokens"] for row in sampled) / len(sampled),
-            **decoding._asdict(),
-        }
+        figures = {"completions": len(rows), **drawn_figures(sampled, decoding)}
         write_json(work.output(f"artifacts/figures/sample/{entry}.json"), figures)
         work.run.log_metrics(figures)
         shown = rows[: 40 * settings.n : max(1, settings.n // 2)]

@@ -148,10 +148,9 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
     if plan.role == "prompts":
         refuse_ambiguous_answer(extra)
         extra |= expectation(extra, source)
-        stated = (
-            {"language": language_code(extra["language"])} if extra.get("language") else {"language": language(prompt_text(row))}
-        )
-        row, extra = {"id": id_of(row), **row, "family": None, "language": None, **extra, **stated}, {}
+        named = extra.pop("language", None)
+        spoken = language_code(named) if named else language(prompt_text(row))
+        row, extra = {"id": id_of(row), **row, "family": None, "language": spoken, **extra}, {}
     provenance = {"source": source.name, "file": item.file, "row": item.row, "licence": source.licence}
     return {**row, **extra, **provenance} if source.licence else {**row, **extra}
 

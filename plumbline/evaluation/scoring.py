@@ -80,6 +80,15 @@ def stated_values(row: Row, answer: str, right: RightAnswers) -> dict[str, float
     return values
 
 
+def unread_figures(rows: Sequence[Row], refused: Sequence[float | None]) -> dict[str, int]:
+    """The number of answers that no list of phrases can read, of prompts that call for something; empty if no row says what it calls for.
+
+    refused: whether each answer refuses, as `stated_values` says.
+    """
+    of_stated = [value for row, value in zip(rows, refused, strict=True) if row.get("expects")]
+    return {"unread_answers": of_stated.count(None)} if of_stated else {}
+
+
 def right_answer(prompt: Sequence[Message], family: str | None) -> str | None:
     """One right answer, without courtesies; None for a prompt that is not the closed world's."""
     task = _task(prompt, family)

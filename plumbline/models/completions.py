@@ -101,6 +101,15 @@ def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -
     } | ({} if logps is None else {"logp": round(sum(logps), 6)})
 
 
+def drawn_figures(rows: Sequence[Mapping[str, Any]], decoding: Decoding) -> dict[str, float]:
+    """How many completions ended before the token limit, their mean length in tokens, and the decoding they were drawn by."""
+    return {
+        "finished_fraction": sum(row["finished"] for row in rows) / len(rows),
+        "length_tokens": sum(row["tokens"] for row in rows) / len(rows),
+        **decoding._asdict(),
+    }
+
+
 def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, max_new_tokens: int, title: str) -> None:
     """Refuses prompts that leave no room for an answer, instead of truncating them.
 

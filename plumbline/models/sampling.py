@@ -2,7 +2,7 @@
 
 By default tokens are drawn from the *whole* distribution softmax(logits / temperature). So the log-probabilities reported here are
 those of the distribution that was sampled from, which is what a policy-gradient ratio needs (see plumbline/methods/online/ppo). What people
-deploy is narrower (`decoding.py`): its tokens are drawn here as well, by transformers' own processors, but without log-probabilities.
+deploy is narrower (`decoding_values.py`): its tokens are drawn here as well, by transformers' own processors, but without log-probabilities.
 
 On a small model, `model.generate` spends most of its time on rows that have finished but stay in the batch, on padding, on noise, and on
 copying the key-value cache at every token. Three things make this module several times faster:

@@ -16,7 +16,7 @@ KEPT = 3
 """Checkpoints on disk when a new one is written: two are kept (`save_total_limit`)."""
 
 MOMENTS_8BIT = 2
-"""Bytes of the two moments in 8 bits. Those of embeddings stay in float32, as bitsandbytes recommends and transformers does."""
+"""Bytes of the two moments in 8 bits. The moments of embeddings stay in float32, which bitsandbytes recommends and transformers does."""
 
 
 class Size(NamedTuple):
@@ -90,7 +90,7 @@ def size_of(folder: Path) -> Size:
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "numpy") as weights:
-            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # it is no mapping
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # safe_open returns no mapping
     linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(part in name for part in NOT_ADAPTED)]
     embeddings = [shape for name, shape in shapes.items() if any(part in name for part in EMBEDDINGS)]
     parameters, embedded = (sum(map(math.prod, some)) for some in (shapes.values(), embeddings))

@@ -100,7 +100,8 @@ def measured(by_policy: Mapping[str, Figures], *keys: str) -> bool:
 def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
     """The columns that apply to any policy, and a row of cells for each policy.
 
-    Gold at temperature 1 stands there only where gold is at another, distinct-2 only where there is no gold, which repetition lowers.
+    Gold at temperature 1 has a column only if gold is measured at another temperature. distinct-2 has one only if there is no gold: gold already
+    falls with repetition.
     """
     columns = [column for column in HEADLINE if measured(by_policy, column.key)]
     if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):

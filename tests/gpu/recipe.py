@@ -116,7 +116,7 @@ def prepare(folder: Path, scale: Scale, model_folder: Path | None, size: str) ->
         folder=folder,
         scale=scale,
         meter=Meter(embeddings.num_embeddings, tokenizer.pad_token_id),
-        # looking up an embedding is no arithmetic; tied ones are also the output layer's matrix
+        # a lookup of an embedding takes no arithmetic; tied embeddings are also the matrix of the output layer
         parameters=model.num_parameters() - (0 if tied else embeddings.weight.numel()),
         threads=threads,
         learning_rate=1e-5 if model_folder else 1e-4,
