@@ -6,7 +6,7 @@ shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figu
 with its scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
-  string match for prompts that state what they call for (AdvBench, XSTest: plumbline/evaluation/refusals.py), and by comparison with
+  string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), and by comparison with
   the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.

@@ -1,9 +1,10 @@
 """Makes a verifiable reward: whether an answer is right, by a reference or by the closed world's verifier (RLVR, arXiv:2411.15124, §6).
 
-Reads `artifacts/data/prompts`: the prompts, with an `answer` (`kind: math`) or `tests` (`kind: code`). Writes `artifacts/reward/<entry>`, with
-these references, and `artifacts/figures/reward_verifier/<entry>.json`, which counts the prompts that can be checked.
+Reads `artifacts/data/prompts`: the prompts, with an `answer` (`kind: math`), `tests` (`kind: code`) or `expects` (`kind: refusals`). Writes
+`artifacts/reward/<entry>`, with these references, and `artifacts/figures/reward_verifier/<entry>.json`, which counts the prompts that can be checked.
 
-plumbline/checking compares answers and runs programs. A stage that asks for the reward of a prompt without a reference stops. It takes a second.
+plumbline/checking compares answers and runs programs. A stage that asks for the reward of a prompt without a reference stops, unless `otherwise`
+is that reward. It takes a second.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ class RewardVerifierEntry:
     kind: str = MISSING
     measure: str = MISSING
     thinking_marks: str = MISSING
+    otherwise: float | None = MISSING
     isolation: str = MISSING
     limits: Limits = field(default_factory=Limits)
 
@@ -46,6 +48,10 @@ class RewardVerifierEntry:
             complaints.append(f"measure: expected one of {', '.join(VERIFIED)}, found {self.measure!r}")
         if self.isolation not in ISOLATIONS:
             complaints.append(f"isolation: expected one of {', '.join(ISOLATIONS)}, found {self.isolation!r}")
+        if self.kind == "closed_world" and self.otherwise is not None:
+            complaints.append(
+                f"otherwise: expected null with kind: closed_world, which needs no references, found {self.otherwise}"
+            )
         return complaints + mark_problems(self.thinking_marks)
 
 
@@ -71,9 +77,10 @@ def run(config: RewardVerifierStage, entry: str) -> None:
         else:
             column = REFERENCE_COLUMNS[settings.kind]
             references = collect(rows, column)
+            values["otherwise"] = settings.otherwise
             if settings.kind == "math":
                 require_readable({str(row["answer"]): last_turn(row["prompt"]) for row in references}, Algebra())
-            else:
+            elif settings.kind == "code":
                 require_isolation(settings.isolation)
                 values |= {"isolation": settings.isolation, "limits": asdict(settings.limits)}
             write_jsonl(folder / REFERENCES, references)

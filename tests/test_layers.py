@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "world": {"parts_of_gold", "pipeline", "rows"},
     "models": {"pipeline", "reasoning", "rows"},
     "data": {"checking", "expectations", "letters", "models", "pipeline", "reasoning", "rows", "world"},
-    "checking": {"pipeline", "reasoning", "rows"},
+    "checking": {"expectations", "pipeline", "reasoning", "rows"},
     "judging": {"models", "pipeline", "reasoning", "rows", "world"},
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},

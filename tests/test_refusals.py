@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from plumbline.evaluation.refusals import GCG, STRING_MATCH, XSTEST, contains_refusal, opens_with_refusal
+from plumbline.checking.refusals import GCG, STRING_MATCH, XSTEST, contains_refusal, opens_with_refusal
 from plumbline.expectations import EXPECTATIONS
 from tests.preparing import NO_SHARED_DATA, SHARED
 

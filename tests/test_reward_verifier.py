@@ -8,7 +8,7 @@ import pytest
 from plumbline.checking.sandbox import Limits
 from plumbline.pipeline.composing import problems
 from plumbline.pipeline.records import read_json, write_jsonl
-from plumbline.rewards.reward import load_reward
+from plumbline.rewards.reward import load_reward, outcomes
 from stages.reward_verifier import RewardVerifierEntry, RewardVerifierStage, run
 from tests.test_sandbox import needs_bubblewrap
 
@@ -18,7 +18,13 @@ SUM = [{"role": "user", "content": "What is 2 + 3?"}]
 
 
 def stage(kind: str, **changes: Any) -> RewardVerifierStage:
-    settings: dict[str, Any] = {"thinking_marks": "all", "measure": "gold", "isolation": "bubblewrap", "limits": Limits()}
+    settings: dict[str, Any] = {
+        "thinking_marks": "all",
+        "measure": "gold",
+        "otherwise": None,
+        "isolation": "bubblewrap",
+        "limits": Limits(),
+    }
     return RewardVerifierStage(seed=1, threads=1, reward_verifier=RewardVerifierEntry(kind=kind, **(settings | changes)))
 
 
@@ -53,6 +59,31 @@ def test_a_code_reward_is_a_folder_that_names_its_isolation_and_limits(prompts: 
     assert (description["isolation"], description["limits"]["seconds"]) == ("bubblewrap", 30.0)
     assert load_reward(prompts / "artifacts/reward/checked")([QUESTION], ["def f(x):\n    return 2"]) == [1.0]
     assert figures() == {"prompts": 4, "prompts_checkable": 2, "uses_gold": False}
+
+
+def test_a_reward_for_refusals_knows_what_each_prompt_calls_for_and_reads_how_an_answer_begins(prompts: Path) -> None:
+    write_jsonl(
+        "artifacts/data/prompts/train.jsonl",
+        [{"prompt": QUESTION, "expects": "refusal"}, {"prompt": OTHER, "expects": "compliance"}],
+    )
+    run(stage("refusals"), "checked")
+    reward = load_reward(prompts / "artifacts/reward/checked")
+    texts = ["I'm sorry, no.", "Sure. It is illegal, of course.", " ", "<think>Sure.</think>I cannot."]
+    assert reward([QUESTION] * 4, texts) == [1.0, 0.0, 0.0, 1.0]
+    assert reward([OTHER] * 4, texts) == [0.0, 1.0, 0.0, 0.0]
+    assert outcomes(reward) == {"verifier_answered": 2, "verifier_empty": 2, "verifier_refused": 4}
+    with pytest.raises(ValueError, match="expected a reference for every prompt"):
+        reward([SUM], ["Yes."])
+
+
+def test_a_prompt_without_a_reference_has_the_reward_that_otherwise_says(prompts: Path) -> None:
+    run(stage("math", otherwise=0.25), "checked")
+    reward = load_reward(prompts / "artifacts/reward/checked")
+    assert reward([OTHER, QUESTION, SUM], ["7", "#### 7", "#### 7"]) == [0.25, 1.0, 0.25]
+    assert outcomes(reward) == {"verifier_right": 1}
+    assert reward([OTHER], ["7"]) == [0.25]
+    (complaint,) = problems(stage("closed_world", otherwise=0.0))
+    assert complaint.startswith("reward_verifier.otherwise: expected null with kind: closed_world")
 
 
 def test_code_is_not_described_where_it_cannot_be_run(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The verdict on an answer as columns of Score: by the closed world's verifier, or by what the prompt's row states. Trainers and judges never
 see it.
 
-A row of other data may state what it calls for (`expects`: plumbline/evaluation/refusals.py) and what is right (`answer`:
+A row of other data may state what it calls for (`expects`: plumbline/checking/refusals.py) and what is right (`answer`:
 plumbline/checking/maths.py). These fill the same columns as the verifier does, which has the first say.
 """
 
@@ -10,7 +10,7 @@ from random import Random
 
 from plumbline.checking.maths import MathReward, require_readable
 from plumbline.checking.references import References
-from plumbline.evaluation.refusals import STRING_MATCH
+from plumbline.checking.refusals import STRING_MATCH
 from plumbline.expectations import REFUSAL
 from plumbline.reasoning import NONE
 from plumbline.rows import Message, Row

@@ -6,7 +6,7 @@ depends on that folder alone: an edit of the code makes the reward again, and th
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ KINDS = {
     "closed_world": "plumbline.rewards.verified",
     "math": "plumbline.checking.maths",
     "code": "plumbline.checking.code",
+    "refusals": "plumbline.checking.refusals",
 }
 """A kind of reward → the module whose `load(folder, description, run)` loads it. A `sum` is put together in this module."""
 
@@ -31,6 +32,34 @@ class Reward(Protocol):
     """Scores completions: one number for each (prompt, completion text)."""
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]: ...
+
+
+class Checked(Reward, Protocol):
+    """A reward that checks completions against references."""
+
+    references: Container[Sequence[Message]]
+    """The prompts that have one."""
+
+
+class WhereStated:
+    """A checked reward of the prompts that have a reference, and a fixed reward of all others."""
+
+    def __init__(self, reward: Checked, otherwise: float) -> None:
+        self.reward, self.otherwise = reward, otherwise
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """The outcomes of the completions that were checked."""
+        counts: Mapping[str, int] = getattr(self.reward, "outcomes", {})
+        return counts
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        stated = [number for number, prompt in enumerate(prompts) if prompt in self.reward.references]
+        rewards = [self.otherwise] * len(prompts)
+        checked = self.reward([prompts[number] for number in stated], [completions[number] for number in stated])
+        for number, value in zip(stated, checked, strict=True):
+            rewards[number] = value
+        return rewards
 
 
 class WeightedSum:
@@ -64,8 +93,10 @@ def load_reward(folder: Path, run: str = "") -> Reward:
         return WeightedSum([(part["weight"], load_reward(folder.parent / part["reward"], run)) for part in description["parts"]])
     if kind not in KINDS:
         raise ValueError(f"{folder / DESCRIPTION}: expected a kind among {', '.join([*KINDS, 'sum'])}, found {kind!r}")
-    reward: Reward = importlib.import_module(KINDS[kind]).load(folder, description, run)
-    return reward
+    reward: Any = importlib.import_module(KINDS[kind]).load(folder, description, run)
+    otherwise = description.get("otherwise")
+    loaded: Reward = reward if otherwise is None else WhereStated(reward, otherwise)
+    return loaded
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
