@@ -105,6 +105,20 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_crash(
     assert outputs(artifacts, "resumed") == outputs(artifacts)
 
 
+def test_sft_without_epochs_keeps_the_policy_byte_for_byte(artifacts: Path) -> None:
+    shutil.copytree(artifacts / "policy/sft", artifacts / "policy/sft/adapter")
+    assert run_align(artifacts, "sft", max_steps=-1, epochs=0) == {}
+    before, after = (
+        {file.name: file.read_bytes() for file in (artifacts / "policy" / name).glob("*.*")} for name in ("sft", "new")
+    )
+    assert after == before
+    assert not (artifacts / "policy/new/adapter").exists()  # of another policy
+    assert (artifacts / "new.csv").read_text() == "step\n"
+    assert config_of("sft", max_steps=-1, epochs=0).problems() == []
+    (complaint,) = config_of("dpo", max_steps=-1, epochs=0).problems()
+    assert complaint.startswith("epochs: expected above 0 unless max_steps says how long, found 0")
+
+
 @pytest.mark.parametrize("method", [*OFFLINE, *GROUPS])
 def test_an_adapter_is_merged_and_also_kept_if_configured(artifacts: Path, method: str, ranked: None) -> None:
     from peft import PeftModel

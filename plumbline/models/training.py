@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -45,6 +45,14 @@ class Optimisation:
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
 
+    may_stay_untrained: ClassVar[bool] = False
+    """Whether no epochs at all are a way to say that the policy is kept as it is."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the values ask for no training at all."""
+        return self.epochs == 0 and self.max_steps <= 0
+
     @property
     def most_rows(self) -> int | None:
         """The most rows that training reaches; None for all."""
@@ -66,7 +74,7 @@ class Optimisation:
             )
         if self.max_steps < 1 and self.max_steps != -1:
             complaints.append(f"max_steps: expected at least 1, or -1 for as many as the epochs take, found {self.max_steps}")
-        if self.epochs == 0 and self.max_steps <= 0:
+        if self.untrained and not self.may_stay_untrained:
             complaints.append(f"epochs: expected above 0 unless max_steps says how long, found {self.epochs}")
         if self.schedule not in SCHEDULES:
             complaints.append(f"schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")

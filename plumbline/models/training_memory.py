@@ -105,14 +105,14 @@ NOT_ADAPTED = (*EMBEDDINGS, "lm_head")
 def require_memory(config: Any, method: str, init: Path) -> None:
     """Refuses to train a model whose weights and optimiser alone exceed the memory, and prints how much disk checkpoints take if that is much.
 
-    config: the method's; one without an adapter's fields, such as merge's, trains nothing.
+    config: the method's; one without an adapter's fields, such as merge's, trains nothing, nor does SFT without epochs.
 
     Raises:
         ValueError: the memory is too small; the message has the arithmetic and says what to change.
     """
     from plumbline.models.loading import device
 
-    if not isinstance(config, Lora):
+    if not isinstance(config, Lora) or getattr(config, "untrained", False):
         return
     size, there = size_of(init), total_memory(device())
     options: dict[str, Any] = {

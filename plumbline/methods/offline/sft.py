@@ -10,11 +10,13 @@ context's length, and each row attends to itself only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from shutil import copytree, ignore_patterns
+from typing import ClassVar
 
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training import Lora, Validated
+from plumbline.models.training import Lora, Validated, write_curve
 
 
 @dataclass
@@ -25,6 +27,8 @@ class SftConfig(Validated, Lora):
     init: str = MISSING
     signal: str = MISSING
     packing: bool = MISSING
+
+    may_stay_untrained: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
@@ -53,7 +57,14 @@ def require_fit(rows: Sequence[Sequence[int]], context_tokens: int | None) -> No
 
 
 def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
-    """Trains `job.init` on the demonstrations in `job.signal`, writes the policy to `job.output`, and returns its validation loss."""
+    """Trains `job.init` on the demonstrations in `job.signal`, writes the policy to `job.output`, and returns its validation loss.
+
+    With `epochs: 0` the policy is copied as it is: what an instruct model has learnt already need not be learnt again.
+    """
+    if config.untrained:
+        copytree(job.init, job.output, dirs_exist_ok=True, ignore=ignore_patterns("adapter"))
+        write_curve(job.curve, [])
+        return {}
     from transformers import AutoTokenizer
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
@@ -62,7 +73,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.chat import encode_demonstrations
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, write_curve
+    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
     encode = partial(encode_demonstrations, tokenizer)
