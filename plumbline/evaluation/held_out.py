@@ -27,21 +27,14 @@ def chosen_rows(file: Path, most: int, seed: int) -> list[Row]:
 def held_out_figures(
     policy: Path, against: Path, preferences: Sequence[Row], demonstrations: Sequence[Row], seed: int
 ) -> Figures:
-    """The figures of held-out rows; those of a kind of which there are none are left out. It takes a forward pass of both policies.
-
-    Raises:
-        ValueError: there are no rows at all.
-    """
+    """The figures of held-out rows; those of a kind of which there are none are left out. It takes a forward pass of both policies."""
     from transformers import AutoTokenizer
 
     from plumbline.models.chat import encode_turns
     from plumbline.models.loading import load_policy
 
     if not preferences and not demonstrations:
-        raise ValueError(
-            "held_out_rows: expected validation rows in artifacts/data/preferences or artifacts/data/sft, found none. Set validation_fraction above "
-            "0 in the data conf, or held_out_rows to 0 in conf/evaluate.yaml"
-        )
+        return {}
     pairs = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in preferences]
     turns = encode_turns(
         AutoTokenizer.from_pretrained(policy), pairs + [(row["prompt"], row["completion"]) for row in demonstrations]

@@ -100,14 +100,14 @@ def measured(by_policy: Mapping[str, Figures], *keys: str) -> bool:
 def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
     """The columns that apply to any policy, and a row of cells for each policy.
 
-    Gold at temperature 1 has a column only if gold is measured at another temperature. distinct-2 has one only if there is no gold: gold already
-    falls with repetition.
+    Gold at temperature 1 has a column only if gold is measured at another temperature. distinct-2 and perplexity have one only if there is no gold,
+    which falls with repetition and with lost knowledge.
     """
     columns = [column for column in HEADLINE if measured(by_policy, column.key)]
     if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):
         columns = [column for column in columns if column.key != "gold_at_1"]
     if measured(by_policy, "gold"):
-        columns = [column for column in columns if column.key != "distinct_2"]
+        columns = [column for column in columns if column.key not in ("distinct_2", "perplexity")]
     best = {column.key: _best(by_policy, column) for column in columns}
     rows = {}
     for policy, figures in by_policy.items():
