@@ -55,8 +55,8 @@ ui: setup  ## Browse the runs in MLflow on 127.0.0.1:5000 (PORT=… for another)
 score: setup  ## Print a reward: make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."
 	@python -m plumbline.tools.score "$(or $(REWARD),rm)" "$${PROMPT}" "$${RESPONSE}"
 
-recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list them)
-	@python -m plumbline.tools.recipe $(NAME) $(if $(FORCE),--force)
+recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list them; LOCAL=folder: from local copies)
+	@python -m plumbline.tools.recipe $(NAME) $(if $(FORCE),--force) $(if $(LOCAL),--local "$(LOCAL)")
 
 show: setup  ## Compare experiments in the terminal
 	@python -m plumbline.tools.show

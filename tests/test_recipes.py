@@ -7,13 +7,15 @@ import pytest
 
 from plumbline import graph
 from plumbline.consistency import wrong_references
+from plumbline.pipeline.composing import conf_values, load_params
 from plumbline.tools.recipe import choose, recipes
 from stages.check import wrong_sections
 from tests.benchmarks import recipe_book
 from tests.conftest import ROOT
 from tests.dag import declared_nodes, load_pipeline, load_recipe
 
-SYSTEMS = [name for name in recipes() if name not in ("default", "smoke")]
+SYSTEMS = [name for name in recipes() if name not in ("default", "smoke") and load_recipe(name)["data"] == "closed_world"]
+"""The recipes that follow a published system in the closed world; the others align a real model."""
 
 
 def test_every_recipe_names_sections_and_nodes_that_exist() -> None:
@@ -96,3 +98,36 @@ def test_choosing_a_recipe_keeps_edits_unless_forced(project: Path) -> None:
     assert params.read_bytes() == (ROOT / "conf/recipe/default.yaml").read_bytes()
     with pytest.raises(ValueError, match="'smokes'"):
         choose("smokes", force=True)
+
+
+def test_a_recipe_of_a_hub_model_reads_local_copies_if_asked_to(project: Path) -> None:
+    choose("smollm2", force=True)
+    hub = load_params()
+    choose("smollm2", force=False, local="../copies")
+    copies = load_params()
+    assert copies == hub | {"model": "smollm2_local", "data": "safety_local", "inputs": "../copies"}
+    text = (project / "params.yaml").read_text()
+    assert (
+        text.replace("smollm2_local ", "smollm2       ")
+        .replace("safety_local ", "safety       ")
+        .replace("../copies ", "data/raw  ")
+        == (ROOT / "conf/recipe/smollm2.yaml").read_text()
+    )  # the comments are where they were
+    assert "already holds" in choose("smollm2", force=False, local="../copies")
+    assert "now holds" in choose("default", force=False)  # copies are no edits
+    with pytest.raises(ValueError, match=r"found no conf/model/tiny_local\.yaml"):
+        choose("default", force=False, local="../copies")
+
+
+def test_local_copies_stand_for_the_same_sets_in_the_same_shares() -> None:
+    hub, copies = (conf_values(ROOT / f"conf/data/{name}.yaml") for name in ("safety", "safety_local"))
+    assert [*hub] == [*copies]
+    for role in ("sft", "prompts"):
+        kept = [
+            [{key: source.get(key) for key in ("name", "limit", "licence", "into", "weight")} for source in conf[role]["sources"]]
+            for conf in (hub, copies)
+        ]
+        assert kept[0] == kept[1]
+    models = [conf_values(ROOT / f"conf/model/{name}.yaml") for name in ("smollm2", "smollm2_local")]
+    assert [*models[0]] == [*models[1]]
+    assert {key for key in models[0] if models[0][key] != models[1][key]} == {"path", "revision"}

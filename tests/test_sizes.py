@@ -83,7 +83,7 @@ def test_a_size_fills_the_values_that_the_conf_files_leave_open_and_no_others(si
 
 
 def test_the_sizes_leave_no_number_of_parameters_out() -> None:
-    assert set(sizes()) == {"tiny", "small", "large"}
+    assert set(sizes()) == {"tiny", "small", "small_lora", "large"}
     for count in (1, 10**6, 5 * 10**7, 134_515_008, 10**9, 1_543_714_304, 2 * 10**9, 8 * 10**9, 10**12):
         assert any(range_of(size).holds(count) for size in sizes()), count
 
@@ -208,7 +208,8 @@ def test_a_size_that_does_not_exist_or_is_not_named_is_refused_once(project: Pat
     hub_model(own_conf, own_conf, "samll")
     (error,) = errors_of(load_params() | {"model": "mine"})
     assert error == (
-        "conf/model/mine.yaml: size: expected the name of a file of conf/size, found 'samll'. Did you mean 'small'? There are: large, small, tiny"
+        "conf/model/mine.yaml: size: expected the name of a file of conf/size, found 'samll'. Did you mean 'small'? There are: "
+        "large, small, small_lora, tiny"
     )
     tiny = own_conf / "model/tiny.yaml"
     tiny.write_text(tiny.read_text().replace("size: tiny", "#"))
@@ -237,7 +238,8 @@ def test_a_model_of_another_size_is_refused_by_the_headers_of_its_files_alone(pr
         hub_model(own_conf, folder, size)
         composing.conf_values.cache_clear()
         assert errors_of(recipe) == [
-            f"conf/model/mine.yaml: size: expected small for a model of 135 million parameters, found {size}, whose learning rates are for {range_}. "
+            f"conf/model/mine.yaml: size: expected small or small_lora for a model of 135 million parameters, found {size}, whose learning rates "
+            f"are for {range_}. "
             "Set size: small"
         ]
 
@@ -245,7 +247,7 @@ def test_a_model_of_another_size_is_refused_by_the_headers_of_its_files_alone(pr
 def test_between_small_and_large_both_fit() -> None:
     assert [wrong_size(size, 1_543_714_304) for size in ("small", "large")] == ["", ""]
     assert wrong_size("tiny", 1_543_714_304).startswith(
-        "size: expected small or large for a model of 1.54 billion parameters, found tiny"
+        "size: expected small or small_lora or large for a model of 1.54 billion parameters, found tiny"
     )
     assert [in_words(count) for count in (999, 123_456, 50_000_000, 134_515_008, 8_030_261_248)] == [
         "999",

@@ -188,7 +188,7 @@ def main() -> None:
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        for name in arguments.names or [name for name in recipes() if name != "smoke"]:
+        for name in arguments.names or [*load_book()]:
             entry = run(name)
             book = load_book()
             before = book.get(name, {})
