@@ -23,6 +23,7 @@ KINDS = {
     "closed_world": "plumbline.rewards.verified",
     "math": "plumbline.checking.maths",
     "code": "plumbline.checking.code",
+    "instructions": "plumbline.checking.following",
 }
 """A kind of reward → the module whose `load(folder, description, run)` loads it. A `sum` is put together in this module."""
 
