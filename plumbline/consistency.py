@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plumbline.checking.following import require_checkers, require_library
+from plumbline.checking.instructions import COLUMN
 from plumbline.checking.references import REFERENCE_COLUMNS
 from plumbline.checking.sandbox import SandboxUnavailable, require_isolation
 from plumbline.data.faults import DataError
@@ -47,6 +49,7 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
         *_wrong_size(prepare.model, params),
         *_no_room(configs, prepare.model.context_tokens),
         *without_sandbox(configs),
+        *without_checkers(configs, params),
     ]
 
 
@@ -222,3 +225,26 @@ def wrong_policies(params: Params) -> list[str]:
             if entry.get(key) is not None and entry[key] not in held
         ]
     return errors
+
+
+def without_checkers(configs: Configs, params: Params) -> Iterator[str]:
+    """Prompts with instructions, as far as the data conf tells, and verifiers of these, that this machine lacks what checks them."""
+    data = configs["prepare", None].data
+    sources = [source for source in data.prompts.sources if not source.problems()] if isinstance(data, FilesData) else []
+    needed = {
+        f"{where(node)}.kind": [one for source in sources for one in source.instructions]
+        for node, config in configs.items()
+        if node[0] == "reward_verifier" and settings(node, config).kind == "instructions"
+    }
+    evaluated = (None, params.get("evaluate", {}).get("split"))
+    needed |= {
+        f"conf/data/{params['data']}.yaml: prompts: source '{source.name}'": source.instructions
+        for source in sources
+        if source.into in evaluated and (source.instructions or COLUMN in source.fields or source.format == "ifeval")
+    }
+    for place, instructions in needed.items():
+        try:
+            require_library()
+            require_checkers(instructions)
+        except ValueError as error:
+            yield f"{place}: {error}"

@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
+from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
 from plumbline.models.completions import Draws, complete, drawn_figures
 from plumbline.models.decoding_values import NEUTRAL
@@ -48,6 +49,8 @@ def run(config: AnswerStage) -> None:
     with executing("answer", config.policy, config, [folder, prompts]) as work:
         from plumbline.models.determinism import make_deterministic
 
+        rows = read_jsonl(prompts)
+        require_checkers(one for row in rows for one in row.get("instructions") or ())  # which `evaluate` needs
         make_deterministic(config.seed, config.threads)
         decoding = section.decoding(folder)
         draws = {COMPLETIONS: Draws(section.samples, decoding, with_logp=decoding == NEUTRAL)}
@@ -55,7 +58,7 @@ def run(config: AnswerStage) -> None:
             draws[COMPLETIONS_AT_1] = Draws(section.samples_at_1, with_logp=True)
         drawn = complete(
             folder,
-            read_jsonl(prompts),
+            rows,
             [*draws.values()],
             max_new_tokens=section.max_new_tokens,
             batch_size=BATCH_SIZE,
@@ -76,11 +79,11 @@ def run(config: AnswerStage) -> None:
 def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
     """The columns that later stages read; family and language are null if the data has none, logp where it was not asked for.
 
-    What the prompt calls for (`expects`) and its right `answer` go with it if its row states them.
+    What the prompt calls for (`expects`), its right `answer` and its `instructions` go with it if its row states them.
     """
     columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
     others = {column: row.get(column) for column in ("logp", "family", "language")}
-    stated = {column: row[column] for column in ("expects", "answer") if row.get(column) is not None}
+    stated = {column: row[column] for column in ("expects", "answer", "instructions") if row.get(column) is not None}
     return {column: row[column] for column in columns} | others | stated | {"policy": policy}
 
 

@@ -8,12 +8,13 @@ with its scores and, where one is known, a right answer to its prompt (`answers.
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
   string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), and by comparison with
   the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
+- instructions followed: the share of answers that follow all `instructions` of their prompt (IFEval: plumbline/checking/following.py).
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
 - kl: log π − log π_against summed over an answer's tokens, sampled from the whole distribution of π at temperature 1 (k1 estimator).
-- `<figure>_at_1`: gold, its gain, harmful, over-refusal and accuracy of answers at temperature 1, the policy's whole distribution. The judge
-  and the reward see the answers of `evaluate`'s decoding alone.
-- `<figure>_<language>`: gold, harmful, over-refusal and accuracy of each language, if the data has several.
+- `<figure>_at_1`: gold, its gain, harmful, over-refusal, accuracy and instructions followed of answers at temperature 1, the policy's whole
+  distribution. The judge and the reward see the answers of `evaluate`'s decoding alone.
+- `<figure>_<language>`: gold, harmful, over-refusal, accuracy and instructions followed of each language, if the data has several.
 - length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
 - distinct-2: different pairs of adjacent words over all words (arXiv:1510.03055). It falls with repetition.
 - perplexity, preference accuracy: of at most `held_out_rows` validation demonstrations and preferences (plumbline/evaluation/held_out.py).
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
+from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
@@ -155,8 +157,9 @@ def verdict_columns(answers: Sequence[Row], marks: str) -> dict[str, list[Any]]:
     """The verdicts as columns of Score: the verifier's, or those by what the prompt's row states; None for a prompt without either."""
     from plumbline.evaluation.scoring import VERDICT_COLUMNS, RightAnswers, stated_values, verdict_values
 
+    require_checkers(one for row in answers for one in row.get("instructions") or ())
     right = RightAnswers()
-    values = []
+    values: list[dict[str, Any]] = []
     for row, answer in zip(answers, shown_texts(answers, marks), strict=True):
         verdict = verdict_values(row["prompt"], row["family"], answer)
         values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right))

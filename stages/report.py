@@ -31,7 +31,7 @@ SCORED, FIGURES, CURVES = Path("artifacts/evaluate"), Path("artifacts/figures"),
 DATA_REPORT = Path("artifacts/data_report")
 SUMMARISED = (
     "gold", "gold_gain", "gold_at_1", "win_rate", "reward", "kl", "accuracy", "harmful_fraction", "over_refusal_fraction",
-    "perplexity", "preference_accuracy",
+    "instructions_followed", "perplexity", "preference_accuracy",
 )  # fmt: skip
 
 Section = dict[str, Any]

@@ -1,7 +1,8 @@
 """Makes a verifiable reward: whether an answer is right, by a reference or by the closed world's verifier (RLVR, arXiv:2411.15124, §6).
 
-Reads `artifacts/data/prompts`: the prompts, with an `answer` (`kind: math`), `tests` (`kind: code`) or `expects` (`kind: refusals`). Writes
-`artifacts/reward/<entry>`, with these references, and `artifacts/figures/reward_verifier/<entry>.json`, which counts the prompts that can be checked.
+Reads `artifacts/data/prompts`: the prompts, with an `answer` (`kind: math`), `tests` (`kind: code`), `expects` (`kind: refusals`) or `instructions`
+(`kind: instructions`). Writes `artifacts/reward/<entry>`, with these references, and `artifacts/figures/reward_verifier/<entry>.json`, which counts
+the prompts that can be checked.
 
 plumbline/checking compares answers and runs programs. A stage that asks for the reward of a prompt without a reference stops, unless `otherwise`
 is that reward. It takes a second.
@@ -15,6 +16,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.checking.algebra import Algebra
+from plumbline.checking.following import require_checkers
 from plumbline.checking.maths import require_readable
 from plumbline.checking.references import REFERENCE_COLUMNS, REFERENCES, References, collect, read_prompts
 from plumbline.checking.sandbox import ISOLATIONS, Limits, require_isolation
@@ -80,6 +82,8 @@ def run(config: RewardVerifierStage, entry: str) -> None:
             values["otherwise"] = settings.otherwise
             if settings.kind == "math":
                 require_readable({str(row["answer"]): last_turn(row["prompt"]) for row in references}, Algebra())
+            elif settings.kind == "instructions":
+                require_checkers(one for row in references for one in row[column])
             elif settings.kind == "code":
                 require_isolation(settings.isolation)
                 values |= {"isolation": settings.isolation, "limits": asdict(settings.limits)}

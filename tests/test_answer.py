@@ -183,9 +183,21 @@ def test_families_of_the_data_are_passed_on() -> None:
 
 def test_what_the_data_state_of_a_prompt_is_passed_on() -> None:
     row = {"id": "q", "index": 0, "prompt": [], "completion": [], "finished": True, "tokens": 1, "ids": [1]}
-    kept = answer_row({**row, "expects": "refusal", "answer": "72", "tests": ["assert f()"]}, "dpo")
-    assert (kept["expects"], kept["answer"]) == ("refusal", "72")
+    rules = [{"id": "punctuation:no_comma"}]
+    kept = answer_row({**row, "expects": "refusal", "answer": "72", "tests": ["assert f()"], "instructions": rules}, "dpo")
+    assert (kept["expects"], kept["answer"], kept["instructions"]) == ("refusal", "72", rules)
     assert "tests" not in kept
+
+
+def test_instructions_that_nothing_here_can_check_are_said_before_any_answer_is_drawn(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row | {"instructions": [{"id": "punctuation:no_comma"}]} for row in read_jsonl("artifacts/data/prompts/test.jsonl")]
+    write_jsonl("artifacts/data/prompts/test.jsonl", rows)
+    monkeypatch.setattr("plumbline.checking.following.find_spec", lambda name: None)
+    monkeypatch.setattr("stages.answer.complete", lambda *_, **__: pytest.fail("answers were drawn"))
+    with pytest.raises(ValueError, match="ifeval"):
+        answers(world, section())
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_not_cut(world: Path) -> None:

@@ -6,11 +6,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import stages.check
 from plumbline import consistency
+from plumbline.data.schema import FilesData, Role, Source
 from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
 from plumbline.pipeline.records import read_json
@@ -404,6 +406,29 @@ def test_a_project_outside_a_git_repository_says_so_before_any_work(project: Pat
     )
     (project / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     assert stage("stages.check", cwd=project).returncode == 0
+
+
+def test_a_recipe_whose_prompts_have_instructions_names_the_extra_that_checks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def errors(kind: str = "math", **settings: Any) -> list[str]:
+        source = Source(name="rules", files=["rules.jsonl"], licence="MIT", **settings)
+        prepare = SimpleNamespace(data=FilesData(prompts=Role([source])))
+        verifier = SimpleNamespace(reward_verifier=SimpleNamespace(kind=kind))
+        params = {"data": "mine", "evaluate": {"split": "test"}}
+        return [*consistency.without_checkers({("prepare", None): prepare, ("reward_verifier", "rules"): verifier}, params)]
+
+    sentences = [{"id": "length_constraints:number_sentences", "num_sentences": 2, "relation": "at least"}]
+    fields = {"prompt": "question", "instructions": "rules"}
+    monkeypatch.setattr("plumbline.checking.following.find_spec", lambda name: None)
+    assert errors() == errors(instructions=sentences, into="train") == errors(instructions=[{"id": "unknown"}]) == []
+    for settings in ({"instructions": sentences}, {"fields": fields}, {"format": "ifeval"}):
+        (error,) = errors(**settings)
+        assert error.startswith("conf/data/mine.yaml: prompts: source 'rules': instructions: expected the libraries"), settings
+    assert [error.partition(": instr")[0] for error in errors("instructions")] == ["params.yaml: reward_verifier.rules.kind"]
+    monkeypatch.setattr("plumbline.checking.following.find_spec", lambda name: name)
+    monkeypatch.setattr("plumbline.checking.following._has_punkt", lambda: False)
+    assert errors("instructions", fields=fields) == []
+    assert all("punkt_tab" in error for error in errors("instructions", instructions=sentences))
+    assert len(errors("instructions", instructions=sentences)) == 2
 
 
 def test_programs_are_checked_in_a_sandbox_that_this_machine_has(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,12 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "tests": ["def check(f): ...", "check(f)"],
         },
     ),
+    "IFEval": (
+        "prompts",
+        {"key": 1, "prompt": "a?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"num_words": None}]},
+        "ifeval",
+        {"prompt": [USER], "instructions": [{"id": "punctuation:no_comma"}]},
+    ),
     "prompts": (
         "prompts",
         {"prompt": "a?", "type": "homonyms"},

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
 from plumbline.evaluation.divergence import completion_logps
-from plumbline.evaluation.figures import HEADLINE, Score, distinct_2, policy_figures
+from plumbline.evaluation.figures import HEADLINE, Score, distinct_2, headline_figures, policy_figures
 from plumbline.evaluation.scoring import (
     VERDICT_COLUMNS,
     RightAnswers,
@@ -81,6 +81,16 @@ def test_accuracy_moves_by_family_with_its_own_interval() -> None:
     figures = policy_figures(after, before, seed=1)
     assert (figures["accuracy_gain_fact"], figures["accuracy_gain_fact_low"]) == (1.0, 1.0)
     assert (figures["accuracy_gain_list_low"], figures["accuracy_gain_list_high"]) == (0.0, 0.0)
+
+
+def test_instructions_are_counted_by_answer_and_one_by_one() -> None:
+    each = [[1.0, 1.0, 0.0], [1.0], [1.0], [0.0]]
+    scores = [score(n, followed=float(all(one)), followed_each=one) for n, one in enumerate(each)] + [score(4)]
+    figures = policy_figures(scores, [replace(one, followed=1.0 if one.followed is not None else None) for one in scores], seed=1)
+    assert (figures["instructions_followed"], figures["each_instruction_followed"]) == (0.5, pytest.approx(4 / 6, abs=1e-6))
+    assert (figures["instructions_followed_n"], figures["instructions_followed_gain"]) == (2, -0.5)
+    assert figures["each_instruction_followed_low"] <= 0.5 < figures["each_instruction_followed_high"]
+    assert headline_figures(figures | {"gold": 0.5})["instructions_followed"] == 0.5
 
 
 def test_figures_at_1_are_those_of_the_answers_at_temperature_1() -> None:
@@ -197,6 +207,13 @@ def test_an_answer_is_right_if_it_ends_in_what_the_row_says() -> None:
     ):
         assert stated(answer, answer="72") == {"correct": right, "verifiable": right}
     assert stated("\\boxed{1/2}", answer="\\frac{1}{2}") == {"correct": 1.0, "verifiable": 1.0}
+
+
+def test_an_answer_follows_its_prompt_if_it_follows_all_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.evaluation.scoring.follows", lambda names, answer: [name in answer for name in names])
+    assert stated("a", instructions=["a", "b"]) == {"followed": 0.0, "followed_each": [1.0, 0.0]}
+    assert stated("a and b", instructions=["a", "b"]) == {"followed": 1.0, "followed_each": [1.0, 1.0]}
+    assert stated("a", instructions=[]) == {}
 
 
 def test_a_reference_that_is_not_mathematics_says_nothing_of_an_answer() -> None:

@@ -303,6 +303,26 @@ def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_
         assert claim not in text
 
 
+def test_instructions_followed_have_a_column_a_bar_a_sentence_and_an_entry_in_the_glossary() -> None:
+    nothing_else = dict.fromkeys([*GOLD, "correct", "verifiable", "harmful", "over_refused"])
+    answers = {policy: scored_answers(0.5, **nothing_else) for policy in ("sft", "dpo")}
+    for policy, rows in answers.items():
+        for row in rows:
+            each = [1.0, float(policy == "dpo"), float(row["index"])]
+            row |= {"family": None, "language": None, "followed": float(all(each)), "followed_each": each}
+    by_policy = {policy: figures(rows, answers["sft"]) for policy, rows in answers.items()}
+    html = render(without_gold(answers=answers, figures=by_policy))
+    text = tables.plain(Page(html).text)
+    titles, *rows_shown = headline_table(html)
+    assert [dict(zip(titles, row, strict=True))["Instructions ↑"].split()[0] for row in rows_shown] == ["0", "50"]
+    assert "What is measured: instructions followed." in text
+    assert "Its share of answers that follow all instructions changed by +50.0 [50.0, 50.0] points (0% → 50%)." in text
+    assert "<figcaption><strong>Instructions followed</strong>" in html
+    assert f"over {by_policy['sft']['n']} prompts. Programs check them" in text
+    assert "Of all instructions, one by one, sft follows 50%." in text
+    assert "Instructions" not in headline_table(render(without_gold()))[0]
+
+
 def test_figures_that_only_data_without_gold_have_leave_the_closed_worlds_page_as_it_is() -> None:
     made = material()
     more = replace(made, figures={policy: values | {"distinct_2": 0.5} for policy, values in made.figures.items()})

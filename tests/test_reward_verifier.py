@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from plumbline.checking import following
 from plumbline.checking.sandbox import Limits
 from plumbline.pipeline.composing import problems
 from plumbline.pipeline.records import read_json, write_jsonl
@@ -91,6 +92,41 @@ def test_code_is_not_described_where_it_cannot_be_run(prompts: Path, monkeypatch
     with pytest.raises(ValueError, match="isolation: rlimits"):
         run(stage("code"), "checked")
     assert not (prompts / "artifacts/reward/checked").exists()
+
+
+def test_a_reward_for_following_instructions_is_a_folder_with_those_of_every_split(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "find_spec", lambda name: name)
+    monkeypatch.setattr(following, "_checkers", lambda: {"punctuation:no_comma": NoComma})
+    write_jsonl("artifacts/data/prompts/test.jsonl", [{"prompt": OTHER, "instructions": [{"id": "punctuation:no_comma"}]}])
+    run(stage("instructions"), "checked")
+    reward = load_reward(prompts / "artifacts/reward/checked")
+    assert reward([OTHER, OTHER], ["Well, no.", "<think>Well, no.</think>No."]) == [0.0, 1.0]
+    assert outcomes(reward) == {"verifier_followed": 1, "verifier_not_followed": 1}
+    assert figures() == {"prompts": 4, "prompts_checkable": 2, "uses_gold": False}
+
+
+def test_instructions_are_not_a_reward_where_nothing_checks_them(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl("artifacts/data/prompts/test.jsonl", [{"prompt": OTHER, "instructions": [{"id": "punctuation:no_comma"}]}])
+    monkeypatch.setattr(following, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="ifeval"):
+        run(stage("instructions"), "checked")
+    assert not (prompts / "artifacts/reward/checked").exists()
+
+
+class NoComma:
+    """A checker with the interface of the library's."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "punctuation:no_comma"
+
+    def build_description(self) -> None:
+        """Takes no arguments."""
+
+    def check_following(self, answer: str) -> bool:
+        """Whether there is no comma."""
+        return "," not in answer
 
 
 def test_a_reference_that_cannot_be_compared_with_stops_the_stage(prompts: Path) -> None:

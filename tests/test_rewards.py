@@ -45,6 +45,7 @@ RUNS_ON = {
     "closed_world": "world/verify.py",
     "math": "checking/algebra.py",
     "code": "checking/inside.py",
+    "instructions": "checking/instructions.py",
 }
 
 

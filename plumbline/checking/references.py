@@ -1,4 +1,4 @@
-"""References to check completions against: the right answer, the tests or the call of each prompt, looked up by the prompt's text."""
+"""References to check completions against: what each prompt states of its answer, looked up by the prompt's text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from plumbline.rows import Message, Row, last_turn, prompt_key
 
 REFERENCES = "references.jsonl"
 
-REFERENCE_COLUMNS = {"math": "answer", "code": "tests", "refusals": "expects"}
+REFERENCE_COLUMNS = {"math": "answer", "code": "tests", "refusals": "expects", "instructions": "instructions"}
 """A kind of verifier that checks against a reference → the column of the prompts that holds it."""
 
 
@@ -38,7 +38,8 @@ def collect(rows: Sequence[Row], column: str) -> list[Row]:
     if not references:
         raise ValueError(
             f"expected prompts with `{column}`, found none among {len(rows)}. GSM8K's prompts have an `answer`; MBPP's and HumanEval's have "
-            "`tests`. Name the column of another format in `fields`, or say `expects` of a source (conf/data/<name>.yaml)."
+            "`tests`; IFEval's have `instructions`. Name the column of another format in `fields`, or say `expects` or `instructions` of a source "
+            "(conf/data/<name>.yaml)."
         )
     return [*references.values()]
 

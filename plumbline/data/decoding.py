@@ -17,7 +17,7 @@ from plumbline.data.json_files import parse_json
 
 LISTS = frozenset(
     {"messages", "conversations", "conversation", "history", "completions", "responses", "ranked", "ranking", "scores"}
-    | {"turns", "instances", "tests", "test_list"}
+    | {"turns", "instances", "tests", "test_list", "instructions", "instruction_id_list", "kwargs"}
 )
 """Columns that are never plain text, so that a text there is read as the list that it spells."""
 

@@ -102,6 +102,15 @@ def prompt_only(row: RawRow, source: Source) -> Record:
     return Record("prompt", {"prompt": prompt_of(row, key)}, {"family": family} if family else {})
 
 
+def ifeval(row: RawRow, source: Source) -> Record:
+    """IFEval's prompts, each with what its answer is checked for."""
+    names, arguments = listing(row, "instruction_id_list"), listing(row, "kwargs")
+    if len(names) != len(arguments):
+        raise RowFault("bad_instruction", f"expected as many kwargs as instructions, found {len(arguments)} and {len(names)}")
+    instructions = [{**(values or {}), "id": name} for name, values in zip(names, arguments, strict=True)]
+    return Record("prompt", {"prompt": prompt_of(row, "prompt")}, {"instructions": instructions})
+
+
 def plain_text(row: RawRow, source: Source) -> Record:
     """Text to read in pretraining."""
     return Record("text", {"text": text(row, "text" if "text" in row else "content")})

@@ -46,6 +46,7 @@ REASONS = {
     "unknown_role": Reason("a message has an unknown role", "rename the roles to system, user and assistant"),
     "no_prompt": Reason("there is no prompt", "map a prompt in `fields`"),
     "ambiguous_answer": Reason("a prompt's `answer` can be read in two ways", "write it as the detail says"),
+    "bad_instruction": Reason("one of a prompt's `instructions` cannot be checked", "write it as the detail says"),
     "transcript": Reason(
         "a text contains the marks of a conversation that cannot be read with certainty",
         "store the turns as a list of messages with role and content",

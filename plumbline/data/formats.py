@@ -136,6 +136,11 @@ FORMATS: dict[str, Format] = {
     "humaneval": Format(
         _has("prompt", "canonical_solution", "entry_point"), demonstrations.humaneval, "prompt, canonical_solution, test"
     ),
+    "ifeval": Format(
+        _has("prompt", "instruction_id_list", "kwargs"),
+        demonstrations.ifeval,
+        "prompt, instruction_id_list, kwargs: the last two become `instructions`",
+    ),
     "messages": Format(
         lambda row: _has_objects(row, "messages") and "role" in row["messages"][0],
         demonstrations.conversation,

@@ -15,6 +15,7 @@ from unicodedata import normalize
 import numpy as np
 from tqdm import tqdm
 
+from plumbline.checking.instructions import COLUMN, read_instructions
 from plumbline.checking.quantities import ambiguity
 from plumbline.data.checks import check_content, for_role, unused_keys
 from plumbline.data.decontamination import overlapping
@@ -147,7 +148,7 @@ def convert(plan: RolePlan, number: int, item: Item, notes: Notes) -> Row:
     extra = {key: value for key, value in record.extra.items() if key not in row}
     if plan.role == "prompts":
         refuse_ambiguous_answer(extra)
-        extra |= expectation(extra, source)
+        extra |= expectation(extra, source) | instructions(extra, source)
         named = extra.pop("language", None)
         spoken = language_code(named) if named else language(prompt_text(row))
         row, extra = {"id": id_of(row), **row, "family": None, "language": spoken, **extra}, {}
@@ -176,6 +177,19 @@ def expectation(extra: Row, source: Source) -> Row:
         expected = f"{' or '.join(EXPECTATIONS)}, or a value of `positive` or `negative`"
         raise RowFault("wrong_type", f"'expects': expected {expected}, found {value[:40]!r}")
     return {"expects": expects}
+
+
+def instructions(extra: Row, source: Source) -> Row:
+    """The column `instructions` of a prompt whose row or source states some, as all rows spell it; empty if neither does.
+
+    Raises:
+        RowFault: one of them cannot be checked.
+    """
+    stated = extra.get(COLUMN) or source.instructions
+    try:
+        return {COLUMN: read_instructions(stated)} if stated else {}
+    except ValueError as error:
+        raise RowFault("bad_instruction", str(error)) from None
 
 
 _CODES = {"english": "en", "eng": "en", "korean": "ko", "kor": "ko"}

@@ -15,9 +15,9 @@ from plumbline.data.schema import Source
 
 MAPPABLE = (
     *("prompt", "system", "completion", "chosen", "rejected", "first", "second", "preferred", "completions", "scores", "label"),
-    *("messages", "text", "id", "family", "language", "answer", "tests", "expects"),
+    *("messages", "text", "id", "family", "language", "answer", "tests", "expects", "instructions"),
 )
-_EXTRA = ("id", "family", "language", "answer", "tests", "expects")
+_EXTRA = ("id", "family", "language", "answer", "tests", "expects", "instructions")
 
 
 def mapped(row: RawRow, source: Source) -> Record:

@@ -9,6 +9,7 @@ from unicodedata import normalize
 
 from omegaconf import MISSING, OmegaConf
 
+from plumbline.checking.instructions import COLUMN, read_instructions
 from plumbline.data import filling
 from plumbline.data.faults import REASONS
 from plumbline.expectations import EXPECTATIONS
@@ -64,6 +65,7 @@ class Source:
     positive: list[str] = field(default_factory=list)  # values of `label` that mean good, of `preferred` the first
     negative: list[str] = field(default_factory=list)  # values that mean bad, or the second; any other value is not a verdict
     expects: str | None = None  # prompts: what they call for, `refusal` or `compliance`; as a column, positive is compliance
+    instructions: list[dict[str, Any]] = field(default_factory=list)  # prompts: what every answer is checked for (docs/data.md)
     licence: str = MISSING
     weight: float | None = None  # proportion in a mixture; either every source of a role has one or none has
     limit: int | None = None  # read only this many rows, from the start
@@ -90,6 +92,12 @@ class Source:
             complaints.append(f"expects: expected {' or '.join(EXPECTATIONS)}, found {self.expects!r}")
         if self.expects and "expects" in self.fields:
             complaints.append("expects: expected one value for the source or a field of its rows in `fields`, found both")
+        if self.instructions and COLUMN in self.fields:
+            complaints.append("instructions: expected them for the source or as a field of its rows in `fields`, found both")
+        try:
+            read_instructions(self.instructions)
+        except ValueError as error:
+            complaints.append(str(error))
         complaints += [
             f"fields.{column}: {complaint}" for column, path in self.fields.items() if (complaint := filling.problem(path))
         ]
@@ -180,6 +188,8 @@ def source_problems(role: str, sources: Sequence[Source]) -> list[str]:
             messages.append(f"into: expected one of {', '.join(splits_of(role))}, found {source.into!r}")
         if role != "prompts" and (source.expects or "expects" in source.fields):
             messages.append(f"expects: expected only in `prompts`, whose answers are evaluated, found in `{role}`")
+        if role != "prompts" and (source.instructions or COLUMN in source.fields):
+            messages.append(f"instructions: expected only in `prompts`, whose answers are checked, found in `{role}`")
         complaints += [f"{role}: source '{source.name}': {message}" for message in messages]
     if repeated := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
         complaints.append(f"{role}: expected sources with different names, found '{repeated[0]}' twice. Set `name`")

@@ -33,6 +33,8 @@ class Score:
     harmful: float | None = None  # for answers to harmful prompts, or to those that call for a refusal
     over_refused: float | None = None  # for answers to harmless look-alikes, or to prompts that call for compliance
     verifiable: float | None = None  # `correct`, for tasks that have a right answer
+    followed: float | None = None  # for answers to prompts with instructions: 1 if all are followed, else 0
+    followed_each: Sequence[float] | None = None  # the same of each instruction
     win: float | None = None  # 1, 0.5 or 0 against the opponent's answer of the same index
     reward: float | None = None
     log_ratio: float | None = None  # log π − log π_against of the completion, in nats; for answers at temperature 1
@@ -57,6 +59,7 @@ FIGURES = (
     Figure("harmful_fraction", "harmful", True),  # harmful requests complied with
     Figure("over_refusal_fraction", "over_refused", True),  # harmless look-alikes refused
     Figure("accuracy", "verifiable", True),  # right answers to tasks that have one
+    Figure("instructions_followed", "followed", True),  # answers that follow all instructions of their prompt
     Figure("correct", "correct", True),  # a part of gold, over all families; so are the next four
     Figure("harmless", "harmless", True),
     Figure("honest", "honest", True),
@@ -71,10 +74,13 @@ PARTS = tuple(WEIGHTS)
 
 KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer
 
-QUALITY = ("gold", "win_rate", "accuracy", "harmful_fraction", "over_refusal_fraction")
+QUALITY = ("gold", "win_rate", "accuracy", "harmful_fraction", "over_refusal_fraction", "instructions_followed")
 """The figures that say whether answers are good; without any of them nothing here measures it."""
 
-COMPARED = tuple(figure for figure in FIGURES if figure.key in ("gold", "harmful_fraction", "over_refusal_fraction", "accuracy"))
+COUNTED = ("harmful_fraction", "over_refusal_fraction", "accuracy", "instructions_followed")
+"""The figures of prompts that state something; each also has the number of these prompts."""
+
+COMPARED = tuple(figure for figure in FIGURES if figure.key in ("gold", *COUNTED))
 """The figures that are also given at temperature 1 and, if the data has several languages, for each language."""
 
 HEADLINE = (
@@ -83,13 +89,13 @@ HEADLINE = (
 )  # fmt: skip
 """The figures that people compare: those of `metrics/<policy>.json`, which DVC shows."""
 
-HEADLINE_HELD_OUT = ("perplexity", "preference_accuracy")
-"""The figures of held-out rows that stand beside them where they were measured (plumbline/evaluation/held_out.py)."""
+HEADLINE_IF_MEASURED = ("instructions_followed", "perplexity", "preference_accuracy")
+"""Figures that stand beside them where they were measured: those of instructions, and of held-out rows (plumbline/evaluation/held_out.py)."""
 
 
 def headline_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What `metrics/<policy>.json` holds."""
-    measured = [key for key in HEADLINE_HELD_OUT if figures.get(key) is not None]
+    measured = [key for key in HEADLINE_IF_MEASURED if figures.get(key) is not None]
     return {key: figures[key] for key in (*HEADLINE, *measured)}
 
 
@@ -110,9 +116,11 @@ def policy_figures(
             figures |= flat("gold_gain", _gain(scores, against, "gold", seed))
         if figure.key == "win_rate":
             figures |= _verdict_fractions([score.win for score in scores])
-        if figure.key in ("harmful_fraction", "over_refusal_fraction", "accuracy"):
+        if figure.key in COUNTED:
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
     figures |= flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
+    figures |= flat("instructions_followed_gain", _gain(scores, against, "followed", seed))
+    figures |= flat("each_instruction_followed", _followed_each(scores, seed))
     for part in PARTS:
         figures |= flat(f"{part}_gain", _gain(scores, against, part, seed))
     figures |= _figures_at_1(at_1, against_at_1, seed)
@@ -152,6 +160,12 @@ def _figures_by_language(scores: Sequence[Score], seed: int) -> dict[str, float 
 def _mean(scores: Sequence[Score], figure: Figure, seed: int) -> Interval | None:
     bootstrap = bootstrap_fraction if figure.is_fraction else bootstrap_mean
     return bootstrap(_column(scores, figure.column), [score.id for score in scores], seed=seed)
+
+
+def _followed_each(scores: Sequence[Score], seed: int) -> Interval | None:
+    """The fraction of all instructions that are followed (IFEval's instruction-level accuracy)."""
+    of_prompt = [(value, score.id) for score in scores for value in score.followed_each or ()]
+    return bootstrap_fraction([value for value, _ in of_prompt], [prompt for _, prompt in of_prompt], seed=seed)
 
 
 def _gain(scores: Sequence[Score], against: Sequence[Score], column: str, seed: int) -> Interval | None:

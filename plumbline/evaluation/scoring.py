@@ -2,12 +2,15 @@
 see it.
 
 A row of other data may state what it calls for (`expects`: plumbline/checking/refusals.py) and what is right (`answer`:
-plumbline/checking/maths.py). These fill the same columns as the verifier does, which has the first say.
+plumbline/checking/maths.py). These fill the same columns as the verifier does, which has the first say. Of `instructions`
+(plumbline/checking/following.py) the verifier knows nothing.
 """
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
+from plumbline.checking.following import follows
 from plumbline.checking.maths import MathReward, require_readable
 from plumbline.checking.references import References
 from plumbline.checking.refusals import STRING_MATCH
@@ -19,10 +22,10 @@ from plumbline.world.families.family import Task
 from plumbline.world.verify import verify_task
 
 PARTS = ("gold", "correct", "harmless", "honest", "courteous", "concise", "refused")
-VERDICT_COLUMNS = (*PARTS, "harmful", "over_refused", "verifiable")
+VERDICT_COLUMNS = (*PARTS, "harmful", "over_refused", "verifiable", "followed", "followed_each")
 
 
-def verdict_values(prompt: Sequence[Message], family: str | None, completion: str) -> dict[str, float | None]:
+def verdict_values(prompt: Sequence[Message], family: str | None, completion: str) -> dict[str, Any]:
     """The verdict on a completion, by column; all None for a prompt that is not the closed world's.
 
     A prompt is the closed world's if its row says so (`family`) and the verifier reads the same family from its text. A question
@@ -33,7 +36,8 @@ def verdict_values(prompt: Sequence[Message], family: str | None, completion: st
     if task is None:
         return dict.fromkeys(VERDICT_COLUMNS)
     verdict = verify_task(task, completion)
-    return {name: float(getattr(verdict, name)) for name in PARTS} | {
+    values: dict[str, Any] = dict.fromkeys(VERDICT_COLUMNS) | {name: float(getattr(verdict, name)) for name in PARTS}
+    return values | {
         "harmful": float(verdict.harmful) if family == "harmful" else None,
         "over_refused": float(verdict.over_refused) if family == "lookalike" else None,
         "verifiable": float(verdict.correct) if family in GENERAL_FAMILIES else None,
@@ -61,12 +65,12 @@ class RightAnswers:
         return True
 
 
-def stated_values(row: Row, answer: str, right: RightAnswers) -> dict[str, float | None]:
+def stated_values(row: Row, answer: str, right: RightAnswers) -> dict[str, Any]:
     """The verdict on an answer, without its reasoning, by what its prompt's row states; None in the columns of which it states nothing.
 
     An answer that says nothing neither refuses nor complies. `refused` is by the list that belongs to what the prompt calls for.
     """
-    values: dict[str, float | None] = dict.fromkeys(VERDICT_COLUMNS)
+    values: dict[str, Any] = dict.fromkeys(VERDICT_COLUMNS)
     if expects := row.get("expects"):
         refused = STRING_MATCH[expects](answer, row["language"])
         if refused is not None:
@@ -77,6 +81,9 @@ def stated_values(row: Row, answer: str, right: RightAnswers) -> dict[str, float
         is_right = right.is_right(str(reference), answer)
         if is_right is not None:
             values |= {"correct": float(is_right), "verifiable": float(is_right)}
+    if instructions := row.get("instructions"):
+        followed = follows(instructions, answer)
+        values |= {"followed": float(all(followed)), "followed_each": [float(one) for one in followed]}
     return values
 
 

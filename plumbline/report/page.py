@@ -32,6 +32,7 @@ MEASURED = {
     "harmful_fraction": "harmful requests complied with",
     "over_refusal_fraction": "harmless requests refused",
     "accuracy": "right answers",
+    "instructions_followed": "instructions followed",
     "preference_accuracy": "held-out preferences",
     "perplexity": "perplexity of held-out demonstrations",
 }

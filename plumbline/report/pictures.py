@@ -29,6 +29,7 @@ def bar_charts(material: Material) -> list[dict[str, Any]]:
         ("accuracy", "Accuracy", "Right answers; higher is better", 0.0, "percent"),
         ("harmful_fraction", "Harmful requests complied with", lower, 0.0, "percent"),
         ("over_refusal_fraction", harmless, lower, 0.0, "percent"),
+        ("instructions_followed", "Instructions followed", "All those of a prompt; higher is better", 0.0, "percent"),
         ("preference_accuracy", "Held-out pairs", "Moved towards the preferred answer; higher is better", 0.5, "percent"),
         ("perplexity", "Perplexity", "Of held-out demonstrations; lower is better", 1.0, "number"),
     )

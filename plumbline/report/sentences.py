@@ -21,7 +21,8 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
         _win_sentence(figures, against),
         _harm_sentence(figures, base, against),
         language_sentence(policy, figures),
-        _accuracy_sentence(figures, base),
+        _change_sentence(figures, base, "accuracy", "accuracy"),
+        _change_sentence(figures, base, "instructions_followed", "share of answers that follow all instructions"),
         _family_sentence(figures),
         _preference_sentence(figures),
         _perplexity_sentence(figures, base, against),
@@ -117,14 +118,16 @@ def _by_harm(figures: Figures) -> list[str]:
     return sorted(measured, key=lambda code: figures[f"harmful_fraction_{code}"])
 
 
-def _accuracy_sentence(figures: Figures, base: Figures) -> str:
-    if figures.get("accuracy_gain") is None:
+def _change_sentence(figures: Figures, base: Figures, key: str, name: str) -> str:
+    """How a fraction with a paired gain changed, in percentage points; empty if it was not measured."""
+    gain = f"{key}_gain"
+    if figures.get(gain) is None:
         return ""
-    levels = f"({show(base['accuracy'], 'percent')} → {show(figures['accuracy'], 'percent')})"
-    points = f"{show(figures['accuracy_gain'], 'points')} {show_bounds(figures, 'accuracy_gain', 'points')} points"
-    if not significance(figures, "accuracy_gain"):
-        return f"Its accuracy did not change significantly: {points} {levels}."
-    return f"Its accuracy changed by {points} {levels}."
+    levels = f"({show(base[key], 'percent')} → {show(figures[key], 'percent')})"
+    points = f"{show(figures[gain], 'points')} {show_bounds(figures, gain, 'points')} points"
+    if not significance(figures, gain):
+        return f"Its {name} did not change significantly: {points} {levels}."
+    return f"Its {name} changed by {points} {levels}."
 
 
 def _family_sentence(figures: Figures) -> str:

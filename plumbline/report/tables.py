@@ -33,6 +33,7 @@ HEADLINE = (
     Column("accuracy", "Accuracy", "percent", "higher"),
     Column("harmful_fraction", "Harmful", "percent", "lower"),
     Column("over_refusal_fraction", "Over-refusal", "percent", "lower"),
+    Column("instructions_followed", "Instructions", "percent", "higher"),
     Column("win_rate", "Win rate", "percent", "higher"),
     Column("reward", "Reward", "number", ""),
     Column("kl", "KL", "number", ""),

@@ -24,6 +24,7 @@ KINDS = {
     "math": "plumbline.checking.maths",
     "code": "plumbline.checking.code",
     "refusals": "plumbline.checking.refusals",
+    "instructions": "plumbline.checking.following",
 }
 """A kind of reward → the module whose `load(folder, description, run)` loads it. A `sum` is put together in this module."""
 
