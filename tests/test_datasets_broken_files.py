@@ -220,6 +220,7 @@ WRONG_CONFS: list[tuple[FilesData, str, str, str]] = [
     (_demonstrations(source("a", into="dev")), "sft: source 'a': into", "train, validation", "'dev'"),
     (_demonstrations(source("a", into="test")), "sft: source 'a': into", "train, validation", "'test'"),
     (_demonstrations(source("a", limit=0)), "sft: source 'a': limit", "at least 1", "0"),
+    (_demonstrations(source("a", skip=-1)), "sft: source 'a': skip", "at least 0", "-1"),
     (_demonstrations(source("a", positive=["1"], negative=["1"])), "positive, negative", "different values", "['1']"),
     (_demonstrations(Source(files=["a"], licence="")), "sft: source 'a': licence", "a licence", "none"),
     (_demonstrations(source("a", hub="owner/name", revision="0")), "sft: source 'owner/name'", "`files` or `hub`", "both"),

@@ -335,3 +335,5 @@ def test_a_hub_data_set_is_streamed_at_its_revision(tmp_path: Path, monkeypatch:
     kept = prepare(tmp_path, {"sft": [hub]}).kept("sft")
     assert [text_of(row["completion"]) for row in kept] == ["0", "1", "2"]
     assert request == {"path": "tatsu-lab/alpaca", "name": None, "split": "train", "revision": "abc", "streaming": True}
+    rest = source(hub="tatsu-lab/alpaca", revision="abc", skip=3, limit=2)
+    assert [text_of(row["completion"]) for row in prepare(tmp_path, {"sft": [rest]}).kept("sft")] == ["3", "4"]

@@ -124,7 +124,10 @@ def test_local_copies_stand_for_the_same_sets_in_the_same_shares() -> None:
     assert [*hub] == [*copies]
     for role in ("sft", "prompts"):
         kept = [
-            [{key: source.get(key) for key in ("name", "limit", "licence", "into", "weight")} for source in conf[role]["sources"]]
+            [
+                {key: source.get(key) for key in ("name", "skip", "limit", "expects", "instructions", "licence", "into")}
+                for source in conf[role]["sources"]
+            ]
             for conf in (hub, copies)
         ]
         assert kept[0] == kept[1]

@@ -7,6 +7,7 @@ What spoils one row (invalid JSON, invalid UTF-8, a ragged CSV line) becomes a `
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -37,7 +38,7 @@ def parsed(item: Item) -> dict[str, Any] | Fault:
 
 
 def read_source(source: Source, inputs: Path, line_mib: int = 16) -> Iterator[Item]:
-    """The rows of a source in order, at most `limit` of them."""
+    """The rows of a source in order, from the row after `skip`, at most `limit` of them."""
     if source.hub is not None:
         items = _read_hub(source)
     else:
@@ -47,10 +48,8 @@ def read_source(source: Source, inputs: Path, line_mib: int = 16) -> Iterator[It
             for path in paths
             for item in read_file(path, normalize("NFC", path.relative_to(inputs).as_posix()), source.encoding, line_mib)
         )
-    for count, item in enumerate(items):
-        if source.limit is not None and count >= source.limit:
-            return
-        yield item
+    end = None if source.limit is None else source.skip + source.limit
+    yield from islice(items, source.skip, end)
 
 
 def read_file(path: Path, name: str, encoding: str = "utf-8", line_mib: int = 16) -> Iterator[Item]:

@@ -68,7 +68,8 @@ class Source:
     instructions: list[dict[str, Any]] = field(default_factory=list)  # prompts: what every answer is checked for (docs/data.md)
     licence: str = MISSING
     weight: float | None = None  # proportion in a mixture; either every source of a role has one or none has
-    limit: int | None = None  # read only this many rows, from the start
+    skip: int = 0  # leave out this many rows at the start, such as those that another source reads
+    limit: int | None = None  # read only this many rows, from there
     into: str | None = None  # train, validation or test: the split of all its rows, instead of the split by hash
     encoding: str = "utf-8"
 
@@ -84,6 +85,8 @@ class Source:
             complaints.append(f"expected either `files` or `hub`, found {'both' if self.hub else 'neither'}")
         if self.hub and self.revision is None:
             complaints.append("revision: expected the commit of the hub data set, found none")
+        if self.skip < 0:
+            complaints.append(f"skip: expected at least 0, found {self.skip}")
         if self.limit is not None and self.limit < 1:
             complaints.append(f"limit: expected at least 1, found {self.limit}")
         if both := sorted(set(self.positive) & set(self.negative)):
