@@ -31,7 +31,7 @@ def every_stage() -> dict[str, Any]:
         "filter": {"safe": {"sample": "round1", "reward": "manners", "least": 0.5}},
         "revise": {"cai": {"sample": "round1", "judge": "constitutional"}},
         "reward_rules": {"manners": {"rules": {"short": {"kind": "length", "most": 20}}}},
-        "reward_verifier": {kind: {"kind": kind} for kind in ("closed_world", "math", "code", "instructions")},
+        "reward_verifier": {kind: {"kind": kind} for kind in ("closed_world", "math", "code", "refusals", "instructions")},
         "reward_judge": {"direct": {"judge": "simulated"}},
         "reward_sum": {"blend": {"first": "rm", "second": "manners", "second_weight": -0.5}},
         "align": align | recipe["align"] | {"by_merge": {"method": "merge", "init": "sft", "signal": "policy/ppo"}},
@@ -107,7 +107,7 @@ EDITS = {
     "plumbline/world/generate.py": {"prepare", *(f"label@{name}" for name in ("round1", "ranked", "round2")), "revise@cai", "reward_judge@direct",
                                     *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "plumbline/rewards/rules.py": {"reward_rules@manners"},
-    "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code", "instructions")},
+    "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code", "refusals", "instructions")},
     "conf/size/tiny.yaml": {
         "pretrain", "sft", "sample@round1", "sample@round2", "reward_model@rm", "align@rs", "align@dpo1", "align@dpo", "rl@ppo",
         *(f"align@by_{name}" for name in METHODS if name not in ONLINE), *(f"rl@by_{name}" for name in ONLINE),
