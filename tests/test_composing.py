@@ -348,7 +348,7 @@ def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, 
     (own_conf / "data/mine.yaml").write_text(
         "defaults: [files_schema, _self_]\nsft:\n  sources:\n    - {files: [gone.jsonl], licnce: MIT}\npolicy: {limits: {default: many}}\n"
     )
-    (own_conf / "judge/mine.yaml").write_text("defaults: [openai, _self_]\nsampling: {temprature: 0.5}\n")
+    (own_conf / "judge/mine.yaml").write_text("defaults: [judge_openai, _self_]\nsampling: {temprature: 0.5}\n")
     (own_conf / "judge/both.yaml").write_text(
         "defaults: [judge_panel, _self_]\nmembers:\n  a: {backend: simulated, sampels: 2}\n"
     )
@@ -366,6 +366,25 @@ def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, 
         "conf/judge/bare.yaml: expected the name of a schema first in `defaults` (judge_simulated, ",
     ):
         assert any(error.startswith(message) for error in errors), errors
+
+
+@pytest.mark.parametrize("defaults", ["[hub, _self_]", "[hub_schema, hub, _self_]", "[{/model: hub}, _self_]", "[mine]", "hub"])
+def test_a_file_of_conf_that_builds_on_another_is_refused_because_dvc_would_not_see_an_edit_of_that(
+    project: Path, own_conf: Path, defaults: str
+) -> None:
+    (own_conf / "model/mine.yaml").write_text(f"defaults: {defaults}\nsize: tiny\npath: somewhere\n")
+    (own_conf / "judge/mine.yaml").write_text("defaults: [simulated, _self_]\nsamples: 3\n")
+    recipe = load_params() | {"model": "mine"}
+    recipe["evaluate"]["judge"] = "mine"
+    base = {"[{/model: hub}, _self_]": "/model/hub", "[mine]": "mine"}.get(defaults, "hub")
+    remedy = "whose edits DVC would not see. Copy its values here, and name its schema instead"
+    model, judge = stages.check.recipe_errors(recipe)
+    assert (
+        model
+        == f"conf/model/mine.yaml: defaults: expected a schema (scratch_schema, hub_schema) and _self_, found {base}, {remedy}"
+    )
+    assert judge.startswith("conf/judge/mine.yaml: defaults: expected a schema (judge_simulated, ")
+    assert judge.endswith(f") and _self_, found simulated, {remedy}")
 
 
 def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_conf: Path) -> None:
