@@ -17,6 +17,7 @@ from plumbline.graph import NOTHING, REPEATED, Params, entries, options, outputs
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
+from plumbline.pipeline.digests import content_digest, wrong_pin
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
 
@@ -126,6 +127,31 @@ def _wrong_size(model: Any, params: Params) -> Iterator[str]:
     count = parameter_count(model.path, model.revision) if isinstance(model, HubModel) else None
     if count and (complaint := wrong_size(model.size, count)):
         yield f"conf/model/{params['model']}.yaml: {complaint}"
+
+
+def wrong_revisions(configs: Configs, params: Params) -> Iterator[str]:
+    """Errors for model folders that a sound recipe names and that are not what their `revision` says. It reads them whole, a gigabyte in a second."""
+    for place, path, revision in dict.fromkeys(_models_from_elsewhere(configs, params)):
+        folder = Path(path)
+        if folder.is_dir() and (complaint := wrong_pin(folder, content_digest(folder), revision)):
+            yield f"{place}: {complaint}"
+
+
+def _models_from_elsewhere(configs: Configs, params: Params) -> Iterator[tuple[str, str, str | None]]:
+    """The place of `revision`, the path and the revision of the base model and of judges, without what a stage has yet to make."""
+    model = configs["prepare", None].model
+    if isinstance(model, HubModel):
+        yield f"conf/model/{params['model']}.yaml: revision", model.path, model.revision
+    for (stage, name), config in configs.items():
+        judge = getattr(config, "judge", None)
+        if judge is None:
+            continue
+        section = params[stage]
+        file = f"conf/judge/{(section[name] if name else section)['judge']}.yaml"
+        members = {f"members.{key}.": values for key, values in getattr(judge, "members", {}).items()}
+        for key, values in ({"": vars(judge)} | members).items():
+            if values["backend"] == "transformers" and Path(values["model"]).parts[:1] != ("artifacts",):
+                yield f"{file}: {key}revision", values["model"], values.get("revision")
 
 
 def far_above(configs: Configs, params: Params) -> Iterator[str]:

@@ -22,7 +22,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plumbline.consistency import Node, far_above, inconsistencies, where, wrong_policies, wrong_references, wrong_rows
+from plumbline.consistency import (
+    Node,
+    far_above,
+    inconsistencies,
+    where,
+    wrong_policies,
+    wrong_references,
+    wrong_revisions,
+    wrong_rows,
+)
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
@@ -286,7 +295,7 @@ def recipe_errors(params: Params) -> list[str]:
     if errors := [*wrong_names(params), *errors, *wrong_references(params)]:
         return errors
     nodes(params)
-    return wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params)]
+    return wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params), *wrong_revisions(configs, params)]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import stages.check
 from plumbline import consistency
 from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
+from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.records import read_json
 from tests.conftest import ROOT
 
@@ -395,6 +396,39 @@ def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_con
     errors = stages.check.recipe_errors(recipe)
     assert [error.partition(":")[0] for error in errors] == ["conf/model/hub.yaml"] * len(errors)
     assert "revision: expected a commit, because 'someone/model' is a hub id" in errors[0]
+
+
+def test_the_digest_of_a_model_folder_is_asked_for_once_for_the_base_model_and_for_each_judge(
+    project: Path, own_conf: Path
+) -> None:
+    for folder in ("base", "critic", "artifacts/policy/sft"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "config.json").write_text(f'{{"of": "{folder}"}}')
+    base, critic = (content_digest(project / folder)[:16] for folder in ("base", "critic"))
+    recipe = load_params() | {"model": "pinned"}
+    del recipe["rl"]["ppo"]["learning_rate"]  # which is for a tiny model
+    recipe["label"]["round1"]["judge"] = recipe["label"]["ranked"]["judge"] = "local"
+    recipe["evaluate"]["judge"] = "both"
+
+    def errors(**revisions: str) -> list[str]:
+        (own_conf / "model/pinned.yaml").write_text(
+            f"defaults: [hub_schema, _self_]\nsize: small\npath: base\nrevision: {revisions['base']}\n"
+        )
+        (own_conf / "judge/local.yaml").write_text(
+            f"defaults: [judge_transformers, _self_]\nmodel: critic\nrevision: '{revisions['critic']}'\n"
+        )
+        (own_conf / "judge/both.yaml").write_text(
+            "defaults: [judge_panel, _self_]\nmembers:\n  made_here: {backend: transformers, model: artifacts/policy/sft}\n"
+            f"  other: {{backend: transformers, model: critic, revision: '{revisions['critic']}'}}\n"
+        )
+        return stages.check.recipe_errors(recipe)
+
+    assert [error.partition(" as it is now")[0] for error in errors(base="null", critic="0123456789abcdef")] == [
+        f"conf/model/pinned.yaml: revision: expected '{base}', the digest of the folder base",
+        f"conf/judge/local.yaml: revision: expected '{critic}', the digest of the folder critic",
+        f"conf/judge/both.yaml: members.other.revision: expected '{critic}', the digest of the folder critic",
+    ]
+    assert errors(base=f"'{base}'", critic=critic) == []
 
 
 def test_a_source_that_names_no_file_and_a_split_without_prompts_are_named_before_any_work(project: Path) -> None:

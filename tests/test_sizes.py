@@ -13,6 +13,7 @@ import stages.check
 from plumbline.models.size import in_words, parameter_count, range_of, wrong_size
 from plumbline.pipeline import composing
 from plumbline.pipeline.composing import LEARNING, SIZED, conf_values, load_params, size_section, sizes
+from plumbline.pipeline.digests import content_digest
 from tests.conftest import ROOT
 from tests.dag import METHODS, load_recipe
 
@@ -67,8 +68,10 @@ def write_header(file: Path, **tensors: list[int]) -> None:
 
 
 def hub_model(own_conf: Path, path: Path, size: str) -> None:
-    """conf/model/mine.yaml: a folder, with a size."""
-    (own_conf / "model/mine.yaml").write_text(f"defaults: [hub_schema, _self_]\npath: {path}\nsize: {size}\n")
+    """conf/model/mine.yaml: a folder as it is now, with a size."""
+    (own_conf / "model/mine.yaml").write_text(
+        f"defaults: [hub_schema, _self_]\npath: {path}\nrevision: '{content_digest(path)[:16]}'\nsize: {size}\n"
+    )
 
 
 # ---- the files ----------------------------------------------------------------------------------------------------------
