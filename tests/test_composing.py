@@ -11,6 +11,8 @@ import pytest
 
 import stages.check
 from plumbline import consistency
+from plumbline.models.architecture import HubModel
+from plumbline.models.bfloat16 import slowdown
 from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
 from plumbline.pipeline.digests import content_digest
@@ -468,3 +470,47 @@ def test_programs_are_checked_in_a_sandbox_that_this_machine_has(project: Path, 
     )
     config.reward_verifier.kind = "math"
     assert [*consistency.without_sandbox({("reward_verifier", "sums"): config})] == []
+
+
+def test_computing_in_bfloat16_on_a_cpu_that_emulates_it_is_noted_and_not_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(consistency, "slowdown", lambda: 8.2)
+    params = project / "params.yaml"
+    text = (
+        params.read_text().replace("sft: {}", "sft: {bf16: true}").replace("    beta: 0.1\n", "    beta: 0.1\n    bf16: true\n")
+    )
+    params.write_text(text)
+    stages.check.main()
+    assert capsys.readouterr().out == (
+        "The recipe is sound.\nNote: this machine has no GPU, and its CPU takes about 8 times as long for a matrix product in bfloat16 as in "
+        "float32: set bf16: false for sft, align.dpo, rl.ppo in params.yaml.\n"
+    )
+
+
+def test_a_model_saved_in_bfloat16_is_noted_too_because_all_that_is_only_read_stays_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consistency, "slowdown", lambda: 8.2)
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+
+    def note(**values: str) -> str:
+        prepare = SimpleNamespace(prepare=SimpleNamespace(), model=HubModel(**({"path": str(tmp_path)} | values)))
+        return consistency.slow_precision({("prepare", None): prepare}, {"model": "mine"})
+
+    assert note().endswith("set dtype: float32 in conf/model/mine.yaml")
+    assert note(dtype="float32") == note(path=str(tmp_path / "other")) == note(path="some/model", revision="0" * 40) == ""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "float32"}')
+    assert note() == ""
+    assert note(dtype="bfloat16") != ""
+    (tmp_path / "config.json").write_text("not JSON")
+    assert note() == ""
+    monkeypatch.setattr(consistency, "slowdown", lambda: 0.6)
+    assert note(dtype="bfloat16") == ""
+
+
+def test_a_machine_with_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slowdown() > 0.1
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.nn.functional.linear", None)
+    assert slowdown() == 1.0
