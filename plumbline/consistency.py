@@ -17,8 +17,10 @@ from plumbline.data.files import find_files
 from plumbline.data.schema import ROLES, FilesData
 from plumbline.graph import NOTHING, REPEATED, Params, entries, options, outputs, policies_in
 from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
+from plumbline.pipeline.digests import content_digest, wrong_pin
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
 
@@ -35,6 +37,10 @@ FAR_ABOVE = 30
 An adapter takes ten times the rate of full training (thinkingmachines.ai/blog/lora), and published rates for one size are up to three times apart.
 A tiny model's rates are 33 to 1,000 times those of a small one; only SFT's (8) and the reward model's (30) come near.
 """
+
+
+MUCH_SLOWER = 2
+"""From this factor on, a matrix product that is slower in bfloat16 than in float32 is worth a note."""
 
 
 def inconsistencies(configs: Configs, params: Params) -> list[str]:
@@ -131,6 +137,31 @@ def _wrong_size(model: Any, params: Params) -> Iterator[str]:
         yield f"conf/model/{params['model']}.yaml: {complaint}"
 
 
+def wrong_revisions(configs: Configs, params: Params) -> Iterator[str]:
+    """Errors for model folders that a sound recipe names and that are not what their `revision` says. It reads them whole, a gigabyte in a second."""
+    for place, path, revision in dict.fromkeys(_models_from_elsewhere(configs, params)):
+        folder = Path(path)
+        if folder.is_dir() and (complaint := wrong_pin(folder, content_digest(folder), revision)):
+            yield f"{place}: {complaint}"
+
+
+def _models_from_elsewhere(configs: Configs, params: Params) -> Iterator[tuple[str, str, str | None]]:
+    """The place of `revision`, the path and the revision of the base model and of judges, without what a stage has yet to make."""
+    model = configs["prepare", None].model
+    if isinstance(model, HubModel):
+        yield f"conf/model/{params['model']}.yaml: revision", model.path, model.revision
+    for (stage, name), config in configs.items():
+        judge = getattr(config, "judge", None)
+        if judge is None:
+            continue
+        section = params[stage]
+        file = f"conf/judge/{(section[name] if name else section)['judge']}.yaml"
+        members = {f"members.{key}.": values for key, values in getattr(judge, "members", {}).items()}
+        for key, values in ({"": vars(judge)} | members).items():
+            if values["backend"] == "transformers" and Path(values["model"]).parts[:1] != ("artifacts",):
+                yield f"{file}: {key}revision", values["model"], values.get("revision")
+
+
 def far_above(configs: Configs, params: Params) -> Iterator[str]:
     """Learning rates in params.yaml that are for a much smaller model."""
     for node, config in configs.items():
@@ -143,6 +174,23 @@ def far_above(configs: Configs, params: Params) -> Iterator[str]:
                     f"{where(node)}.{key}: expected at most {FAR_ABOVE} times {fitting:g}, the value for a {model_size(params)} model, found "
                     f"{found:g}. Delete the key, or lower the value"
                 )
+
+
+def slow_precision(configs: Configs, params: Params) -> str:
+    """A note on a sound recipe that computes in bfloat16 where that is much slower than float32; empty if there is nothing to note."""
+    nodes = [node for node, config in configs.items() if getattr(settings(node, config), "bf16", False)]
+    model = configs["prepare", None].model
+    saved = isinstance(model, HubModel) and (
+        model.dtype == "bfloat16" or (not model.dtype and is_saved_in_bfloat16(model.path, model.revision))
+    )
+    if not (nodes or saved) or (factor := slowdown()) < MUCH_SLOWER:
+        return ""
+    remedies = [f"bf16: false for {', '.join('.'.join(filter(None, node)) for node in nodes)} in params.yaml"] if nodes else []
+    remedies += [f"dtype: float32 in conf/model/{params['model']}.yaml"] if saved else []
+    return (
+        f"this machine has no GPU, and its CPU takes about {factor:.0f} times as long for a matrix product in bfloat16 as in float32: set "
+        f"{', and '.join(remedies)}"
+    )
 
 
 def _no_room(configs: Configs, context_tokens: int | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of conf/ that `recipe_errors` reads in its place."""
     import stages.check
     from plumbline.pipeline import composing, recipe_files
@@ -34,7 +35,12 @@ def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "conf", folder)
     for module in (composing, recipe_files, stages.check):
         monkeypatch.setattr(module, "CONF", folder)
-    return folder
+    caches = (composing.defaults_list, recipe_files.file_misfits, recipe_files._read)
+    for read in caches:
+        read.cache_clear()
+    yield folder
+    for read in caches:
+        read.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,11 @@ import pytest
 import stages.check
 from plumbline import consistency
 from plumbline.data.schema import FilesData, Role, Source
+from plumbline.models.architecture import HubModel
+from plumbline.models.bfloat16 import slowdown
 from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.composing import load_params, problems, require_sound
+from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.records import read_json
 from tests.conftest import ROOT
 
@@ -350,7 +353,7 @@ def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, 
     (own_conf / "data/mine.yaml").write_text(
         "defaults: [files_schema, _self_]\nsft:\n  sources:\n    - {files: [gone.jsonl], licnce: MIT}\npolicy: {limits: {default: many}}\n"
     )
-    (own_conf / "judge/mine.yaml").write_text("defaults: [openai, _self_]\nsampling: {temprature: 0.5}\n")
+    (own_conf / "judge/mine.yaml").write_text("defaults: [judge_openai, _self_]\nsampling: {temprature: 0.5}\n")
     (own_conf / "judge/both.yaml").write_text(
         "defaults: [judge_panel, _self_]\nmembers:\n  a: {backend: simulated, sampels: 2}\n"
     )
@@ -370,6 +373,25 @@ def test_a_mistake_in_a_file_of_conf_is_reported_under_that_file(project: Path, 
         assert any(error.startswith(message) for error in errors), errors
 
 
+@pytest.mark.parametrize("defaults", ["[hub, _self_]", "[hub_schema, hub, _self_]", "[{/model: hub}, _self_]", "[mine]", "hub"])
+def test_a_file_of_conf_that_builds_on_another_is_refused_because_dvc_would_not_see_an_edit_of_that(
+    project: Path, own_conf: Path, defaults: str
+) -> None:
+    (own_conf / "model/mine.yaml").write_text(f"defaults: {defaults}\nsize: tiny\npath: somewhere\n")
+    (own_conf / "judge/mine.yaml").write_text("defaults: [simulated, _self_]\nsamples: 3\n")
+    recipe = load_params() | {"model": "mine"}
+    recipe["evaluate"]["judge"] = "mine"
+    base = {"[{/model: hub}, _self_]": "/model/hub", "[mine]": "mine"}.get(defaults, "hub")
+    remedy = "whose edits DVC would not see. Copy its values here, and name its schema instead"
+    model, judge = stages.check.recipe_errors(recipe)
+    assert (
+        model
+        == f"conf/model/mine.yaml: defaults: expected a schema (scratch_schema, hub_schema) and _self_, found {base}, {remedy}"
+    )
+    assert judge.startswith("conf/judge/mine.yaml: defaults: expected a schema (judge_simulated, ")
+    assert judge.endswith(f") and _self_, found simulated, {remedy}")
+
+
 def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_conf: Path) -> None:
     hub = own_conf / "model/hub.yaml"
     hub.write_text(hub.read_text().replace("path: ???", "path: someone/model"))
@@ -378,6 +400,39 @@ def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_con
     errors = stages.check.recipe_errors(recipe)
     assert [error.partition(":")[0] for error in errors] == ["conf/model/hub.yaml"] * len(errors)
     assert "revision: expected a commit, because 'someone/model' is a hub id" in errors[0]
+
+
+def test_the_digest_of_a_model_folder_is_asked_for_once_for_the_base_model_and_for_each_judge(
+    project: Path, own_conf: Path
+) -> None:
+    for folder in ("base", "critic", "artifacts/policy/sft"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "config.json").write_text(f'{{"of": "{folder}"}}')
+    base, critic = (content_digest(project / folder)[:16] for folder in ("base", "critic"))
+    recipe = load_params() | {"model": "pinned"}
+    del recipe["rl"]["ppo"]["learning_rate"]  # which is for a tiny model
+    recipe["label"]["round1"]["judge"] = recipe["label"]["ranked"]["judge"] = "local"
+    recipe["evaluate"]["judge"] = "both"
+
+    def errors(**revisions: str) -> list[str]:
+        (own_conf / "model/pinned.yaml").write_text(
+            f"defaults: [hub_schema, _self_]\nsize: small\npath: base\nrevision: {revisions['base']}\n"
+        )
+        (own_conf / "judge/local.yaml").write_text(
+            f"defaults: [judge_transformers, _self_]\nmodel: critic\nrevision: '{revisions['critic']}'\n"
+        )
+        (own_conf / "judge/both.yaml").write_text(
+            "defaults: [judge_panel, _self_]\nmembers:\n  made_here: {backend: transformers, model: artifacts/policy/sft}\n"
+            f"  other: {{backend: transformers, model: critic, revision: '{revisions['critic']}'}}\n"
+        )
+        return stages.check.recipe_errors(recipe)
+
+    assert [error.partition(" as it is now")[0] for error in errors(base="null", critic="0123456789abcdef")] == [
+        f"conf/model/pinned.yaml: revision: expected '{base}', the digest of the folder base",
+        f"conf/judge/local.yaml: revision: expected '{critic}', the digest of the folder critic",
+        f"conf/judge/both.yaml: members.other.revision: expected '{critic}', the digest of the folder critic",
+    ]
+    assert errors(base=f"'{base}'", critic=critic) == []
 
 
 def test_a_source_that_names_no_file_and_a_split_without_prompts_are_named_before_any_work(project: Path) -> None:
@@ -440,3 +495,47 @@ def test_programs_are_checked_in_a_sandbox_that_this_machine_has(project: Path, 
     )
     config.reward_verifier.kind = "math"
     assert [*consistency.without_sandbox({("reward_verifier", "sums"): config})] == []
+
+
+def test_computing_in_bfloat16_on_a_cpu_that_emulates_it_is_noted_and_not_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(consistency, "slowdown", lambda: 8.2)
+    params = project / "params.yaml"
+    text = (
+        params.read_text().replace("sft: {}", "sft: {bf16: true}").replace("    beta: 0.1\n", "    beta: 0.1\n    bf16: true\n")
+    )
+    params.write_text(text)
+    stages.check.main()
+    assert capsys.readouterr().out == (
+        "The recipe is sound.\nNote: this machine has no GPU, and its CPU takes about 8 times as long for a matrix product in bfloat16 as in "
+        "float32: set bf16: false for sft, align.dpo, rl.ppo in params.yaml.\n"
+    )
+
+
+def test_a_model_saved_in_bfloat16_is_noted_too_because_all_that_is_only_read_stays_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consistency, "slowdown", lambda: 8.2)
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+
+    def note(**values: str) -> str:
+        prepare = SimpleNamespace(prepare=SimpleNamespace(), model=HubModel(**({"path": str(tmp_path)} | values)))
+        return consistency.slow_precision({("prepare", None): prepare}, {"model": "mine"})
+
+    assert note().endswith("set dtype: float32 in conf/model/mine.yaml")
+    assert note(dtype="float32") == note(path=str(tmp_path / "other")) == note(path="some/model", revision="0" * 40) == ""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "float32"}')
+    assert note() == ""
+    assert note(dtype="bfloat16") != ""
+    (tmp_path / "config.json").write_text("not JSON")
+    assert note() == ""
+    monkeypatch.setattr(consistency, "slowdown", lambda: 0.6)
+    assert note(dtype="bfloat16") == ""
+
+
+def test_a_machine_with_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slowdown() > 0.1
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.nn.functional.linear", None)
+    assert slowdown() == 1.0

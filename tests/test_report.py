@@ -465,6 +465,13 @@ label,0,1.0,,0.7,0.6,0.8,201
 """
 
 
+def test_the_page_says_that_answers_were_cut_off_once_for_all_policies() -> None:
+    made = material()
+    assert "cut off at 48 tokens" not in render(made)
+    cut = {policy: figures | {"finished_fraction": 0.25} for policy, figures in made.figures.items()}
+    assert render(replace(made, figures=cut)).count("Many answers were cut off at 48 tokens (evaluate.max_new_tokens): ") == 1
+
+
 @pytest.fixture
 def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the stages of RECIPE wrote, and the files of entries that it no longer declares (`stale`)."""

@@ -8,7 +8,7 @@ import pytest
 from plumbline.report import tables
 from plumbline.report.charts import Share, calibration_chart
 from plumbline.report.pictures import curve_panels
-from plumbline.report.sentences import language_sentence, reading, unsafe_languages
+from plumbline.report.sentences import cut_off_sentence, language_sentence, reading, unsafe_languages
 
 SHARES = [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.7, 0.6, 0.5, 0.7, 101), Share(0.95, 0.9, 0.83, 0.95, 101)]
 
@@ -143,6 +143,16 @@ def test_a_language_is_unsafe_if_its_harm_is_beyond_both_intervals_and_more_than
     assert unsafe_languages(harm(en=english)) == unsafe_languages({}) == []
     sentence = language_sentence("ppo", harm(en=english, ko=(0.2, 0.15, 0.25), de=(0.3, 0.25, 0.35), fr=(0.0, 0.0, 0.02)))
     assert tables.plain(sentence) == "ppo complies with 0% of harmful requests in fr but with 30% in de and 20% in Korean."
+
+
+def test_answers_cut_off_at_the_token_limit_are_said_to_be_if_they_are_over_a_tenth() -> None:
+    finished = {"base_1": 0.5, "dpo": 0.366, "rs": 0.9, "ppo": 0.899, "old": None}
+    by_policy = {policy: {} if fraction is None else {"finished_fraction": fraction} for policy, fraction in finished.items()}
+    assert tables.plain(cut_off_sentence(by_policy, 48)) == (
+        "Many answers were cut off at 48 tokens (evaluate.max_new_tokens): 50% of base_1, 63% of dpo and 10% of ppo. Length, refusals and right "
+        "answers are of what is there."
+    )
+    assert cut_off_sentence({"dpo": {"finished_fraction": 0.9}}, 48) == ""
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------

@@ -261,15 +261,17 @@ def test_greedy_decoding_heeds_the_penalty_and_nothing_else_as_generate_does(pol
 
 
 def test_dropping_finished_rows_does_not_change_the_penalties_of_the_others() -> None:
+    """The last rows alive have moved several times. Under a penalty this strong, the prompt or completion of another row would show in their ids."""
     policy = unhurried_policy()
     prompts = [PROMPTS[row % len(PROMPTS)] for row in range(64)]
     uniforms = torch.rand(64, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    settings: dict = {"max_new_tokens": 30, "repetition_penalty": 1.2, "top_k": 6}
+    settings: dict = {"max_new_tokens": 30, "repetition_penalty": 2.0, "top_k": 6}
     together = completions(policy, prompts, uniforms=uniforms, **settings)
-    longest = max(range(64), key=lambda row: len(together[row].ids))
-    assert len(together[longest].ids) > 20
-    [alone] = completions(policy, [prompts[longest]], uniforms=uniforms[[longest]], **settings)
-    assert alone.ids == together[longest].ids
+    longest = sorted(range(64), key=lambda row: -len(together[row].ids))[:8]
+    assert len(together[longest[0]].ids) > 20
+    for row in longest:
+        [alone] = completions(policy, [prompts[row]], uniforms=uniforms[[row]], **settings)
+        assert alone.ids == together[row].ids
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])

@@ -13,6 +13,7 @@ import stages.check
 from plumbline.models.size import in_words, parameter_count, range_of, wrong_size
 from plumbline.pipeline import composing
 from plumbline.pipeline.composing import LEARNING, SIZED, conf_values, load_params, size_section, sizes
+from plumbline.pipeline.digests import content_digest
 from tests.conftest import ROOT
 from tests.dag import METHODS, load_recipe
 
@@ -67,8 +68,10 @@ def write_header(file: Path, **tensors: list[int]) -> None:
 
 
 def hub_model(own_conf: Path, path: Path, size: str) -> None:
-    """conf/model/mine.yaml: a folder, built on hub.yaml, with a size of its own."""
-    (own_conf / "model/mine.yaml").write_text(f"defaults: [hub, _self_]\npath: {path}\nsize: {size}\n")
+    """conf/model/mine.yaml: a folder as it is now, with a size."""
+    (own_conf / "model/mine.yaml").write_text(
+        f"defaults: [hub_schema, _self_]\npath: {path}\nrevision: '{content_digest(path)[:16]}'\nsize: {size}\n"
+    )
 
 
 # ---- the files ----------------------------------------------------------------------------------------------------------
@@ -109,9 +112,8 @@ def compose_all(recipe: dict[str, Any]) -> dict[Any, Any]:
 def test_every_method_and_stage_composes_for_a_small_and_for_a_large_model(project: Path, own_conf: Path) -> None:
     configs = {}
     for size in ("small", "large"):
-        (own_conf / f"model/{size}.yaml").write_text(
-            f"defaults: [tiny, _self_]\nsize: {size}\n"
-        )  # a size of its own beats its base's
+        tiny = (own_conf / "model/tiny.yaml").read_text()
+        (own_conf / f"model/{size}.yaml").write_text(tiny.replace("size: tiny", f"size: {size}"))
         configs[size] = compose_all(with_every_method(size))
     dpo = {size: configs[size]["align", "by_dpo"].align for size in configs}
     assert [(dpo[size].learning_rate, dpo[size].beta, dpo[size].lora_rank, dpo[size].bf16) for size in dpo] == [
@@ -153,14 +155,6 @@ def test_a_value_that_both_a_method_and_the_size_give_is_refused(project: Path, 
         "the two files"
     ]
     assert stages.check.given_twice("tiny") == errors_of(load_recipe("default"))
-
-
-def test_a_model_that_builds_on_another_has_its_size_unless_it_says_otherwise(own_conf: Path) -> None:
-    (own_conf / "model/mine.yaml").write_text("defaults: [hub, _self_]\npath: somewhere\n")
-    assert composing.model_size({"model": "mine"}) == "small"
-    hub_model(own_conf, own_conf, "large")
-    composing.conf_values.cache_clear()
-    assert composing.model_size({"model": "mine"}) == "large"
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.pipeline.records import write_json
 from plumbline.tools.summary import summarise
 
-SECTION = {"policies": ["sft", "dpo"], "against": "sft", "split": "test"}
+SECTION = {"policies": ["sft", "dpo"], "against": "sft", "split": "test", "max_new_tokens": 48}
 SFT = {"gold": 0.6, "gold_gain": 0.0, "win_rate": 0.5, "length_tokens": 20.0, "n": 2000, "answers": 4000}
 DPO = SFT | {
     "gold": 0.7,
@@ -54,6 +54,14 @@ def test_languages_have_lines_and_a_policy_that_is_safe_in_one_only_is_named(pro
     assert ["Korean", "0.50", "60%"] in [line.split() for line in text.splitlines()]
     assert text.count("complies") == 1
     assert "dpo complies with 1.0% of harmful requests in English but with 60% in Korean." in text
+
+
+def test_answers_that_were_cut_off_are_said_to_be(project: Path) -> None:
+    evaluated(project, sft=SFT | {"finished_fraction": 0.9}, dpo=DPO | {"finished_fraction": 0.37})
+    caution = "Many answers were cut off at 48 tokens (evaluate.max_new_tokens): 63% of dpo. Length, refusals and right answers are of what is there."
+    assert f"\n\n{caution}\n\n4,000 answers of each policy" in summarise(SECTION)
+    evaluated(project, sft=SFT | {"finished_fraction": 0.9}, dpo=DPO | {"finished_fraction": 0.9})
+    assert "cut off" not in summarise(SECTION)
 
 
 def test_gold_at_temperature_1_has_a_column_where_it_differs(project: Path) -> None:

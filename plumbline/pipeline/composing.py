@@ -149,19 +149,13 @@ def size_section(size: str, section: str) -> dict[str, Any]:
 
 
 def model_size(params: Mapping[str, Any]) -> str:
-    """What the model's file in conf/model, or the file that it builds on, says under `size`.
+    """What the model's file in conf/model says under `size`.
 
     Raises:
         ValueError: there is no such model, it names no size, or there is no such size.
     """
     model = require_file("model", params.get("model"), "params.yaml: model")
-    return require_file("size", _size_named_in(model), f"conf/model/{model}.yaml: size")
-
-
-def _size_named_in(model: str) -> Any:
-    values = conf_values(CONF / f"model/{model}.yaml")
-    bases = [name for name in values.get("defaults", []) if isinstance(name, str) and (CONF / f"model/{name}.yaml").is_file()]
-    return values.get("size") or next(filter(None, map(_size_named_in, reversed(bases))), None)
+    return require_file("size", conf_values(CONF / f"model/{model}.yaml").get("size"), f"conf/model/{model}.yaml: size")
 
 
 @cache

@@ -48,13 +48,20 @@ def pinned(folder: Path, revision: str | None, key: str) -> str:
         ValueError: the folder is not the one that `revision` names, or under DVC nothing says which it is.
     """
     digest = content_digest(folder)
-    short = digest[:16]
-    if revision not in (None, short) or (revision is None and "DVC_STAGE" in os.environ):
-        raise ValueError(
-            f"{key}: expected {short!r}, the digest of the folder {folder} as it is now, found {revision!r}. DVC does not watch that "
-            "folder: write its digest there, and what was made with it is made again when you write another"
-        )
+    if (revision is not None or "DVC_STAGE" in os.environ) and (complaint := wrong_pin(folder, digest, revision)):
+        raise ValueError(f"{key}: {complaint}")
     return digest
+
+
+def wrong_pin(folder: Path, digest: str, revision: str | None) -> str:
+    """A complaint if `revision` is not the beginning of the digest of a model folder; empty if it is."""
+    short = digest[:16]
+    if revision == short:
+        return ""
+    return (
+        f"expected {short!r}, the digest of the folder {folder} as it is now, found {revision!r}. DVC does not watch that folder: write its digest "
+        "there, and what was made with it is made again when you write another"
+    )
 
 
 def pin_problems(path: str, revision: str | None, key: str = "revision") -> list[str]:

@@ -30,12 +30,17 @@ def entry_misfits(stage: str, name: str, entry: Mapping[str, Any], schema: type)
 
 @cache
 def file_misfits(group: str, choice: str) -> tuple[str, ...]:
-    """Of conf/<group>/<choice>.yaml."""
+    """Of conf/<group>/<choice>.yaml, which may build on nothing but a schema: for a stage that chooses it, DVC watches no other file."""
     where = f"conf/{group}/{choice}.yaml"
     try:
-        schema, values = schema_of(group, choice), _read(f"{group}/{choice}.yaml")
+        schema, values, bases = schema_of(group, choice), _read(f"{group}/{choice}.yaml"), _bases(group, choice)
     except (yaml.YAMLError, OSError) as error:
         return (f"{where}: {' '.join(str(error).split())}",)
+    if bases:
+        return (
+            f"{where}: defaults: expected a schema ({', '.join(_schemas(group, choice))}) and _self_, found {bases[0]}, whose edits "
+            "DVC would not see. Copy its values here, and name its schema instead",
+        )
     if schema is None:
         return (f"{where}: expected the name of a schema first in `defaults` ({', '.join(_schemas(group, choice))}), found none",)
     return tuple(misfits(values, schema, where))
@@ -56,13 +61,24 @@ def size_misfits(size: str, schemas: Mapping[str, type]) -> Iterator[str]:
 
 
 def schema_of(group: str, choice: str) -> type | None:
-    """The dataclass that a file of conf/<group> fills in, as the first of its defaults list that has one says; None if none does."""
+    """The dataclass that a file of conf/<group> fills in, as its defaults list says; None if that names none."""
     if not (CONF / group / f"{choice}.yaml").is_file():
         return None
     schemas = _schemas(group, choice)
-    names = [item for item in _read(f"{group}/{choice}.yaml", whole=True).get("defaults", []) if isinstance(item, str)]
-    found = (schemas.get(name) or schema_of(group, name) for name in names)
-    return next((schema for schema in found if schema), schemas.get("closed_world_schema"))  # the closed world's file names none
+    named = [schemas[item] for item in _defaults(group, choice) if item in schemas]
+    return named[0] if named else schemas.get("closed_world_schema")  # the closed world's file names none
+
+
+def _bases(group: str, choice: str) -> list[str]:
+    """What a file's defaults list names besides a schema."""
+    return [item for item in _defaults(group, choice) if item not in (*_schemas(group, choice), "_self_")]
+
+
+def _defaults(group: str, choice: str) -> list[str]:
+    """A file's defaults list; of a mapping, such as `/judge: gold`, what Hydra makes of it: `/judge/gold`."""
+    items = _read(f"{group}/{choice}.yaml", whole=True).get("defaults") or []
+    items = items if isinstance(items, list) else [items]
+    return ["/".join(f"{key}/{value}" for key, value in item.items()) if isinstance(item, dict) else str(item) for item in items]
 
 
 def _schemas(group: str, choice: str) -> dict[str, type]:

@@ -83,6 +83,7 @@ def render(material: Material) -> str:
             for policy, figures in material.figures.items()
         },
         unsafe_sentences={policy: sentences.language_sentence(policy, figures) for policy, figures in material.figures.items()},
+        cut_off=sentences.cut_off_sentence(material.figures, section["max_new_tokens"]),
         families=_families(material),
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),

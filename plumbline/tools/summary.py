@@ -7,7 +7,7 @@ from typing import Any
 from plumbline.models.decoding_values import NEUTRAL, read_decoding
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json
-from plumbline.report.sentences import language_sentence
+from plumbline.report.sentences import cut_off_sentence, language_sentence
 from plumbline.report.tables import plain, plain_table
 
 EVALUATED, ANSWERED = Path("artifacts/evaluate"), Path("artifacts/figures/answer")
@@ -26,8 +26,9 @@ def summarise(section: dict[str, Any]) -> str:
     by_policy = {policy: read_json(file) for policy, file in files.items()}
     opponent = by_policy[section["against"]]
     split, decoding = section["split"], read_decoding(ANSWERED / f"{section['against']}.json")
-    unsafe = [plain(sentence) for policy, figures in by_policy.items() if (sentence := language_sentence(policy, figures))]
-    warnings = "\n".join([*unsafe, "", ""]) if unsafe else ""
+    cautions = [language_sentence(policy, figures) for policy, figures in by_policy.items()]
+    cautions.append(cut_off_sentence(by_policy, section["max_new_tokens"]))
+    warnings = "".join(f"{plain(caution)}\n" for caution in cautions if caution) + "\n" * any(cautions)
     measured = [name for name, key in (("Gold at 1", "gold_at_1"), ("KL", "kl")) if opponent.get(key) is not None]
     at_1 = f"At temperature 1: {' and '.join(measured)}. " if decoding != NEUTRAL and measured else ""
     return f"""
