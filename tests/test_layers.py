@@ -4,7 +4,6 @@ from plumbline.pipeline.sources import ROOT, direct_imports
 
 MAY_IMPORT = {
     "consistency": {"checking", "data", "graph", "models", "pipeline", "world"},
-    "expectations": set(),
     "graph": set(),
     "letters": set(),
     "parts_of_gold": set(),
@@ -13,13 +12,13 @@ MAY_IMPORT = {
     "pipeline": set(),
     "world": {"parts_of_gold", "pipeline", "rows"},
     "models": {"pipeline", "reasoning", "rows"},
-    "data": {"checking", "expectations", "letters", "models", "pipeline", "reasoning", "rows", "world"},
-    "checking": {"expectations", "pipeline", "reasoning", "rows"},
+    "data": {"checking", "letters", "models", "pipeline", "reasoning", "rows", "world"},
+    "checking": {"pipeline", "reasoning", "rows"},
     "judging": {"models", "pipeline", "reasoning", "rows", "world"},
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "methods": {"models", "pipeline", "rewards", "rows"},
-    "evaluation": {"checking", "expectations", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
+    "evaluation": {"checking", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
     "report": {"evaluation", "graph", "models", "parts_of_gold"},
     "tools": {"models", "pipeline", "report", "rewards"},
 }

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
+from plumbline.checking.expectations import EXPECTATIONS
 from plumbline.checking.refusals import GCG, STRING_MATCH, XSTEST, contains_refusal, opens_with_refusal
-from plumbline.expectations import EXPECTATIONS
 from tests.preparing import NO_SHARED_DATA, SHARED
 
 # An answer, and whether it refuses if its prompt calls for a refusal (GCG) and if it calls for compliance (XSTest).

@@ -46,7 +46,7 @@ RUNS_ON = {
     "math": "checking/algebra.py",
     "code": "checking/inside.py",
     "instructions": "checking/instructions.py",
-    "refusals": "expectations.py",
+    "refusals": "checking/expectations.py",
 }
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from plumbline.checking.expectations import COMPLIANCE, REFUSAL
 from plumbline.checking.references import References, load_references
-from plumbline.expectations import COMPLIANCE, REFUSAL
 from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import LANGUAGES, Message
 

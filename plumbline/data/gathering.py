@@ -15,6 +15,7 @@ from unicodedata import normalize
 import numpy as np
 from tqdm import tqdm
 
+from plumbline.checking.expectations import COMPLIANCE, EXPECTATIONS, REFUSAL
 from plumbline.checking.instructions import COLUMN, read_instructions
 from plumbline.checking.quantities import ambiguity
 from plumbline.data.checks import check_content, for_role, unused_keys
@@ -32,7 +33,6 @@ from plumbline.data.scripts import language
 from plumbline.data.spool import CHUNK_ROWS, COLUMNS, TRAIN, Drop, Pool
 from plumbline.data.texts import identity, prompt_text, question_text, whole_text
 from plumbline.data.transcripts import unrolled
-from plumbline.expectations import COMPLIANCE, EXPECTATIONS, REFUSAL
 from plumbline.rows import Row
 
 

@@ -9,10 +9,10 @@ from unicodedata import normalize
 
 from omegaconf import MISSING, OmegaConf
 
+from plumbline.checking.expectations import EXPECTATIONS
 from plumbline.checking.instructions import COLUMN, read_instructions
 from plumbline.data import filling
 from plumbline.data.faults import REASONS
-from plumbline.expectations import EXPECTATIONS
 from plumbline.world.generate import ClosedWorldConfig
 
 ROLES = ("prompts", "pretrain", "sft", "preferences", "unpaired")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from plumbline.checking.expectations import REFUSAL
 from plumbline.checking.following import follows
 from plumbline.checking.maths import MathReward, require_readable
 from plumbline.checking.references import References
 from plumbline.checking.refusals import STRING_MATCH
-from plumbline.expectations import REFUSAL
 from plumbline.reasoning import NONE
 from plumbline.rows import Message, Row
 from plumbline.world.families.catalog import FAMILIES, GENERAL_FAMILIES, understand
