@@ -354,6 +354,7 @@ def test_held_out_rows_give_a_perplexity_that_dvc_is_shown_too(answered: Path) -
     figures = figures_of(answered, "dpo")
     assert (figures["perplexity_n"], figures["perplexity"] > 1) == (2, True)
     assert [*read_json(answered / "metrics/dpo.json")] == [*HEADLINE, "perplexity"]
+    assert "perplexity" not in headline_figures(figures | {"gold": 0.5})  # it falls with lost knowledge too
 
 
 def test_a_negative_number_of_held_out_rows_is_refused() -> None:

@@ -92,10 +92,14 @@ HEADLINE = (
 HEADLINE_IF_MEASURED = ("instructions_followed", "perplexity", "preference_accuracy")
 """Figures that stand beside them where they were measured: those of instructions, and of held-out rows (plumbline/evaluation/held_out.py)."""
 
+WITHOUT_GOLD = ("distinct_2", "perplexity")
+"""Figures that people compare only where there is no gold, which falls with repetition and with lost knowledge."""
+
 
 def headline_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What `metrics/<policy>.json` holds."""
-    measured = [key for key in HEADLINE_IF_MEASURED if figures.get(key) is not None]
+    left_out = () if figures["gold"] is None else WITHOUT_GOLD
+    measured = [key for key in HEADLINE_IF_MEASURED if figures.get(key) is not None and key not in left_out]
     return {key: figures[key] for key in (*HEADLINE, *measured)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from plumbline.evaluation.figures import WITHOUT_GOLD
+
 Figures = Mapping[str, Any]
 """The figures of one policy, as `evaluate` writes them; bounds are `<figure>_low` and `<figure>_high`."""
 
@@ -108,7 +110,7 @@ def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Colum
     if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):
         columns = [column for column in columns if column.key != "gold_at_1"]
     if measured(by_policy, "gold"):
-        columns = [column for column in columns if column.key not in ("distinct_2", "perplexity")]
+        columns = [column for column in columns if column.key not in WITHOUT_GOLD]
     best = {column.key: _best(by_policy, column) for column in columns}
     rows = {}
     for policy, figures in by_policy.items():
