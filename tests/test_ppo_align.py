@@ -113,7 +113,7 @@ def test_an_adapter_is_kept_besides_the_merged_policy_if_configured(artifacts: P
 def test_a_policy_in_bfloat16_is_trained_in_float32_against_a_reference_as_it_was_saved(
     artifacts: Path, lora_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The base below an adapter also stays as it was saved, and there is no second copy of it."""
+    """With an adapter, the base keeps the precision in which it was saved, and is held only once."""
     save_policy(tiny_policy().to(torch.bfloat16), word_tokenizer(), artifacts / "policy/sft")
     reward_model = LlamaForSequenceClassification.from_pretrained(artifacts / "reward/rm", dtype=torch.bfloat16)
     reward_model.save_pretrained(artifacts / "reward/rm")

@@ -125,7 +125,7 @@ class NoComma:
         """Takes no arguments."""
 
     def check_following(self, answer: str) -> bool:
-        """Whether there is no comma."""
+        """Answers without a comma follow the instruction."""
         return "," not in answer
 
 

@@ -93,7 +93,7 @@ HEADLINE_IF_MEASURED = ("instructions_followed", "perplexity", "preference_accur
 """Figures that stand beside them where they were measured: those of instructions, and of held-out rows (plumbline/evaluation/held_out.py)."""
 
 WITHOUT_GOLD = ("distinct_2", "perplexity")
-"""Figures that people compare only where there is no gold, which falls with repetition and with lost knowledge."""
+"""Figures that are left out of tables if there is gold: repetition and lost knowledge lower gold already."""
 
 
 def headline_figures(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ KEPT = 3
 """Checkpoints on disk when a new one is written: two are kept (`save_total_limit`)."""
 
 MOMENTS_8BIT = 2
-"""Bytes of the two moments in 8 bits. The moments of embeddings stay in float32, which bitsandbytes recommends and transformers does."""
+"""Bytes of the two moments in 8 bits. The moments of embeddings stay in float32, as bitsandbytes recommends."""
 
 
 class Size(NamedTuple):

@@ -103,8 +103,8 @@ def measured(by_policy: Mapping[str, Figures], *keys: str) -> bool:
 def headline(by_policy: Mapping[str, Figures], against: str) -> tuple[list[Column], dict[str, list[Cell]]]:
     """The columns that apply to any policy, and a row of cells for each policy.
 
-    Gold at temperature 1 has a column only if gold is measured at another temperature. distinct-2 and perplexity have one only if there is no gold,
-    which falls with repetition and with lost knowledge.
+    Gold at temperature 1 has a column only if gold is measured at another temperature. distinct-2 and perplexity have one only if there is no gold:
+    repetition and lost knowledge lower gold already.
     """
     columns = [column for column in HEADLINE if measured(by_policy, column.key)]
     if all(figures.get("gold_at_1") == figures.get("gold") for figures in by_policy.values()):

@@ -68,7 +68,7 @@ def choose(name: str, *, force: bool, local: str | None = None) -> str:
     local: the folder with copies of its data, if the recipe is to read copies.
 
     Raises:
-        ValueError: there is no such recipe, it has no local copies, or params.yaml holds edits and `force` is off.
+        ValueError: there is no such recipe, local copies are asked for and it has none, or params.yaml holds edits and `force` is off.
     """
     if name not in recipes():
         raise ValueError(f"expected one of the recipes {', '.join(recipes())}, found {name!r}")
