@@ -25,7 +25,7 @@ from plumbline.rewards.reward import finish, load_reward, outcomes
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
-PAIRS = ("none", "first_round", "tournament")
+PAIRS = ("none", "best_vs_worst", "first_round", "tournament")
 NONE = "none"
 
 
@@ -41,6 +41,7 @@ class RejectEntry:
     fraction: float | None = MISSING
     beta: float | None = MISSING
     pairs: str = MISSING
+    min_margin: float = MISSING
     validation_fraction: float = MISSING
 
     def problems(self) -> list[str]:
@@ -53,7 +54,9 @@ class RejectEntry:
         if self.strategy == "best" and self.keep == 0:
             complaints.append(f"keep: expected at least 1 with strategy: best, found {self.keep}")
         share = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
-        complaints += outside(self, keep=NOT_NEGATIVE, fraction=share, beta=POSITIVE, validation_fraction=BELOW_ONE)
+        complaints += outside(
+            self, keep=NOT_NEGATIVE, fraction=share, beta=POSITIVE, min_margin=NOT_NEGATIVE, validation_fraction=BELOW_ONE
+        )
         needed = {"threshold": "a number in units of the reward", "fraction": share.expected, "statistical": POSITIVE.expected}
         key = "beta" if self.strategy == "statistical" else self.strategy
         if self.strategy in needed and getattr(self, key) is None:
@@ -99,7 +102,7 @@ def select(by_prompt: dict[str, list[Row]], entry: RejectEntry, seed: int) -> li
     return [rows for rows in kept if rows]
 
 
-def preferences(rows: list[Row], pairs: str, seed: int) -> list[Row]:
+def preferences(rows: list[Row], pairs: str, min_margin: float, seed: int) -> list[Row]:
     """Preferences among one prompt's kept rows."""
     rng = random.Random(f"{seed}:pairs:{rows[0]['id']}")
     rewards, texts = [row["reward"] for row in rows], [text_of(row["completion"]) for row in rows]
@@ -115,7 +118,7 @@ def preferences(rows: list[Row], pairs: str, seed: int) -> list[Row]:
             "policy_chosen": rows[match.chosen]["policy"],
             "policy_rejected": rows[match.rejected]["policy"],
         }
-        for match in matches(range(len(rows)), rewards, texts, pairs, rng)
+        for match in matches(range(len(rows)), rewards, texts, pairs, min_margin, rng)
     ]
 
 
@@ -126,7 +129,7 @@ def outcome(kept: list[list[Row]], entry: RejectEntry, seed: int) -> dict[str, l
     for rows in kept:
         split = "validation" if held_out(rows[0]["id"], entry.validation_fraction, seed) else "train"
         demonstrations = [{column: row[column] for column in columns} for row in rows]
-        splits[split] += demonstrations if entry.pairs == NONE else preferences(rows, entry.pairs, seed)
+        splits[split] += demonstrations if entry.pairs == NONE else preferences(rows, entry.pairs, entry.min_margin, seed)
     return splits
 
 

@@ -96,9 +96,9 @@ def test_a_fraction_is_of_the_whole_batch() -> None:
 
 def test_a_first_round_pairs_all_and_a_tournament_until_one_is_left() -> None:
     rewards, texts = [float(i) for i in range(8)], [str(i) for i in range(8)]
-    first = matches(range(8), rewards, texts, "first_round", random.Random(0))
+    first = matches(range(8), rewards, texts, "first_round", 0.0, random.Random(0))
     assert sorted(index for match in first for index in match) == list(range(8))
-    whole = matches(range(8), rewards, texts, "tournament", random.Random(0))
+    whole = matches(range(8), rewards, texts, "tournament", 0.0, random.Random(0))
     assert whole[:4] == first
     assert len(whole) == 7
     assert whole[-1].chosen == 7
@@ -107,8 +107,26 @@ def test_a_first_round_pairs_all_and_a_tournament_until_one_is_left() -> None:
 
 
 def test_equal_rewards_and_equal_texts_make_no_pair() -> None:
-    assert matches([0, 1], [1.0, 1.0], ["a", "b"], "tournament", random.Random(0)) == []
-    assert matches([0, 1], [1.0, 2.0], ["a", "a"], "tournament", random.Random(0)) == []
+    assert matches([0, 1], [1.0, 1.0], ["a", "b"], "tournament", 0.0, random.Random(0)) == []
+    assert matches([0, 1], [1.0, 2.0], ["a", "a"], "tournament", 0.0, random.Random(0)) == []
+
+
+def test_best_vs_worst_makes_one_pair_of_a_prompt_and_none_of_equals() -> None:
+    rewards, texts = [2.0, 1.0, 3.0, 1.0, 3.0], list("abcde")
+    assert matches(range(5), rewards, texts, "best_vs_worst", 0.0, random.Random(0)) == [(2, 1)]  # of equals the first
+    assert matches([2, 4], rewards, texts, "best_vs_worst", 0.0, random.Random(0)) == []
+    assert matches([2], rewards, texts, "best_vs_worst", 0.0, random.Random(0)) == []
+
+
+@pytest.mark.parametrize("pairs", ["best_vs_worst", "first_round", "tournament"])
+def test_rewards_that_differ_by_less_than_the_margin_make_no_preference(pairs: str) -> None:
+    rewards, texts = [0.0, 0.5, 1.5, 3.5], list("abcd")
+    made = matches(range(4), rewards, texts, pairs, 1.0, random.Random(0))
+    assert made
+    assert all(rewards[match.chosen] - rewards[match.rejected] >= 1.0 for match in made)
+    whole = matches(range(4), rewards, texts, pairs, 0.0, random.Random(0))
+    assert made == [match for match in whole if rewards[match.chosen] - rewards[match.rejected] >= 1.0]
+    assert matches(range(4), rewards, texts, pairs, 3.6, random.Random(0)) == []
 
 
 # ---- the stage ------------------------------------------------------------------------------------------------------
@@ -128,7 +146,7 @@ def text(words: int) -> str:
 def entry(**changes: Any) -> RejectEntry:
     settings: dict[str, Any] = {
         "sample": "s", "reward": "long", "strategy": "best", "keep": 1, "threshold": None, "fraction": None, "beta": None,
-        "pairs": "none", "validation_fraction": 0.0,
+        "pairs": "none", "min_margin": 0.0, "validation_fraction": 0.0,
     }  # fmt: skip
     return RejectEntry(**(settings | changes))
 
@@ -161,7 +179,7 @@ def test_a_completion_that_was_cut_off_is_never_kept() -> None:
 
 
 def test_preferences_have_the_reward_difference_as_margin() -> None:
-    (pair,) = preferences([row(0, 0, 4), row(0, 1, 9)], "first_round", 1)
+    (pair,) = preferences([row(0, 0, 4), row(0, 1, 9)], "first_round", 0.0, 1)
     assert (pair["chosen"], pair["rejected"]) == (assistant(text(9)), assistant(text(4)))
     assert (pair["margin"], pair["score_chosen"], pair["score_rejected"]) == (5.0, 9.0, 4.0)
 

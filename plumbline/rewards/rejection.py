@@ -77,23 +77,37 @@ class Match(NamedTuple):
 
 
 def matches(
-    accepted: Sequence[int], rewards: Sequence[float], texts: Sequence[str], pairs: str, rng: random.Random
+    accepted: Sequence[int], rewards: Sequence[float], texts: Sequence[str], pairs: str, min_margin: float, rng: random.Random
 ) -> list[Match]:
-    """Pairs accepted completions, the one with the higher reward as chosen (RSO, §3.3). Equal rewards or equal texts make no preference.
+    """Pairs accepted completions, the one with the higher reward as chosen. Equal rewards or equal texts make no preference.
 
-    pairs: `first_round` draws all of them into ⌊n/2⌋ pairs; `tournament` pairs the winners again until one is left, in n − 1 pairs.
+    Args:
+        pairs: `best_vs_worst` pairs the best with the worst; `first_round` draws all of them into ⌊n/2⌋ pairs, and `tournament` pairs the winners
+            again until one is left, in n − 1 pairs (RSO, §3.3).
+        min_margin: rewards that differ by less make no preference either.
     """
-    standing = list(accepted)
+    if pairs == "best_vs_worst":
+        drawn = [Match(max(accepted, key=rewards.__getitem__), min(accepted, key=rewards.__getitem__))]
+    else:
+        drawn = _tournament(accepted, rewards, rounds=1 if pairs == "first_round" else None, rng=rng)
+    return [
+        match
+        for match in drawn
+        if rewards[match.chosen] > rewards[match.rejected]
+        and rewards[match.chosen] - rewards[match.rejected] >= min_margin
+        and texts[match.chosen] != texts[match.rejected]
+    ]
+
+
+def _tournament(accepted: Sequence[int], rewards: Sequence[float], rounds: int | None, rng: random.Random) -> list[Match]:
+    """The matches of so many rounds, or of all until one completion is left; whoever has no opponent goes on."""
+    standing, played = list(accepted), []
     rng.shuffle(standing)
-    preferences = []
-    while len(standing) > 1:
+    while len(standing) > 1 and rounds != 0:
         winners = standing[len(standing) // 2 * 2 :]
         for first, second in zip(standing[::2], standing[1::2], strict=False):
-            better, worse = (second, first) if rewards[second] > rewards[first] else (first, second)
-            winners.append(better)
-            if rewards[better] > rewards[worse] and texts[better] != texts[worse]:
-                preferences.append(Match(better, worse))
-        if pairs == "first_round":
-            break
-        standing = winners
-    return preferences
+            match = Match(second, first) if rewards[second] > rewards[first] else Match(first, second)
+            winners.append(match.chosen)
+            played.append(match)
+        standing, rounds = winners, None if rounds is None else rounds - 1
+    return played
