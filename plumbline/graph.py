@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
 
 REPEATED = {
+    "feedback": Kind("feedback", {"policy": "policy/{}"}, ("data/prompts",)),
     "sample": Kind("sample", {"policy": "policy/{}"}, ("data/prompts/train.jsonl", "data/sft/train.jsonl")),
     "pool": Kind("sample", {"first": "sample/{}", "second": "sample/{}"}),
     "filter": Kind("sample", {"sample": "sample/{}", "reward": "reward/{}"}),
@@ -43,7 +44,7 @@ REPEATED = {
 }
 """The stages with entries, in the order in which a recipe lists them."""
 
-SIGNALS = ("data/sft", "data/preferences", "data/unpaired", "label", "reject", "revise", "policy")
+SIGNALS = ("data/sft", "data/preferences", "data/unpaired", "feedback", "label", "reject", "revise", "policy")
 """What rows, or another policy, can be learnt from: outputs and folders of outputs that a slot `{}` may name."""
 
 DATA = ("data/pretrain", "data/sft", "data/prompts", "data/preferences", "data/unpaired", "tokenizer")
@@ -176,6 +177,8 @@ def rows_of(signal: str, params: Params) -> str:
     folder, _, name = signal.partition("/")
     section = params.get(folder)
     entry = section[name] if isinstance(section, Mapping) else {}
+    if folder == "feedback":
+        return str(entry.get("kind", "preferences"))
     if folder == "label":
         return "unpaired" if entry.get("pairs") == "unpaired" else "preferences"
     if folder == "reject":

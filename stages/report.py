@@ -58,6 +58,7 @@ class ReportStage:
     data: str = MISSING
     pretrain: Section = field(default_factory=dict)
     sft: Section = field(default_factory=dict)
+    feedback: Section = field(default_factory=dict)
     sample: Section = field(default_factory=dict)
     pool: Section = field(default_factory=dict)
     filter: Section = field(default_factory=dict)

@@ -33,6 +33,7 @@ READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in JUDGING}
 """Conf files that a stage reads itself, besides those that Hydra composes."""
 OUTSIDE_THE_GRAPH = {
     "prepare": {"data/raw"},
+    "feedback": {"data/feedback"},
     "label": {"data/annotations"},
     "report": {f"artifacts/{folder}" for folder in ("curves", "data_report", "evaluate", "figures")},
 }

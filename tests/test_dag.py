@@ -27,6 +27,7 @@ def every_stage() -> dict[str, Any]:
     align = {f"by_{name}": {"method": name, "init": "sft", "signal": "label/round1"} for name in METHODS if name not in ONLINE}
     return {
         **recipe,
+        "feedback": {"votes": {"policy": "sft"}},
         "pool": {"both": {"first": "round1", "second": "safe"}},
         "filter": {"safe": {"sample": "round1", "reward": "manners", "least": 0.5}},
         "revise": {"cai": {"sample": "round1", "judge": "constitutional"}},
@@ -104,8 +105,8 @@ EDITS = {
     "plumbline/methods/offline/dpo.py": {"align@dpo1", "align@dpo", "align@by_dpo"},
     "plumbline/methods/online/groups.py": {"rl@ppo", *(f"rl@by_{name}" for name in ONLINE)},
     "plumbline/report/page.py": {"report"},
-    "plumbline/world/generate.py": {"prepare", *(f"label@{name}" for name in ("round1", "ranked", "round2")), "revise@cai", "reward_judge@direct",
-                                    *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
+    "plumbline/world/generate.py": {"prepare", "feedback@votes", *(f"label@{name}" for name in ("round1", "ranked", "round2")), "revise@cai",
+                                    "reward_judge@direct", *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "plumbline/rewards/rules.py": {"reward_rules@manners"},
     "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code", "refusals", "instructions")},
     "conf/size/tiny.yaml": {

@@ -71,6 +71,9 @@ REASONS = {
     "empty_turn": Reason("a turn has no text", "clean the file"),
     "role_order": Reason("turns do not alternate as [system] user assistant … user", "clean the file"),
     "no_completion": Reason("the last turn is not the assistant's", "cut the conversation after an assistant turn"),
+    "unfinished": Reason(
+        "the better answer was cut off", "raise evaluate.max_new_tokens in params.yaml before the next answers are given"
+    ),
     "identical": Reason("chosen equals rejected", "such pairs teach nothing: clean the file"),
     "bad_text": Reason("NUL, control or broken characters", "clean the file: it was decoded wrongly, or cut off"),
     "personal_data": Reason("e-mail address, phone or resident number", "set policy.personal_data to mask or report"),

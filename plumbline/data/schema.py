@@ -29,10 +29,11 @@ DEFAULT_LIMITS = {
     "mixture": 1.0,
     "undesirable": 1.0,
     "untrained": 1.0,
+    "unfinished": 1.0,
 }
 """The largest share of a source's rows that each reason may drop; above it the stage fails. `default` is for reasons not listed.
 
-Reasons that reflect a choice rather than a fault (duplicates, the mixture, answers marked as bad or untrained) have no limit. To that of
+Reasons that reflect a choice rather than a fault (duplicates, the mixture, answers that are bad, untrained or cut off) have no limit. To that of
 `evaluation_overlap` comes the fraction of the prompts that the data conf holds out, for the same prompts are dropped from the other roles.
 """
 

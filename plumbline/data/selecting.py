@@ -83,8 +83,11 @@ def mixture(source: np.ndarray, digests: np.ndarray, keep: np.ndarray, sources: 
     return mixed
 
 
-def check_limits(role: str, tally: Tally, policy: Policy) -> None:
-    """Raises a DataError if a reason dropped a larger share of a source than its limit allows."""
+def check_limits(role: str, tally: Tally, policy: Policy, limit_at: str = "policy.limits.{} in the data conf") -> None:
+    """Raises a DataError if a reason dropped a larger share of a source than its limit allows.
+
+    limit_at: where the user can raise the limit of the reason `{}`.
+    """
     overlap = DEFAULT_LIMITS["evaluation_overlap"] + tally.held_out
     limits = {**DEFAULT_LIMITS, "evaluation_overlap": overlap, **policy.limits}
     if policy.too_long == "fail":
@@ -96,7 +99,7 @@ def check_limits(role: str, tally: Tally, policy: Policy) -> None:
             examples = "; ".join(f"{drop.file}:{drop.row} ({drop.detail})" for drop in tally.examples[(source, reason)][:3])
             exceeded.append(
                 f"{role}: {count} of {rows} rows of '{source}' dropped as {reason}: {REASONS[reason].what} (limit {limit:g} of "
-                f"rows); first: {examples}. Remedy: {REASONS[reason].remedy}; or raise policy.limits.{reason} in the data conf."
+                f"rows); first: {examples}. Remedy: {REASONS[reason].remedy}; or raise {limit_at.format(reason)}."
             )
     if exceeded:
         raise DataError("\n".join(exceeded))
