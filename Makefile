@@ -6,13 +6,13 @@ TORCH ?= -r requirements-torch.txt
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # a project folder of its own on sys.path, and no bytecode or user site that another Python wrote
 export PYTHONNOUSERSITE := 1
-export PROMPT RESPONSE
+export PROMPT RESPONSE FILTER
 # MLflow reports its use to its makers unless told not to
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show clean
+.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show chat feedback clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,12 @@ score: setup  ## Print a reward: make score REWARD=rm PROMPT="What is 2 + 3?" RE
 
 recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list them; LOCAL=folder: from local copies)
 	@python -m plumbline.tools.recipe $(NAME) $(if $(FORCE),--force) $(if $(LOCAL),--local "$(LOCAL)")
+
+chat: setup  ## Talk to a policy, or to two blindly, and vote: make chat POLICY=dpo AGAINST=sft (PORT=… for another than 8080)
+	@python -m plumbline.tools.chatting "$(POLICY)" --against "$(AGAINST)" --port $(or $(PORT),8080)
+
+feedback: setup  ## Bring thumbs from MLflow's pages into data/feedback, and sum up what lies there (FILTER="…" for some traces)
+	@python -m plumbline.tools.collecting --filter "$${FILTER}"
 
 show: setup  ## Compare experiments in the terminal
 	@python -m plumbline.tools.show
