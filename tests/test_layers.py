@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "labelling": {"checking", "judging", "pipeline", "reasoning", "rows", "world"},
     "rewards": {"judging", "letters", "models", "pipeline", "reasoning", "rows", "world"},
     "methods": {"models", "pipeline", "rewards", "rows"},
+    "feedback": {"data", "models", "pipeline", "rows"},
     "evaluation": {"checking", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
     "report": {"evaluation", "graph", "models", "parts_of_gold"},
-    "tools": {"models", "pipeline", "report", "rewards"},
+    "tools": {"feedback", "graph", "models", "pipeline", "report", "rewards"},
 }
 """A package or module of plumbline → those that its code may import, besides itself. A reward's kind is loaded by name: rewards/reward.py."""
 

@@ -1,0 +1,153 @@
+"""Thumbs and corrected answers from MLflow's review pages, as lines of feedback.
+
+MLflow records a call of a model as a trace, and what people say of it as assessments of that trace: a feedback whose value is yes or no, or an
+expectation whose value is the answer that should have been given. Only people's own assessments count, of traces whose input is a conversation
+and whose output is an answer. A trace of a judge, whose span type is EVALUATOR or whose output has a `verdict`, is left out: what it says is no
+policy's answer.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from plumbline.data.faults import RowFault
+from plumbline.data.fields import is_messages, messages
+from plumbline.feedback.lines import CORRECTION, DOWN, THUMB, UP, Answer, Line
+from plumbline.rows import Message
+
+if TYPE_CHECKING:
+    from mlflow.entities import Assessment, Trace
+
+JUDGES = "EVALUATOR"
+"""The type of a trace's root span that marks a judge's verdict, in MLflow's words."""
+
+PAGE_TRACES = 100
+POLICY_TAG, WEIGHTS_TAG = "policy", "weights"
+"""Tags of a trace that name the policy and the digest of its folder, where whoever recorded it knew them."""
+
+_GOOD = {"true", "yes", "up", "good", "pass", "1", "1.0"}
+_BAD = {"false", "no", "down", "bad", "fail", "0", "0.0"}
+_QUESTIONS = ("messages", "prompt", "question", "query", "input", "inputs")
+_REPLIES = ("content", "completion", "answer", "response", "output", "outputs", "text")
+
+
+class Brought(NamedTuple):
+    """What people said in MLflow."""
+
+    lines: list[Line]
+    traces: int
+    """How many traces there are."""
+    left_out: Counter[str]
+    """Assessments that became no line, by the reason."""
+
+
+def traces(uri: str, condition: str | None = None) -> "Iterator[Trace]":
+    """Every trace of a tracking store, those of all its experiments; `condition` is a filter string of MLflow's `search_traces`.
+
+    Raises:
+        MlflowException: the store cannot be read, or the condition is not one.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    for experiment in client.search_experiments():
+        token = None
+        while True:
+            page = client.search_traces(
+                locations=[experiment.experiment_id], filter_string=condition, max_results=PAGE_TRACES, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                break
+
+
+def bring(recorded: "Iterable[Trace]") -> Brought:
+    """The lines that people's assessments of these traces say."""
+    lines, count, left_out = [], 0, Counter[str]()
+    for trace in recorded:
+        count += 1
+        for assessment in trace.info.assessments or ():
+            try:
+                lines.append(line_of(trace, assessment))
+            except RowFault as fault:
+                left_out[fault.fault.detail] += 1
+    return Brought(sorted(lines, key=lambda line: (line.time, line.id)), count, left_out)
+
+
+def line_of(trace: "Trace", assessment: "Assessment") -> Line:
+    """An assessment as a line; a RowFault with the reason, in the words of a count, if it cannot be one."""
+    if assessment.valid is False:
+        raise RowFault("wrong_type", "taken back or replaced")
+    if assessment.source.source_type != "HUMAN":
+        raise RowFault("wrong_type", "not said by a person")
+    root = next((span for span in trace.data.spans if span.parent_id is None), None)
+    if root is None:
+        raise RowFault("wrong_type", "of a trace without spans")
+    if root.span_type == JUDGES or (isinstance(root.outputs, Mapping) and "verdict" in root.outputs):
+        raise RowFault("wrong_type", "of a judge's verdict")
+    kind, verdict = _verdict(assessment)
+    tags = {**trace.info.trace_metadata, **trace.info.tags}
+    answer = Answer(_answer(root.outputs), tags.get(POLICY_TAG), tags.get(WEIGHTS_TAG))
+    said = datetime.fromtimestamp((assessment.last_update_time_ms or 0) / 1000, UTC).isoformat(timespec="seconds")
+    # the one who says it again, or overrides it, changes their mind: another assessment of the same name on the same trace
+    about = f"{trace.info.trace_id}-{assessment.name}-{assessment.source.source_id}"
+    return Line(about, kind, said, _conversation(root.inputs), [answer], verdict, source="mlflow")
+
+
+def _verdict(assessment: "Assessment") -> tuple[str, str]:
+    """The kind of line and what it says."""
+    if (expectation := assessment.expectation) is not None:
+        if isinstance(expectation.value, str) and expectation.value.strip():
+            return CORRECTION, expectation.value.strip()
+        raise RowFault("wrong_type", "an expectation that is no text")
+    value = str(getattr(assessment.feedback, "value", None)).strip().lower()
+    if value not in _GOOD | _BAD:
+        raise RowFault("wrong_type", "neither yes nor no")
+    return THUMB, UP if value in _GOOD else DOWN
+
+
+def _conversation(inputs: Any) -> list[Message]:
+    """The messages in a trace's input: a list of them, a text, or either under one of the usual names."""
+    value = _decoded(inputs)
+    while isinstance(value, Mapping) and not is_messages(value):
+        key = next((key for key in _QUESTIONS if value.get(key)), None)
+        if key is None:
+            break
+        value = _decoded(value[key])
+    if isinstance(value, str) and value.strip():
+        return [{"role": "user", "content": value}]
+    if not value or not is_messages(value):
+        raise RowFault("wrong_type", "of a trace whose input is no conversation")
+    try:
+        return [{"role": turn["role"], "content": turn["content"]} for turn in messages(value, "messages")]
+    except RowFault:
+        raise RowFault("wrong_type", "of a trace whose input is no conversation") from None
+
+
+def _answer(outputs: Any) -> str:
+    """The text in a trace's output: itself, a message, the last message of several, or OpenAI's choices."""
+    value = _decoded(outputs)
+    for _ in range(6):  # as deep as choices → first → message → content goes, and one to spare
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, list) and value:
+            value = _decoded(value[-1])
+        elif isinstance(value, Mapping):
+            key = next((key for key in ("choices", "message", "messages", *_REPLIES) if value.get(key)), "")
+            value = _decoded(value.get(key))
+        else:
+            break
+    raise RowFault("wrong_type", "of a trace whose output is no answer")
+
+
+def _decoded(value: Any) -> Any:
+    """A value that MLflow may have stored as JSON text."""
+    if isinstance(value, str) and value[:1] in ("{", "[", '"'):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,150 @@
+"""What people say in MLflow's pages comes in once, by an explicit command, and nothing else does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import AssessmentSource, SpanType
+
+from plumbline.feedback.assessments import Brought, bring, traces
+from plumbline.feedback.folder import FOLDER, MLFLOW, read
+from plumbline.feedback.lines import CORRECTION, DOWN, THUMB, UP, Line
+from plumbline.tools.collecting import bring_from_mlflow, broken, summary
+from tests.mlflow_stores import empty_store  # noqa: F401  a fixture
+from tests.saying import said, say, thumb, vote
+
+ANN, BO = (AssessmentSource(source_type="HUMAN", source_id=name) for name in ("ann", "bo"))
+PROGRAM = AssessmentSource(source_type="CODE", source_id="checker")
+MODEL = AssessmentSource(source_type="LLM_JUDGE", source_id="judge")
+ASKED = {"messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:  # noqa: F811
+    """A store in which MLflow's own client recorded traces, and people and programs assessed them."""
+    folder = tmp_path_factory.mktemp("traces")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri, before = f"sqlite:///{folder / 'mlflow.db'}", mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("traces", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("traces")
+    try:
+        _assess({name: _trace(*call) for name, call in CALLS.items()})
+        yield uri
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+CALLS: dict[str, tuple[str, Any, Any]] = {
+    "four": (SpanType.CHAT_MODEL, ASKED, "It is 4."),
+    "message": (SpanType.UNKNOWN, ASKED["messages"], {"role": "assistant", "content": "Four."}),
+    "choices": (SpanType.UNKNOWN, {"prompt": "Say four."}, {"choices": [{"message": {"role": "assistant", "content": "Vier."}}]}),
+    "verdict": (SpanType.EVALUATOR, ASKED, "A"),
+    "judged": (SpanType.CHAT_MODEL, ASKED, {"reply": "B, I think.", "verdict": "B"}),
+    "sum": (SpanType.TOOL, {"numbers": [2, 2]}, "4"),
+    "empty": (SpanType.CHAT_MODEL, ASKED, ""),
+}
+
+
+def _trace(kind: str, inputs: Any, outputs: Any) -> str:
+    with mlflow.start_span("call", span_type=kind) as span:
+        span.set_inputs(inputs)
+        span.set_outputs(outputs)
+        mlflow.update_current_trace(tags={"policy": "dpo"})
+    mlflow.flush_trace_async_logging()
+    return str(span.trace_id)
+
+
+def _assess(ids: dict[str, str]) -> None:
+    def feedback(trace: str, value: Any, source: AssessmentSource = ANN, name: str = "good") -> str:
+        return str(mlflow.log_feedback(trace_id=ids[trace], name=name, value=value, source=source).assessment_id)
+
+    first = feedback("four", False)
+    mlflow.override_feedback(trace_id=ids["four"], assessment_id=first, value=True, source=ANN)
+    feedback("four", "no", BO)
+    feedback("four", 0.3, BO, name="helpfulness")
+    feedback("four", True, PROGRAM)
+    feedback("four", True, MODEL)
+    mlflow.log_expectation(trace_id=ids["message"], name="expected_response", value="It is four.", source=BO)
+    mlflow.log_expectation(trace_id=ids["message"], name="facts", value=["four"], source=BO)
+    for name in ("choices", "verdict", "judged", "sum", "empty"):
+        feedback(name, 1)
+
+
+def test_what_people_said_of_answers_comes_in_and_the_rest_is_counted(uri: str) -> None:
+    lines, count, left_out = bring(traces(uri))
+    assert count == len(CALLS)
+    assert sorted((line.kind, line.verdict, line.answers[0].text) for line in lines) == [
+        (CORRECTION, "It is four.", "Four."),
+        (THUMB, DOWN, "It is 4."),
+        (THUMB, UP, "It is 4."),
+        (THUMB, UP, "Vier."),
+    ]
+    assert left_out == {
+        "taken back or replaced": 1,
+        "neither yes nor no": 1,
+        "not said by a person": 2,
+        "an expectation that is no text": 1,
+        "of a judge's verdict": 2,
+        "of a trace whose input is no conversation": 1,
+        "of a trace whose output is no answer": 1,
+    }
+    asked = {line.answers[0].text: [turn["content"] for turn in line.messages] for line in lines}
+    assert asked == {"It is 4.": ["What is 2 + 2?"], "Four.": ["What is 2 + 2?"], "Vier.": ["Say four."]}
+    assert {(line.source, line.answers[0].policy) for line in lines} == {("mlflow", "dpo")}
+
+
+def test_what_was_brought_once_is_not_brought_again(uri: str, project: Path) -> None:
+    assert bring_from_mlflow(uri, None).startswith("4 new lines from 7 traces in MLflow (0 were there); left out: ")
+    assert [entry.content for entry in read()] == bring(traces(uri)).lines
+    before = said(MLFLOW)
+    assert bring_from_mlflow(uri, None).startswith("0 new lines from 7 traces in MLflow (4 were there)")
+    assert said(MLFLOW) == before
+
+
+def test_somebody_who_changes_their_mind_is_brought_anew(uri: str, project: Path) -> None:
+    bring_from_mlflow(uri, None)
+    up = next(entry.content for entry in read() if isinstance(entry.content, Line) and entry.content.verdict == UP)
+    say(Line(**{**vars(up), "verdict": DOWN}), file=MLFLOW)  # what an earlier export found
+    assert bring_from_mlflow(uri, None).startswith("1 new lines")
+
+
+def test_a_condition_chooses_traces_and_one_that_mlflow_cannot_read_is_named(uri: str, project: Path) -> None:
+    assert "from 0 traces" in bring_from_mlflow(uri, "tags.policy = 'sft'")
+    assert "from 7 traces" in bring_from_mlflow(uri, "tags.policy = 'dpo'")
+    with pytest.raises(
+        ValueError, match=r"expected traces in MLflow at sqlite:.*found: .*nonsense.*Correct MLFLOW_TRACKING_URI or FILTER"
+    ):
+        bring_from_mlflow(uri, "nonsense")
+
+
+def test_no_store_no_traces_and_no_tracking_are_each_said_in_a_sentence(project: Path, empty_store: Path) -> None:  # noqa: F811
+    assert bring_from_mlflow("off", None) == "MLflow is switched off (MLFLOW_TRACKING_URI), so nothing was brought from it"
+    assert bring_from_mlflow(f"sqlite:///{project}/none.db", None).endswith("/none.db yet, so nothing was brought from MLflow")
+    assert not (project / "none.db").exists()
+    assert bring_from_mlflow(f"sqlite:///{empty_store}", None) == "0 new lines from 0 traces in MLflow (0 were there)"
+    assert bring([]) == Brought([], 0, {})
+    assert not FOLDER.exists()
+
+
+def test_the_summary_names_answers_of_policies_that_are_gone_or_were_trained_again(project: Path) -> None:
+    say(vote("a"), thumb("b"))
+    sentences = summary(read(), {"dpo": "d" * 16, "sft": "0" * 16})
+    assert sentences[0] == "data/feedback has 2 lines of feedback: thumb up 1, vote A 1."
+    assert len(sentences) == 2
+    assert sentences[1].startswith(
+        f"1 answers are sft's with the weights {'5' * 16}, and the sft that is there now has other weights."
+    )
+    assert "name the policies to learn from in feedback.<entry>.answers_of, or delete their lines" in sentences[1]
+    assert "there is no artifacts/policy/dpo" in summary(read(), {})[1]
+
+
+def test_a_broken_line_is_named_with_what_to_do(project: Path) -> None:
+    say(vote("a"))
+    with (FOLDER / "chat.jsonl").open("a") as file:
+        file.write("[]\n")
+    assert broken(read()) == [
+        "data/feedback/chat.jsonl:2: expected a line of feedback, found not_an_object (list: []). Correct or delete the line."
+    ]
