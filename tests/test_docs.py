@@ -12,7 +12,13 @@ from stages.check import SECTIONS
 from tests.conftest import ROOT
 from tests.dag import METHODS
 
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "data/README.md", ROOT / "data/annotations/README.md"]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "data/README.md",
+    ROOT / "data/annotations/README.md",
+    ROOT / "data/feedback/README.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -28,7 +34,7 @@ def test_links_paths_and_modules_of_a_page_exist(page: Path) -> None:
     assert [item for item in missing if examples not in item] == []
 
 
-@pytest.mark.parametrize("name", ["concepts", "methods", "rewards", "judging", "data", "reproducibility"])
+@pytest.mark.parametrize("name", ["concepts", "methods", "rewards", "judging", "feedback", "data", "reproducibility"])
 def test_examples_of_params_yaml_have_sections_that_exist(name: str) -> None:
     text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
