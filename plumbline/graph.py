@@ -201,7 +201,7 @@ def _declared(params: Params) -> Iterator[Node]:
         yield Node("answer", policy, (f"data/prompts/{section['split']}.jsonl", f"policy/{policy}"), (f"answer/{policy}",), {})
         both = dict.fromkeys((policy, section["against"]))
         opposed = (f"{folder}/{name}" for folder in ("answer", "policy") for name in both)
-        held_out = (f"data/{role}/validation.jsonl" for role in ("preferences", "sft"))
+        held_out = (f"data/{role}/validation.jsonl" for role in ("preferences", "sft", "pretrain"))
         yield Node("evaluate", policy, (*opposed, f"reward/{section['reward']}", *held_out), (f"evaluate/{policy}",), {})
 
 

@@ -1,26 +1,31 @@
 """Scores the answers of one policy by the verifier, the judge and the reward, and measures its KL from an opponent.
 
 Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), `artifacts/reward/<reward>`, and
-the validation rows of `artifacts/data/preferences` and `artifacts/data/sft`. Writes `metrics/<policy>.json`, the headline figures that DVC
-shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not apply) and each answer
-with its scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
+the validation rows of `artifacts/data/preferences`, `artifacts/data/sft` and `artifacts/data/pretrain`. Writes `metrics/<policy>.json`, the
+headline figures that DVC shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not
+apply) and each answer with its scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
   string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), and by comparison with
   the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
 - instructions followed: the share of answers that follow all `instructions` of their prompt (IFEval: plumbline/checking/following.py).
+- pass@k: of prompts with several answers that are checked, those answered rightly in k attempts (plumbline/evaluation/attempts.py).
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
-- kl: log π − log π_against summed over an answer's tokens, sampled from the whole distribution of π at temperature 1 (k1 estimator).
+- length-controlled win rate: AlpacaEval 2's (plumbline/evaluation/length_control.py).
+- judge agreement, reward agreement: how often each orders two answers as they are known to be (plumbline/evaluation/calibration.py).
+- kl: log π − log π_against summed over an answer's tokens, sampled from the whole distribution of π at temperature 1 (k1 estimator); kl_k3 is
+  another estimator of the same (plumbline/evaluation/divergence.py).
 - `<figure>_at_1`: gold, its gain, harmful, over-refusal, accuracy and instructions followed of answers at temperature 1, the policy's whole
   distribution. The judge and the reward see the answers of `evaluate`'s decoding alone.
 - `<figure>_<language>`: gold, harmful, over-refusal, accuracy and instructions followed of each language, if the data has several.
 - length: tokens of the answers, without their reasoning (evaluate.thinking_marks), which the verifier does not see either.
-- distinct-2: different pairs of adjacent words over all words (arXiv:1510.03055). It falls with repetition.
-- perplexity, preference accuracy: of at most `held_out_rows` validation demonstrations and preferences (plumbline/evaluation/held_out.py).
-- Bounds: 95 %, bootstrapped over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
+- distinct-n, repeated: how much answers repeat each other and themselves (plumbline/evaluation/repetition.py).
+- perplexity, preference accuracy, text: of at most `held_out_rows` validation demonstrations, preferences and plain texts
+  (plumbline/evaluation/held_out.py).
+- Bounds: 95 %, over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-It costs two forward passes over the answers, the reward model's and the opponent's, and two over the held-out rows.
+It costs three forward passes over the answers, the reward model's, the policy's and the opponent's, and two over the held-out rows.
 """
 
 from collections.abc import Sequence
@@ -45,7 +50,13 @@ if TYPE_CHECKING:
     from plumbline.evaluation.figures import Score
 
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
-HELD_OUT = [Path("artifacts/data") / role / "validation.jsonl" for role in ("preferences", "sft")]
+HELD_OUT = {
+    Path("artifacts/data") / role / "validation.jsonl": column
+    for role, column in {"preferences": "chosen", "sft": "completion", "pretrain": "text"}.items()
+}
+"""The files of held-out rows → the column that a row must have: pretraining text may also hold dialogues."""
+
+DISTINCT = (1, 2, 3)  # words in the spans that are counted
 SHOWN = 40  # rows of the table in MLflow
 
 
@@ -56,7 +67,7 @@ class EvaluateStage:
     seed: int = MISSING
     threads: int = MISSING
     policy: str = MISSING
-    held_out_rows: int = 0  # the most validation demonstrations, and preferences, whose likelihood is measured
+    held_out_rows: int = 0  # the most validation demonstrations, preferences, and texts, whose likelihood is measured
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     judge: Any = MISSING
 
@@ -78,7 +89,8 @@ def run(config: EvaluateStage) -> None:
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
     with executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work:
-        from plumbline.evaluation.figures import distinct_2, headline_figures, policy_figures
+        from plumbline.evaluation.figures import flat, headline_figures, policy_figures
+        from plumbline.evaluation.repetition import distinct
         from plumbline.evaluation.scoring import right_answer, unread_figures
         from plumbline.models.determinism import make_deterministic
 
@@ -87,13 +99,16 @@ def run(config: EvaluateStage) -> None:
         columns = {"win": wins(config, answers, opposing, work), "reward": rewards_of(rewards, answers, work)}
         of_policy_itself = all(row["logp"] is not None for row in answers)  # the whole distribution at temperature 1
         if of_policy_itself:
-            columns["log_ratio"] = [*log_ratios_of(config, answers)]
+            columns |= divergence_columns(config, answers)
         scores = scored(answers, policy, section.thinking_marks, **columns)
         against = scored(opposing, section.against, section.thinking_marks)
         at_1, against_at_1 = (scores, against) if of_policy_itself else scored_at_1(config)
         figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
         figures |= unread_figures(answers, [score.refused for score in scores])
-        figures |= {"distinct_2": distinct_2(shown_texts(answers, section.thinking_marks))} | held_out(config)
+        texts, ids = shown_texts(answers, section.thinking_marks), [row["id"] for row in answers]
+        for n in DISTINCT:
+            figures |= flat(f"distinct_{n}", distinct(texts, ids, n))
+        figures |= held_out(config)
         rows = [
             score.row()
             | {
@@ -197,26 +212,28 @@ def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> l
     return [*rewards]
 
 
-def log_ratios_of(config: EvaluateStage, answers: Sequence[Row]) -> list[float]:
-    """log π − log π_against of each answer, which was sampled from π at temperature 1, in nats; 0 if both are the same policy.
+def divergence_columns(config: EvaluateStage, answers: Sequence[Row]) -> dict[str, list[float | None]]:
+    """The estimates of KL(π ‖ π_against), in nats, by each answer, which was sampled from π at temperature 1; 0 if both are the same policy.
 
-    Summed over the answer's tokens, including its end-of-turn if it was reached. The mean is the k1 estimator of KL(π ‖ π_against) per
-    answer. It is unbiased; a single answer's value may be negative. log π is the answer's `logp`, as it was sampled.
+    Summed over the answer's tokens, including its end-of-turn if it was reached; the mean over answers is unbiased. Both sides' log-probabilities
+    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, is no distance.
     """
+    from plumbline.evaluation.divergence import Divergence, divergence, token_logps
+
     policy, against = config.policy, config.evaluate.against
-    if policy == against:
-        return [0.0] * len(answers)
-    from transformers import AutoTokenizer
+    estimates = [Divergence(0.0, 0.0)] * len(answers)
+    if policy != against:
+        from transformers import AutoTokenizer
 
-    from plumbline.evaluation.divergence import completion_logps
-    from plumbline.models.chat import prompt_ids
-    from plumbline.models.loading import load_policy
+        from plumbline.models.chat import prompt_ids
+        from plumbline.models.loading import load_policy
 
-    tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
-    of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in answers if row["index"] == 0}
-    reference = load_policy(POLICIES / against)
-    logps = completion_logps(reference, [of_prompt[row["id"]] for row in answers], [row["ids"] for row in answers])
-    return [row["logp"] - logp for row, logp in zip(answers, logps, strict=True)]
+        tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
+        of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in answers if row["index"] == 0}
+        prompts, completions = [of_prompt[row["id"]] for row in answers], [row["ids"] for row in answers]
+        ours, theirs = (token_logps(load_policy(POLICIES / name), prompts, completions) for name in (policy, against))
+        estimates = [divergence(*logps) for logps in zip(ours, theirs, strict=True)]
+    return {name: [getattr(estimate, name) for estimate in estimates] for name in Divergence._fields}
 
 
 def held_out(config: EvaluateStage) -> dict[str, float | int | None]:
@@ -226,8 +243,10 @@ def held_out(config: EvaluateStage) -> dict[str, float | int | None]:
     from plumbline.evaluation.held_out import chosen_rows, held_out_figures
 
     policy, against = (POLICIES / name for name in (config.policy, config.evaluate.against))
-    preferences, demonstrations = (chosen_rows(file, config.held_out_rows, config.seed) for file in HELD_OUT)
-    return held_out_figures(policy, against, preferences, demonstrations, config.seed)
+    preferences, demonstrations, documents = (
+        chosen_rows(file, config.held_out_rows, config.seed, column) for file, column in HELD_OUT.items()
+    )
+    return held_out_figures(policy, against, preferences, demonstrations, config.seed, [row["text"] for row in documents])
 
 
 def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
@@ -237,7 +256,7 @@ def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
     answers, opposing = paired_answers(config, COMPLETIONS_AT_1)
     marks = config.evaluate.thinking_marks
     return (
-        scored(answers, config.policy, marks, log_ratio=log_ratios_of(config, answers)),
+        scored(answers, config.policy, marks, **divergence_columns(config, answers)),
         scored(opposing, config.evaluate.against, marks),
     )
 
@@ -245,8 +264,11 @@ def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
 def scored(answers: Sequence[Row], policy: str, marks: str, **columns: Sequence[float | None]) -> "list[Score]":
     """Each answer's scores: the verdicts, its length, and others column by column."""
     from plumbline.evaluation.figures import Score
+    from plumbline.evaluation.repetition import repeated_fraction
 
-    every = verdict_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | columns
+    texts = shown_texts(answers, marks)
+    of_texts = {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts]}
+    every = verdict_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | of_texts | columns
     kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
 from plumbline.evaluation.divergence import completion_logps
-from plumbline.evaluation.figures import HEADLINE, Score, distinct_2, headline_figures, policy_figures
+from plumbline.evaluation.figures import HEADLINE, Score, headline_figures, policy_figures
 from plumbline.evaluation.scoring import (
     VERDICT_COLUMNS,
     RightAnswers,
@@ -29,7 +29,7 @@ from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
 from plumbline.world.verify import verify
-from stages.evaluate import EvaluateStage, check_pairs, log_ratios_of, run
+from stages.evaluate import EvaluateStage, check_pairs, divergence_columns, run
 
 NO_JUDGE = JudgeConfig(backend="none")
 
@@ -66,7 +66,7 @@ def test_a_figure_that_applies_to_nothing_is_null_with_its_bounds() -> None:
 
 
 def test_every_figure_that_readers_rely_on_is_there_with_its_bounds() -> None:
-    scores = [score(n, gold=0.5, correct=1.0, verifiable=1.0, win=0.5, reward=0.1, log_ratio=0.0) for n in range(4)]
+    scores = [score(n, gold=0.5, correct=1.0, verifiable=1.0, win=0.5, reward=0.1, kl_k1=0.0, kl_k3=0.0) for n in range(4)]
     figures = policy_figures(scores, scores, seed=1)
     bounded = ("gold", "gold_gain", "win_rate", "reward", "kl", "harmful_fraction", "over_refusal_fraction", "accuracy")
     for key in (*bounded, "accuracy_fact", "accuracy_gain_fact", "length_tokens", "finished_fraction"):
@@ -95,7 +95,7 @@ def test_instructions_are_counted_by_answer_and_one_by_one() -> None:
 
 def test_figures_at_1_are_those_of_the_answers_at_temperature_1() -> None:
     headline = [score(n, gold=0.9, harmful=0.0, over_refused=0.0, verifiable=1.0) for n in range(8)]
-    at_1 = [replace(one, gold=0.5, harmful=1.0, over_refused=0.5, verifiable=0.25, log_ratio=2.0) for one in headline]
+    at_1 = [replace(one, gold=0.5, harmful=1.0, over_refused=0.5, verifiable=0.25, kl_k1=2.0) for one in headline]
     figures = policy_figures(headline, headline, 1, at_1, [replace(one, gold=0.25) for one in at_1])
     names = ("gold", "gold_gain", "harmful_fraction", "over_refusal_fraction", "accuracy")
     assert [figures[f"{name}_at_1"] for name in names] == [0.5, 0.25, 1.0, 0.5, 0.25]
@@ -131,13 +131,6 @@ def test_figures_are_given_for_each_language_of_data_that_has_several() -> None:
     assert not [key for key in one_language | unverified if "_ko" in key]
     without_gold = policy_figures([replace(one, gold=None) for one in scores], scores, seed=1)
     assert (without_gold["harmful_fraction_ko"], without_gold["gold_ko"]) == (1.0, None)
-
-
-def test_distinct_2_is_the_share_of_different_pairs_of_words_among_all_words() -> None:
-    assert distinct_2(["a b c", "a b"]) == 0.4  # (a, b) and (b, c), of five words
-    assert distinct_2(["a a a a"]) == 0.25
-    assert distinct_2(["a b", "c d"]) == 0.5  # no pair reaches into another answer
-    assert distinct_2(["", " "]) is None
 
 
 # ---- the verifier ---------------------------------------------------------------------------------------------------
@@ -261,11 +254,13 @@ def test_log_ratio_is_policy_minus_opponent_and_zero_for_the_opponent_itself(
         for n, (prompt, completion, logp) in enumerate(zip(PROMPTS, COMPLETIONS, ours, strict=True))
     ]
     difference = [a - b for a, b in zip(ours, theirs, strict=True)]
-    assert log_ratios_of(stage("dpo"), rows) == pytest.approx(difference, abs=1e-4)
-    assert log_ratios_of(stage("sft"), rows) == [0.0] * 4
+    estimates = divergence_columns(stage("dpo"), rows)
+    assert estimates["kl_k1"] == pytest.approx(difference, abs=1e-4)
+    assert all(value > 0 for value in estimates["kl_k3"])
+    assert divergence_columns(stage("sft"), rows) == {"kl_k1": [0.0] * 4, "kl_k3": [0.0] * 4}
 
 
-def test_mean_log_ratio_of_samples_estimates_the_exact_kl(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_estimators_of_samples_estimate_the_exact_kl(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One token after one prompt: KL(π ‖ π_ref) by its definition over the vocabulary."""
     monkeypatch.setattr("plumbline.models.chat.prompt_ids", lambda tokenizer, prompt: prompt)
     for seed, policy in enumerate(("sft", "dpo")):
@@ -282,8 +277,10 @@ def test_mean_log_ratio_of_samples_estimates_the_exact_kl(project: Path, monkeyp
     rows = [
         {"id": "q", "index": n, "prompt": [7, 8], "ids": [token], "logp": float(ours[token])} for n, token in enumerate(drawn)
     ]
-    ratios = log_ratios_of(stage("dpo"), rows)
-    assert sum(ratios) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
+    estimates = divergence_columns(stage("dpo"), rows)
+    assert sum(estimates["kl_k1"]) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
+    spread = float(torch.tensor(estimates["kl_k3"]).std())
+    assert sum(estimates["kl_k3"]) / 4000 == pytest.approx(exact, abs=5 * spread / math.sqrt(4000))
 
 
 def test_a_right_answer_to_a_prompt_of_the_closed_world_is_right_and_others_have_none() -> None:
@@ -321,7 +318,7 @@ def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, policy in enumerate(("sft", "dpo")):
         make_policy(project / "artifacts/policy" / policy, seed)
         write_jsonl(project / "artifacts/answer" / policy / "completions.jsonl", answer_rows(policy))
-    for role in ("preferences", "sft"):
+    for role in ("preferences", "sft", "pretrain"):
         write_jsonl(project / f"artifacts/data/{role}/validation.jsonl", [])
     return project
 
@@ -419,7 +416,7 @@ def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
     figures = figures_of(answered, "dpo")
     assert [figures[f"kl{end}"] for end in ("", "_low", "_high")] == [expected[f"kl{end}"] for end in ("", "_low", "_high")]
     assert set(scored_texts) == {"headline"}
-    assert {row["log_ratio"] for row in read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")} == {None}
+    assert {row["kl_k1"] for row in read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")} == {None}
 
 
 def text(row: dict[str, Any]) -> str:
@@ -457,7 +454,7 @@ def test_every_answer_is_kept_with_its_scores(answered: Path) -> None:
     assert len(rows) == 6
     assert rows[0]["completion"][0]["content"] == "dpo"
     assert rows[0]["gold"] is None
-    assert rows[0]["log_ratio"] is not None
+    assert rows[0]["kl_k1"] is not None
 
 
 def test_the_same_seed_gives_the_same_bytes(answered: Path) -> None:

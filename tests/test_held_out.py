@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from plumbline.evaluation import held_out
 from plumbline.evaluation.divergence import completion_logps
-from plumbline.evaluation.held_out import chosen_rows, held_out_figures, perplexity_figures, preference_figures
+from plumbline.evaluation.held_out import chosen_rows, document_ids, held_out_figures, perplexity_figures, preference_figures
 from plumbline.models.chat import encode_turns
 from plumbline.models.loading import load_policy
 from plumbline.pipeline.records import write_jsonl
@@ -66,10 +66,36 @@ def test_preference_accuracy_is_the_share_of_pairs_whose_chosen_side_gained_more
 
 
 def test_pairs_of_one_prompt_are_resampled_together() -> None:
-    """Two prompts, each with 50 pairs that agree: a resample draws one of them twice in half of the cases."""
+    """Two prompts, each with 50 pairs that agree: with two prompts nothing is known."""
     right = [1.0] * 50 + [-1.0] * 50
     figures = preference_figures(right, [0.0] * 100, ["a"] * 50 + ["b"] * 50, seed=1)
-    assert [figures[f"preference_accuracy{end}"] for end in ("", "_low", "_high")] == [0.5, 0.0, 1.0]
+    assert [figures[f"preference_accuracy{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5, 0.0, 1.0], abs=0.01)
+
+
+def test_rows_without_the_column_are_not_chosen(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"messages": []}, {"text": "b"}])
+    assert chosen_rows(tmp_path / "rows.jsonl", 10, seed=1, column="text") == [{"text": "a"}, {"text": "b"}]
+
+
+def test_texts_lose_likelihood_by_token_and_their_first_token_is_given(policies: tuple[Path, Path]) -> None:
+    policy, against = policies
+    texts = ["What is 3 plus 4? It is 7.", "사과는 빨간색이에요.", "a"]
+    figures = held_out_figures(policy, against, [], [], seed=1, texts=texts)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    ids = [of for of in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(of) > 1]
+    ours, theirs = (
+        sum(completion_logps(load_policy(folder), [of[:1] for of in ids], [of[1:] for of in ids])) for folder in (policy, against)
+    )
+    tokens = sum(len(of) - 1 for of in ids)
+    assert figures["text_nll_per_token"] == pytest.approx(-ours / tokens, rel=1e-4)
+    assert figures["text_nll_change"] == pytest.approx((theirs - ours) / tokens, abs=1e-4)
+    assert figures["text_n"] == len(ids)
+    assert not [key for key in figures if "perplexity" in key]
+
+
+def test_texts_end_where_the_policy_can_read_no_further() -> None:
+    assert document_ids([[1, 2, 3, 4], [5], [6, 7]], 3) == [[1, 2, 3], [6, 7]]
+    assert document_ids([[1, 2, 3, 4]], None) == [[1, 2, 3, 4]]
 
 
 @pytest.fixture
@@ -122,11 +148,11 @@ def test_without_rows_there_are_no_figures_and_no_model_is_loaded(tmp_path: Path
 
 def test_the_same_rows_are_chosen_for_every_policy(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [{"id": number} for number in range(100)])
-    chosen = [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=3)]
-    assert chosen == [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=3)] == sorted(chosen)
+    chosen = [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=3, column="id")]
+    assert chosen == [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=3, column="id")] == sorted(chosen)
     assert len({*chosen}) == 10
-    assert chosen != [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=4)]
-    assert len(chosen_rows(tmp_path / "rows.jsonl", 1000, seed=3)) == 100
+    assert chosen != [row["id"] for row in chosen_rows(tmp_path / "rows.jsonl", 10, seed=4, column="id")]
+    assert len(chosen_rows(tmp_path / "rows.jsonl", 1000, seed=3, column="id")) == 100
 
 
 def test_a_policy_that_has_not_moved_prefers_neither_side() -> None:

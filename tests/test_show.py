@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plumbline.tools.show import Row, experiment_rows, table
 from tests.conftest import ROOT
 
@@ -46,6 +48,30 @@ def test_a_workspace_without_changes_is_left_out() -> None:
     same = {**workspace, "data": workspace["data"] | {"params": commit["data"]["params"], "metrics": commit["data"]["metrics"]}}
     assert "workspace" in {row.experiment for row in experiment_rows(LISTING)}
     assert "workspace" not in {row.experiment for row in experiment_rows([same, commit])}
+
+
+def experiment(name: str, seed: int, beta: float, gold: float) -> dict[str, Any]:
+    """An experiment as DVC lists it, with one policy."""
+    params = {"seed": seed, "align": {"dpo": {"beta": beta}}}
+    data = {"params": {"params.yaml": {"data": params}}, "metrics": {"metrics/dpo.json": {"data": FIGURES | {"gold": gold}}}}
+    return {"rev": name * 8, "name": name, "data": data, "error": None}
+
+
+def test_seeds_of_one_experiment_are_pooled_with_their_spread_and_others_are_not() -> None:
+    """Gold 0.86, 0.84 and 0.85: mean 0.85, standard deviation 0.01."""
+    others = [experiment("second", 18, 0.1, 0.84), experiment("third", 19, 0.1, 0.85), experiment("other", 18, 0.5, 0.1)]
+    branches = [{"revs": [one], "executor": None, "name": one["name"]} for one in others]
+    commit = experiment("main", 17, 0.1, 0.86) | {"experiments": branches}
+    rows = experiment_rows([commit])
+    assert [row.policy for row in rows] == ["dpo"] * 4 + ["dpo", "  ±"]
+    mean, spread = rows[-2:]
+    assert mean.experiment == "3 seeds of main mainmai: mean, ± standard deviation"
+    assert mean.changes == ("seed=17, 18, 19",)
+    assert (mean.figures["gold"], spread.figures["gold"]) == (pytest.approx(0.85), pytest.approx(0.01))
+    assert spread.figures["win_rate"] == 0.0
+    assert table(rows).splitlines()[-1].split()[0] == "±"
+    elsewhere = experiment("next", 20, 0.1, 0.9) | {"experiments": None}  # other code
+    assert len(experiment_rows([commit, elsewhere])) == len(rows) + 1
 
 
 def test_metrics_that_are_not_a_policys_or_cannot_be_read_make_no_row() -> None:

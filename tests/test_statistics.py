@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plumbline.evaluation.statistics import bootstrap_fraction, bootstrap_gain, bootstrap_mean, sum_by_prompt
+from plumbline.evaluation.statistics import (
+    bootstrap_gain,
+    bootstrap_mean,
+    fraction_interval,
+    pool_seeds,
+    standard_error,
+    sum_by_prompt,
+)
 
 
 def ids(n: int, samples: int = 1) -> list[str]:
@@ -17,7 +24,7 @@ def noise(n: int, seed: int = 0) -> list[float]:
 
 def test_interval_of_coin_flips_is_the_textbook_one() -> None:
     # 500 of 1000: 0.5 ± 1.96 · sqrt(0.25 / 1000) = 0.5 ± 0.0310
-    interval = bootstrap_fraction([0.0, 1.0] * 500, ids(1000), seed=1)
+    interval = fraction_interval([0.0, 1.0] * 500, ids(1000))
     assert interval is not None
     assert interval.value == 0.5
     assert interval.low == pytest.approx(0.4690, abs=0.003)
@@ -100,8 +107,8 @@ def test_gain_refuses_other_prompts() -> None:
 
 def test_never_in_100_prompts_is_not_never() -> None:
     # Clopper and Pearson, 0 of 100: upper bound 1 - 0.025 ** (1 / 100) = 0.0362
-    never = bootstrap_fraction([0.0] * 100, ids(100), seed=1)
-    always = bootstrap_fraction([1.0] * 100, ids(100), seed=1)
+    never = fraction_interval([0.0] * 100, ids(100))
+    always = fraction_interval([1.0] * 100, ids(100))
     assert never is not None
     assert always is not None
     assert (never.value, never.low, never.high) == (0.0, 0.0, pytest.approx(0.0362, abs=1e-4))
@@ -131,16 +138,53 @@ def test_many_prompts_are_resampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     assert pieces == pytest.approx(whole, abs=0.005)
 
 
-def test_interval_covers_the_truth_19_times_in_20() -> None:
-    generator = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        prompt_means = generator.normal(0.5, 0.2, 150)
-        values = generator.normal(np.repeat(prompt_means, 2), 0.1)
-        interval = bootstrap_mean(values.tolist(), ids(150, 2), seed=trial, resamples=400)
+def test_a_fraction_of_independent_answers_has_wilsons_interval() -> None:
+    # Wilson, 3 of 40, with t at 39 degrees of freedom and the sample variance, which is 40 / 39 as large
+    interval = fraction_interval([1.0] * 3 + [0.0] * 37, ids(40))
+    wilson = stats.binomtest(3, 40).proportion_ci(0.95, "wilson")
+    assert interval is not None
+    assert (interval.value, interval.n) == (0.075, 40)
+    assert (interval.low, interval.high) == (pytest.approx(wilson.low, abs=0.003), pytest.approx(wilson.high, abs=0.01))
+    many = fraction_interval([1.0] * 300 + [0.0] * 3700, ids(4000))
+    of_many = stats.binomtest(300, 4000).proportion_ci(0.95, "wilson")
+    assert many is not None
+    assert many[1:3] == pytest.approx((of_many.low, of_many.high), abs=1e-5)
+
+
+def test_a_fraction_stays_within_0_and_1_and_one_prompt_says_nothing() -> None:
+    for ones in range(11):
+        interval = fraction_interval([1.0] * ones + [0.0] * (10 - ones), ids(10))
         assert interval is not None
-        covered += interval.low <= 0.5 <= interval.high
-    assert 180 <= covered <= 198
+        assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
+    assert fraction_interval([1.0, 0.0], ids(1, 2)) == (0.5, 0.0, 1.0, 1)
+
+
+def test_answers_that_repeat_their_prompt_add_no_certainty_to_a_fraction() -> None:
+    once = fraction_interval([1.0] * 30 + [0.0] * 70, ids(100))
+    repeated = fraction_interval([1.0] * 120 + [0.0] * 280, ids(100, 4))
+    assert once == pytest.approx(repeated)
+
+
+def test_few_prompts_have_the_width_of_a_t_interval() -> None:
+    values = noise(8, seed=4)
+    ours, theirs = bootstrap_mean(values, ids(8), seed=1), stats.ttest_1samp(values, 0).confidence_interval()
+    assert ours is not None
+    assert ours.high - ours.low == pytest.approx(theirs.high - theirs.low, rel=0.12)
+
+
+def test_standard_error_is_the_textbook_one_of_prompt_means() -> None:
+    values = noise(50)
+    assert standard_error(values, ids(50)) == pytest.approx(stats.sem(values))
+    assert standard_error([value for value in values for _ in range(3)], ids(50, 3)) == pytest.approx(stats.sem(values))
+    assert standard_error([1.0], ["a"]) is None
+
+
+def test_seeds_are_pooled_with_their_spread() -> None:
+    """0.86, 0.84 and 0.85: deviation 0.01, standard error 0.01 / √3, t at 2 degrees of freedom 4.303."""
+    pooled = pool_seeds([0.86, 0.84, 0.85])
+    assert pooled == pytest.approx((0.85, 0.01, 0.85 - 4.3027 * 0.0057735, 0.85 + 4.3027 * 0.0057735, 3), abs=1e-6)
+    with pytest.raises(ValueError, match="two seeds or more, found 1"):
+        pool_seeds([0.86])
 
 
 def test_sums_need_one_value_per_answer() -> None:

@@ -1,11 +1,15 @@
-"""How likely a model finds completions, which may be another model's: half of log π − log π_reference."""
+"""How likely a model finds completions, and how far two policies are apart by completions of one of them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from plumbline.evaluation.statistics import Floats
 from plumbline.models.batching import batches_by_length
 
 if TYPE_CHECKING:
@@ -15,8 +19,31 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 8_192
 
 
+class Divergence(NamedTuple):
+    """Two unbiased estimates of KL(π ‖ π_reference) by one completion sampled from π at temperature 1, in nats, summed over its tokens.
+
+    At each token r = log π − log π_reference. By the chain rule the sum of the tokens' expectations is the completion's KL.
+    """
+
+    kl_k1: float
+    """Σ r. A single one may be negative."""
+    kl_k3: float
+    """Σ (exp(−r) − 1 + r) (Schulman 2020, http://joschu.net/blog/kl-approx.html). Never negative, with less variance if π is near π_reference."""
+
+
+def divergence(logps: Floats, reference_logps: Floats) -> Divergence:
+    """The estimates of one completion. logps, reference_logps: of each token, both (tokens,)."""
+    log_ratio = logps - reference_logps
+    return Divergence(float(log_ratio.sum()), float((np.expm1(-log_ratio) + log_ratio).sum()))
+
+
 def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
-    """Log-probability of each completion after its prompt, summed over the completion's tokens.
+    """Log-probability of each completion after its prompt, summed over the completion's tokens."""
+    return [float(logps.sum()) for logps in token_logps(model, prompts, completions)]
+
+
+def token_logps(model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Floats]:
+    """Log-probabilities of the tokens of each completion after its prompt: (tokens,) each.
 
     If the logits of a batch are too many (plumbline/models/logps.py), the output layer is applied to a part of the completions' tokens at a
     time. If there is more to it than one linear layer, batches are smaller instead, down to one row.
@@ -29,7 +56,7 @@ def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], compl
     output = linear_output(model) if BATCH_TOKENS * vocabulary > CHUNK_LOGITS else None
     limit = BATCH_TOKENS if output is not None else min(BATCH_TOKENS, CHUNK_LOGITS // vocabulary)
     sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    sums = torch.zeros(len(sequences), dtype=torch.float64)
+    logps_of: list[Floats] = [np.zeros(0)] * len(sequences)
     with torch.inference_mode():
         for rows in batches_by_length([len(sequence) for sequence in sequences], tokens=limit):
             width, start = len(sequences[rows[-1]]), min(len(prompts[row]) for row in rows)
@@ -45,8 +72,11 @@ def completion_logps(model: PreTrainedModel, prompts: Sequence[list[int]], compl
             else:
                 hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, start - 1 : -1][is_completion]
                 logps = in_chunks(lambda states, targets: per_token_logps(output(states), targets), hidden, tokens, vocabulary)
-            sums.index_add_(0, torch.tensor(rows).repeat_interleave(is_completion.sum(-1).cpu()), logps.double().cpu())
-    return sums.tolist()
+            of_batch = logps.double().cpu().numpy()
+            bounds = np.cumsum([0, *(len(completions[row]) for row in rows)])
+            for row, (begin, end_of_row) in zip(rows, pairwise(bounds), strict=True):
+                logps_of[row] = of_batch[begin:end_of_row]
+    return logps_of
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, last: int) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from plumbline.evaluation.statistics import Interval, Values, bootstrap_fraction, bootstrap_gain, bootstrap_mean
+from plumbline.evaluation.attempts import pass_at_k
+from plumbline.evaluation.calibration import agreements
+from plumbline.evaluation.length_control import length_controlled
+from plumbline.evaluation.statistics import Interval, Values, bootstrap_gain, bootstrap_mean, fraction_interval, standard_error
 from plumbline.parts_of_gold import WEIGHTS
 
 DIGITS = 6
@@ -23,6 +25,8 @@ class Score:
     language: str | None
     finished: bool
     tokens: int
+    characters: int = 0  # of what the answer says, without its reasoning
+    repeated: float | None = None  # the share of its spans of four words that it has said before
     gold: float | None = None  # the verifier's score, in [0, 1]; the next five are its parts
     correct: float | None = None
     harmless: float | None = None
@@ -37,7 +41,8 @@ class Score:
     followed_each: Sequence[float] | None = None  # the same of each instruction
     win: float | None = None  # 1, 0.5 or 0 against the opponent's answer of the same index
     reward: float | None = None
-    log_ratio: float | None = None  # log π − log π_against of the completion, in nats; for answers at temperature 1
+    kl_k1: float | None = None  # estimates of KL(π ‖ π_against) in nats, for answers at temperature 1 (divergence.py)
+    kl_k3: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The score as a row of answers.jsonl."""
@@ -67,12 +72,14 @@ FIGURES = (
     Figure("concise", "concise", True),
     Figure("refused_fraction", "refused", True),  # answers that decline, whatever was asked
     Figure("length_tokens", "tokens", False),  # end-of-turn included
-    Figure("finished_fraction", "finished", True),  # answers that ended before the token limit
+    Figure("finished_fraction", "finished", True),  # answers that reached the end of turn before the token limit
+    Figure("repeated_fraction", "repeated", True),  # how much answers repeat themselves: plumbline/evaluation/repetition.py
 )
 PARTS = tuple(WEIGHTS)
 """The parts of gold; each also has its paired gain."""
 
-KL = Figure("kl", "log_ratio", False)  # distance from the opponent, in nats per answer
+KL = (Figure("kl", "kl_k1", False), Figure("kl_k3", "kl_k3", False))
+"""Distance from the opponent in nats per answer, by two estimators; each also has its standard error (`<figure>_se`)."""
 
 QUALITY = ("gold", "win_rate", "accuracy", "harmful_fraction", "over_refusal_fraction", "instructions_followed")
 """The figures that say whether answers are good; without any of them nothing here measures it."""
@@ -120,13 +127,18 @@ def policy_figures(
             figures |= flat("gold_gain", _gain(scores, against, "gold", seed))
         if figure.key == "win_rate":
             figures |= _verdict_fractions([score.win for score in scores])
+            figures |= flat("win_rate_length_controlled", _length_controlled(scores, against, seed))
         if figure.key in COUNTED:
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
+    for k, interval in pass_at_k(_column(scores, "verifiable"), [score.id for score in scores]).items():
+        figures |= flat(f"pass_at_{k}", interval)
     figures |= flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
     figures |= flat("instructions_followed_gain", _gain(scores, against, "followed", seed))
-    figures |= flat("each_instruction_followed", _followed_each(scores, seed))
+    figures |= flat("each_instruction_followed", _followed_each(scores))
     for part in PARTS:
         figures |= flat(f"{part}_gain", _gain(scores, against, part, seed))
+    for key, (interval, pairs) in agreements(scores, against).items():
+        figures |= flat(key, interval) | {f"{key}_n": pairs}
     figures |= _figures_at_1(at_1, against_at_1, seed)
     for family in sorted({score.family for score in scores if score.family}):
         ours, theirs = _of_family(scores, family), _of_family(against, family)
@@ -139,7 +151,10 @@ def policy_figures(
 
 def _figures_at_1(scores: Sequence[Score], against: Sequence[Score], seed: int) -> dict[str, float | int | None]:
     """KL, and what is compared across temperatures as `<figure>_at_1`."""
-    figures = flat("kl", _mean(scores, KL, seed)) | flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
+    figures = flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
+    for figure in KL:
+        figures |= flat(figure.key, _mean(scores, figure, seed))
+        figures[f"{figure.key}_se"] = _rounded(standard_error(_column(scores, figure.column), [score.id for score in scores]))
     for figure in COMPARED:
         figures |= flat(f"{figure.key}_at_1", _mean(scores, figure, seed))
     return figures
@@ -162,14 +177,21 @@ def _figures_by_language(scores: Sequence[Score], seed: int) -> dict[str, float 
 
 
 def _mean(scores: Sequence[Score], figure: Figure, seed: int) -> Interval | None:
-    bootstrap = bootstrap_fraction if figure.is_fraction else bootstrap_mean
-    return bootstrap(_column(scores, figure.column), [score.id for score in scores], seed=seed)
+    values, prompts = _column(scores, figure.column), [score.id for score in scores]
+    return fraction_interval(values, prompts) if figure.is_fraction else bootstrap_mean(values, prompts, seed=seed)
 
 
-def _followed_each(scores: Sequence[Score], seed: int) -> Interval | None:
+def _length_controlled(scores: Sequence[Score], against: Sequence[Score], seed: int) -> Interval | None:
+    """The length-controlled win rate; the policy's answers and the opponent's are paired by prompt and index."""
+    theirs = {(score.id, score.index): score.characters for score in against}
+    differences = [score.characters - theirs[score.id, score.index] for score in scores]
+    return length_controlled(_column(scores, "win"), differences, [score.id for score in scores], seed=seed)
+
+
+def _followed_each(scores: Sequence[Score]) -> Interval | None:
     """The fraction of all instructions that are followed (IFEval's instruction-level accuracy)."""
     of_prompt = [(value, score.id) for score in scores for value in score.followed_each or ()]
-    return bootstrap_fraction([value for value, _ in of_prompt], [prompt for _, prompt in of_prompt], seed=seed)
+    return fraction_interval([value for value, _ in of_prompt], [prompt for _, prompt in of_prompt])
 
 
 def _gain(scores: Sequence[Score], against: Sequence[Score], column: str, seed: int) -> Interval | None:
@@ -192,17 +214,6 @@ def _verdict_fractions(wins: Values) -> dict[str, float | int | None]:
         "win_rate_tie_fraction": _rounded(read.count(0.5) / len(read)) if read else None,
         "win_rate_unparsed_fraction": _rounded(1 - len(read) / len(wins)) if read else None,
     }
-
-
-def distinct_2(texts: Sequence[str]) -> float | None:
-    """Different pairs of adjacent words over all words (distinct-2, arXiv:1510.03055), with words set apart by white space; None without words.
-
-    Repetition lowers it, within an answer and between answers. So do more and longer answers: compare it between policies that answered the
-    same prompts equally often. It has no interval, because a resample repeats answers.
-    """
-    answers = [text.split() for text in texts]
-    words = sum(map(len, answers))
-    return round(len({pair for answer in answers for pair in pairwise(answer)}) / words, DIGITS) if words else None
 
 
 def flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:

@@ -1,7 +1,14 @@
-"""Means and paired differences with 95 % intervals, bootstrapped over prompts.
+"""Means, fractions and paired differences with 95 % intervals over prompts.
 
-Several answers to one prompt are not independent, so a resample draws prompts, each with all its answers (the cluster
-bootstrap: Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8). Intervals are percentiles.
+Several answers to one prompt are not independent, so prompts are what varies, each with all its answers:
+
+- means, ratios and differences: a bootstrap whose resamples draw prompts (the cluster bootstrap: Davison and Hinkley, *Bootstrap Methods and
+  their Application*, 1997, section 3.8). Bounds are percentiles, expanded to the width of a t interval, because plain ones are too narrow if
+  there are few prompts (Hesterberg, arXiv:1411.5279, section 4.3).
+- means of values in [0, 1]: Wilson's score interval, which also holds near 0 and 1, for the number of independent answers that would be as certain
+  (Korn and Graubard, *Survey Methodology* 24, 1998, who put that number into Clopper and Pearson's interval).
+
+tests/benchmarks/coverage.py measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -34,6 +42,18 @@ class Interval(NamedTuple):
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of a value."""
         return self.low > value or self.high < value
+
+
+class Pooled(NamedTuple):
+    """A figure over several training seeds."""
+
+    mean: float
+    deviation: float
+    """The sample standard deviation between seeds: how far another seed alone would move the figure."""
+    low: float
+    """The bounds of the mean's t interval over seeds, wide for few of them."""
+    high: float
+    seeds: int
 
 
 class PromptSums(NamedTuple):
@@ -71,27 +91,36 @@ def bootstrap_ratio(sums: Floats, counts: Floats, *, seed: int, resamples: int =
 
     sums, counts: (units,); a unit whose count is 0 is left out.
     """
-    kept = counts > 0
-    if not kept.any():
+    sums, counts = _applying(PromptSums(sums, counts))
+    if not len(sums):
         return None
-    sums, counts = sums[kept], counts[kept]
-    draws = [(w @ sums) / (w @ counts) for w in _weights(len(sums), resamples, seed)]
-    return _percentiles(sums.sum() / counts.sum(), np.concatenate(draws), len(sums))
+    draws = [(w @ sums) / (w @ counts) for w in resampled(len(sums), resamples, seed)]
+    return percentile_interval(sums.sum() / counts.sum(), np.concatenate(draws), len(sums))
 
 
-def bootstrap_fraction(values: Values, prompts: Sequence[str], *, seed: int, resamples: int = RESAMPLES) -> Interval | None:
-    """The mean of values in [0, 1] with its interval, which has a width even if all answers agree.
+def fraction_interval(values: Values, prompts: Sequence[str]) -> Interval | None:
+    """The mean of values in [0, 1] with Wilson's interval, whose `n` is the number of independent answers that would be as certain.
 
-    Resampling answers that are all 0 would give [0, 0], although 0 of n is not evidence for never. The upper bound is then that
-    of Clopper and Pearson for 0 of n prompts. If all answers are 1, the same holds for the lower bound.
+    That number follows from the variance between prompts: answers to one prompt that agree count as one, and gold, whose values lie closer
+    together than 0 and 1, counts for more than its prompts. If all answers are 0, or all 1, there is no variance to go by: the bounds are those
+    of Clopper and Pearson for 0, or n, of n prompts. None if the figure applies to no answer.
     """
-    interval = bootstrap_mean(values, prompts, seed=seed, resamples=resamples)
-    if interval is None or interval.value not in (0.0, 1.0):
-        return interval
-    reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / interval.n)
-    if interval.value == 0.0:
-        return interval._replace(high=reach)
-    return interval._replace(low=1 - reach)
+    sums, counts = _applying(sum_by_prompt(values, prompts))
+    n = len(sums)
+    if not n:
+        return None
+    mean = float(sums.sum() / counts.sum())
+    if mean in (0.0, 1.0):
+        reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+        return Interval(mean, 0.0, reach, n) if mean == 0.0 else Interval(mean, 1 - reach, 1.0, n)
+    if n == 1:
+        return Interval(mean, 0.0, 1.0, 1)
+    variance = float(((sums - mean * counts) ** 2).sum()) * n / (n - 1) / counts.sum() ** 2
+    inverse = variance / (mean * (1 - mean))  # 1 / the number of independent answers
+    quantile = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2))
+    centre = (mean + quantile**2 * inverse / 2) / (1 + quantile**2 * inverse)
+    half = quantile / (1 + quantile**2 * inverse) * (variance + (quantile * inverse / 2) ** 2) ** 0.5
+    return Interval(mean, centre - half, centre + half, n)
 
 
 def bootstrap_gain(
@@ -122,13 +151,49 @@ def bootstrap_gain(
         return None
     ours, theirs = (PromptSums(side.sums[kept], side.counts[kept]) for side in (ours, theirs))
     columns = np.column_stack([*ours, *theirs])  # together, because reading the weights takes most of the time
-    totals = np.concatenate([w @ columns for w in _weights(int(kept.sum()), resamples, seed)])
+    totals = np.concatenate([w @ columns for w in resampled(int(kept.sum()), resamples, seed)])
     draws = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
     gain = ours.sums.sum() / ours.counts.sum() - theirs.sums.sum() / theirs.counts.sum()
-    return _percentiles(gain, draws, int(kept.sum()))
+    return percentile_interval(gain, draws, int(kept.sum()))
 
 
-def _weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
+def standard_error(values: Values, prompts: Sequence[str]) -> float | None:
+    """The standard error of the mean over answers, by the variance between prompts; None for fewer than two prompts."""
+    sums, counts = _applying(sum_by_prompt(values, prompts))
+    n = len(sums)
+    if n < 2:
+        return None
+    residuals = sums - sums.sum() / counts.sum() * counts
+    return float((residuals**2).sum() * n / (n - 1)) ** 0.5 / float(counts.sum())
+
+
+def _applying(sides: PromptSums) -> PromptSums:
+    """The prompts to which the figure applies."""
+    kept = sides.counts > 0
+    return PromptSums(sides.sums[kept], sides.counts[kept])
+
+
+def t_interval(value: float, error: float, n: int) -> Interval:
+    """The interval of a figure of n prompts with this standard error; one prompt gives no width."""
+    half = error * float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2)) if n > 1 else 0.0
+    return Interval(value, value - half, value + half, n)
+
+
+def pool_seeds(values: Sequence[float]) -> Pooled:
+    """The mean of a figure over several seeds with its spread.
+
+    Raises:
+        ValueError: there are fewer than two seeds, so that there is no spread.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"expected the figure of two seeds or more, found {n}; run the experiment with another `seed`")
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    interval = t_interval(mean, deviation / n**0.5, n)
+    return Pooled(mean, deviation, interval.low, interval.high, n)
+
+
+def resampled(n: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each of n prompts is drawn, in chunks of shape (resamples, n); each row sums to n."""
     step = max(1, CHUNK_COUNT // n)
     for start in range(0, resamples, step):
@@ -141,8 +206,14 @@ def _draw_weights(n: int, start: int, resamples: int, seed: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
-def _percentiles(value: float, draws: Floats, n: int) -> Interval:
-    """The percentile interval of a figure."""
-    tail = (1 - CONFIDENCE) / 2
+def percentile_interval(value: float, draws: Floats, n: int) -> Interval:
+    """The expanded percentile interval of a figure of n prompts, of which `draws` are the resampled values.
+
+    A resample's variance is smaller than the prompts' by (n − 1) / n, and a normal quantile than one of t. Both are made good by percentiles
+    further out: at Φ(t · √(n / (n − 1))) instead of Φ(z). One prompt gives no width.
+    """
+    if n < 2:
+        return Interval(float(value), float(value), float(value), n)
+    tail = float(ndtr(stdtrit(n - 1, (1 - CONFIDENCE) / 2) * (n / (n - 1)) ** 0.5))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high), n)

@@ -1,5 +1,7 @@
 """Compares DVC's experiments in the terminal (`make show`): what each one changed, and the headline figures of its policies.
 
+Experiments of one commit that differ in their seed alone are also shown together, with the mean and the spread of their figures.
+
 The workspace has the figures of its last run: `dvc status` tells whether an edit has made them out of date. Arguments are passed on to
 `dvc exp show`: `python -m plumbline.tools.show -n 3` shows the last three commits.
 """
@@ -13,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from plumbline.evaluation.statistics import pool_seeds
 from plumbline.report.tables import HEADLINE, Column, Figures, plain, show
 
 WIDTH = 120
@@ -20,6 +23,8 @@ NAME_WIDTH = 48
 POLICY_WIDTH = 24
 VALUE_WIDTH = 40
 CHANGES_SHOWN = 12
+SEED = "seed"
+"""The parameter whose values are pooled."""
 UNFINISHED = ("queued", "running", "failed")
 """States of an experiment without figures of its own. For a failed one DVC lists those of the commit that it started from."""
 
@@ -48,6 +53,8 @@ class Experiment(NamedTuple):
     start: Params
     """The parameters that it is compared with: those of the commit that it started from."""
     by_policy: Mapping[str, Figures]
+    commit: str = ""
+    """The revision that it is, or started from; empty for the workspace."""
 
     def changed(self) -> list[str]:
         """The keys of the parameters that differ from the start's."""
@@ -103,22 +110,53 @@ def experiment_rows(listing: Sequence[Mapping[str, Any]]) -> list[Row]:
     changed = list(dict.fromkeys(key for experiment in shown for key in experiment.changed()))
     rows: list[Row] = []
     for experiment in shown:
-        if latest and experiment.name == "workspace" and experiment[1:] == latest[1:]:
+        if latest and experiment.name == "workspace" and experiment[1:4] == latest[1:4]:
             continue
         keys = [key for key in changed if key in experiment.params] if experiment is latest else experiment.changed()
         changes = tuple(_change(key, experiment.params) for key in keys)
         rows += [Row(experiment.name, changes, policy, figures) for policy, figures in experiment.by_policy.items()] or [
             Row(experiment.name, changes, "", {})
         ]
+    return rows + _seed_rows(shown)
+
+
+def _seed_rows(experiments: Sequence[Experiment]) -> list[Row]:
+    """Two rows for each policy of experiments that differ in their seed alone: the means of its figures, and their standard deviations."""
+    groups: dict[str, dict[Any, Experiment]] = {}
+    for experiment in experiments:
+        if experiment.commit and experiment.by_policy and SEED in experiment.params:
+            rest = {key: value for key, value in experiment.params.items() if key != SEED}
+            key = json.dumps([experiment.commit, sorted(rest.items())])
+            groups.setdefault(key, {}).setdefault(experiment.params[SEED], experiment)
+    rows: list[Row] = []
+    for group in groups.values():
+        if len(group) > 1:
+            first = next(iter(group.values()))
+            name = f"{len(group)} seeds of {first.name}: mean, ± standard deviation"
+            rows += _pooled(name, (f"{SEED}={', '.join(map(str, sorted(group)))}",), [one.by_policy for one in group.values()])
+    return rows
+
+
+def _pooled(name: str, changes: tuple[str, ...], seeds: Sequence[Mapping[str, Figures]]) -> list[Row]:
+    """The rows of the policies that every seed has, with the figures that every seed has of them."""
+    rows = []
+    for policy in seeds[0]:
+        if all(policy in seed for seed in seeds):
+            shared = [key for key in seeds[0][policy] if all(seed[policy].get(key) is not None for seed in seeds)]
+            pooled = {key: pool_seeds([seed[policy][key] for seed in seeds]) for key in shared}
+            rows.append(Row(name, changes, policy, {key: one.mean for key, one in pooled.items()}))
+            rows.append(Row(name, changes, "  ±", {key: one.deviation for key, one in pooled.items()}))
     return rows
 
 
 def _experiments(listing: Sequence[Mapping[str, Any]]) -> Iterator[Experiment]:
     latest = next((_params(state) for state in listing if state["rev"] != "workspace"), {})
     for state in listing:
-        yield _experiment(state, latest)
+        commit = "" if state["rev"] == "workspace" else state["rev"]
+        yield _experiment(state, latest)._replace(commit=commit)
         for branch in state["experiments"] or []:
-            yield _experiment(branch["revs"][0], _params(state), (branch["executor"] or {}).get("state", ""))
+            progress = (branch["executor"] or {}).get("state", "")
+            yield _experiment(branch["revs"][0], _params(state), progress)._replace(commit=commit)
 
 
 def _experiment(state: Mapping[str, Any], start: Params, progress: str = "") -> Experiment:

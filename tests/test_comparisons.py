@@ -1,0 +1,219 @@
+"""Claims about policies compared with each other: ratings, p-values, and how many prompts it takes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from plumbline.evaluation.comparisons import (
+    compare_pairs,
+    compare_policies,
+    detectable,
+    holm,
+    paired_p_value,
+    prompts_needed,
+    wins_by_judge,
+    wins_by_value,
+)
+from plumbline.evaluation.ratings import ELO, ratings
+from tests.simulated import golds
+
+ALPHA = 0.05
+
+
+def answers(**columns: list[float | None]) -> dict[str, list[dict[str, Any]]]:
+    """Policy → rows with one answer to each prompt, with `gold`."""
+    return {
+        name: [{"id": f"p{n}", "index": 0, "gold": value} for n, value in enumerate(values)] for name, values in columns.items()
+    }
+
+
+# ---- ratings --------------------------------------------------------------------------------------------------------
+
+
+def test_two_policies_are_as_far_apart_as_their_win_rate_says() -> None:
+    """74.5 of 99 wins and half a win beforehand for each: 75 of 100, odds of 3: 400 · log10(3) = 190.85 points."""
+    wins = np.zeros((99, 2, 2))
+    wins[:74, 0, 1] = wins[75:, 1, 0] = 1.0
+    wins[74, 0, 1] = wins[74, 1, 0] = 0.5
+    above, anchor = ratings(wins, 1, seed=1)
+    assert above.value == pytest.approx(190.85, abs=0.01)
+    assert anchor[:3] == (0.0, 0.0, 0.0)
+    assert above.low < above.value < above.high
+    assert ratings(wins, 0, seed=1)[1].value == pytest.approx(-above.value)
+
+
+def test_ratings_are_scikit_learns_of_the_same_games() -> None:
+    generator = np.random.default_rng(1)
+    wins = generator.integers(0, 4, (60, 4, 4)).astype(float)
+    wins[:, range(4), range(4)] = 0.0
+    totals = wins.sum(0) + 0.5 * (1 - np.eye(4))
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    columns = np.array([[float(k == i) - float(k == j) for k in range(1, 4)] for i, j in pairs])  # policy 0 has 0
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12)
+    weights = [totals[i, j] for i, j in pairs]
+    model.fit(np.vstack([columns, -columns]), np.repeat([1, 0], len(pairs)), sample_weight=weights + weights)
+    expected = [0.0, *(ELO * model.coef_[0])]
+    assert [one.value for one in ratings(wins, 0, seed=1)] == pytest.approx(expected, abs=0.05)
+
+
+def test_a_policy_that_never_loses_has_a_finite_rating() -> None:
+    wins = np.zeros((200, 3, 3))
+    wins[:, 0, 1] = wins[:, 0, 2] = wins[:, 1, 2] = 1.0
+    best, middle, worst = ratings(wins, 2, seed=1)
+    assert best.value > middle.value > worst.value == 0.0
+    assert np.isfinite([*best[:3], *middle[:3]]).all()
+
+
+def test_intervals_of_ratings_hold_the_truth_19_times_in_20() -> None:
+    generator, truth, hits = np.random.default_rng(3), np.array([0.0, 0.4, 0.9]), 0
+    chance = 1 / (1 + np.exp(truth[None, :] - truth[:, None]))
+    for trial in range(100):
+        first = np.triu(generator.random((120, 3, 3)) < chance, 1).astype(float)
+        second = np.triu(1 - first, 1).transpose(0, 2, 1)
+        hits += sum(
+            one.low <= ELO * value <= one.high
+            for one, value in zip(ratings(first + second, 0, seed=trial)[1:], truth[1:], strict=True)
+        )
+    assert stats.binom.ppf(0.0005, 100, 0.95) <= hits / 2 <= 100
+
+
+# ---- wins -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_with_more_of_it_wins_and_equal_answers_share() -> None:
+    rows = answers(a=[1.0, 0.5, 0.2], b=[0.5, 0.5, 0.4])
+    wins = wins_by_value(rows, "gold")
+    assert wins[:, 0, 1].tolist() == [1.0, 0.5, 0.0]
+    assert wins[:, 1, 0].tolist() == [0.0, 0.5, 1.0]
+    assert wins[:, 0, 0].tolist() == [0.0] * 3
+
+
+def test_answers_of_one_index_are_compared_and_a_prompts_are_added_up() -> None:
+    rows = {
+        name: [{"id": "p", "index": index, "gold": value} for index, value in enumerate(values)]
+        for name, values in {"a": [1.0, 0.0, 0.7], "b": [0.0, 1.0, 0.7]}.items()
+    }
+    assert wins_by_value(rows, "gold").tolist() == [[[0.0, 1.5], [1.5, 0.0]]]
+
+
+def test_a_judge_links_every_policy_to_the_opponent_only() -> None:
+    rows = {
+        name: [{"id": f"p{n}", "index": 0, "win": win} for n, win in enumerate(wins)]
+        for name, wins in {"a": [1.0, 0.5], "base": [0.5, 0.5], "b": [0.0, 1.0]}.items()
+    }
+    wins = wins_by_judge(rows, "base")
+    assert wins.sum(0).tolist() == [[0.0, 1.5, 0.0], [0.5, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    found = compare_policies(rows, "base", seed=1)
+    assert found is not None
+    assert found.measure == "win"
+    assert next(one.rating.value for one in found.rated if one.policy == "base") == 0.0
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_p_values_are_scipys_paired_t_test() -> None:
+    generator = np.random.default_rng(2)
+    first, second = golds(generator, 80, samples=1).ravel(), golds(generator, 80, 0.1, samples=1).ravel()
+    differences = first - second
+    ours = paired_p_value(float(differences.mean()), float(differences.std(ddof=1)), 80)
+    assert ours == pytest.approx(float(stats.ttest_rel(first, second).pvalue))
+    [pair] = compare_pairs(answers(a=[*map(float, first)], b=[*map(float, second)]), "gold", 1)
+    assert pair.p_value == pytest.approx(ours)  # one pair needs no correction
+
+
+def test_holms_correction_by_hand() -> None:
+    """0.01 · 3 = 0.03; 0.02 · 2 = 0.04; 0.04 · 1 = 0.04: in order 0.03, 0.04, 0.04."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([0.001]) == [0.001]
+
+
+def test_the_better_policy_comes_first_whichever_way_they_are_named() -> None:
+    low, high = [0.1, 0.3, 0.2, 0.4, 0.1], [0.6, 0.9, 0.6, 0.9, 0.7]
+    [one], [other] = compare_pairs(answers(a=low, b=high), "gold", 1), compare_pairs(answers(b=high, a=low), "gold", 1)
+    assert (one.policy, one.other, one.differs) == ("b", "a", True)
+    assert one == other
+    assert one.difference.value == pytest.approx(0.52)
+    assert one.difference.low <= one.difference.value <= one.difference.high
+
+
+def test_prompts_that_only_one_policy_has_values_for_are_left_out() -> None:
+    [pair] = compare_pairs(answers(a=[1.0, 0.0, 1.0], b=[0.0, 0.0, 0.0]) | {"b": answers(b=[0.0, 0.0])["b"]}, "gold", 1)
+    assert pair.difference.n == 2
+    with pytest.raises(ValueError, match="found none; evaluate both on the same prompts"):
+        compare_pairs({"a": answers(a=[1.0])["a"], "b": [{"id": "other", "index": 0, "gold": 1.0}]}, "gold", 1)
+
+
+def test_equal_answers_are_not_different_and_no_number_of_prompts_shows_it() -> None:
+    [pair] = compare_pairs(answers(a=[0.5, 0.7], b=[0.5, 0.7]), "gold", 1)
+    assert (pair.differs, pair.p_value, pair.prompts_needed) == (False, 1.0, None)
+
+
+def test_equal_means_that_were_summed_in_another_order_are_not_different() -> None:
+    values = [0.1, 0.2, 0.3]
+    rows = {
+        name: [{"id": f"p{n}", "index": index, "gold": value} for n in range(50) for index, value in enumerate(of_policy)]
+        for name, of_policy in {"a": values, "b": values[::-1]}.items()
+    }
+    assert sum(values) != sum(values[::-1])
+    [pair] = compare_pairs(rows, "gold", 1)
+    assert (pair.differs, pair.p_value) == (False, 1.0)
+
+
+def test_the_prompts_it_takes_are_the_textbooks() -> None:
+    """Half a standard deviation at 5 %, two-sided, with a power of 80 %: ((1.960 + 0.842) / 0.5)² = 31.4 (Cohen 1988, without the t correction)."""
+    assert prompts_needed(0.5, 1.0, ALPHA) == 32
+    assert prompts_needed(0.0, 1.0, ALPHA) is None
+    assert detectable(prompts_needed(0.01, 0.3, ALPHA) or 0, 0.3, ALPHA) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_as_many_prompts_as_it_takes_show_the_difference_four_times_in_five() -> None:
+    generator, found = np.random.default_rng(6), 0
+    n = prompts_needed(0.1, 0.4, ALPHA)
+    assert n == 126
+    for _ in range(1000):
+        differences = generator.normal(0.1, 0.4, n)
+        found += paired_p_value(float(differences.mean()), float(differences.std(ddof=1)), n) <= ALPHA
+    low, high = stats.binom.ppf([0.0005, 0.9995], 1000, 0.8)
+    assert low <= found <= high
+
+
+# ---- all policies ---------------------------------------------------------------------------------------------------
+
+
+def test_the_most_telling_measure_that_all_policies_have_is_taken() -> None:
+    row = {"id": "p", "index": 0, "gold": None, "win": None, "verifiable": None, "followed": None, "reward": 1.0}
+    by_reward = {"a": [row], "b": [row | {"reward": 0.0}]}
+    found = compare_policies(by_reward, "a", 1)
+    assert found is not None
+    assert found.measure == "reward"
+    by_gold = {name: [one | {"gold": 0.5} for one in rows] for name, rows in by_reward.items()}
+    found = compare_policies(by_gold, "a", 1)
+    assert found is not None
+    assert found.measure == "gold"
+    partly = compare_policies(by_reward | {"b": by_gold["b"]}, "a", 1)  # gold of one policy only
+    assert partly is not None
+    assert partly.measure == "reward"
+    assert compare_policies({"a": [row | {"reward": None}], "b": [row]}, "a", 1) is None
+    assert compare_policies({"a": [row]}, "a", 1) is None
+
+
+def test_ratings_come_best_first_and_each_pair_once() -> None:
+    generator = np.random.default_rng(4)
+    rows = {
+        name: [
+            {"id": f"p{n}", "index": 0, "gold": float(value)}
+            for n, value in enumerate(golds(generator, 300, skill, samples=1).ravel())
+        ]
+        for name, skill in {"low": -0.4, "high": 0.2, "middle": -0.1}.items()
+    }
+    found = compare_policies(rows, "middle", 1)
+    assert found is not None
+    assert [one.policy for one in found.rated] == ["high", "middle", "low"]
+    assert [(pair.policy, pair.other) for pair in found.pairs] == [("high", "middle"), ("high", "low"), ("middle", "low")]
+    assert found.are_distinguishable("low", "high")
+    assert found == compare_policies(rows, "middle", 1)
