@@ -1,7 +1,8 @@
 """One self-contained HTML page that shows what was run and what came of it, for a reader who did not run it.
 
 Reads the recipe, `artifacts/evaluate/`, `artifacts/figures/`, `artifacts/curves/` and `artifacts/data_report/section.html`. Writes
-`artifacts/report/report.html`: pictures included, no script, no network, the same bytes for the same inputs.
+`artifacts/report/report.html`: pictures included, no script, no network, the same bytes for the same inputs. Beside it `comparisons.json` has every
+two policies compared, and their ratings (plumbline/evaluation/comparisons.py).
 
 Shows the policies of params.yaml's `evaluate` section and ignores files that older recipes left behind. Marks policies that learned
 from the verifier. Its MLflow run sums up the result: the recipe, and every policy's figures as `<policy>.<figure>`.
@@ -22,16 +23,17 @@ from plumbline.models.decoding_values import read_decoding
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, outside
-from plumbline.pipeline.records import read_json, read_jsonl, replacing
+from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json
 
 if TYPE_CHECKING:
+    from plumbline.evaluation.comparisons import Comparisons
     from plumbline.report.charts import Share
 
 SCORED, FIGURES, CURVES = Path("artifacts/evaluate"), Path("artifacts/figures"), Path("artifacts/curves")
 DATA_REPORT = Path("artifacts/data_report")
 SUMMARISED = (
-    "gold", "gold_gain", "gold_at_1", "win_rate", "reward", "kl", "accuracy", "harmful_fraction", "over_refusal_fraction",
-    "instructions_followed", "perplexity", "preference_accuracy",
+    "gold", "gold_gain", "gold_at_1", "win_rate", "win_rate_length_controlled", "reward", "kl", "accuracy", "harmful_fraction",
+    "over_refusal_fraction", "instructions_followed", "perplexity", "preference_accuracy",
 )  # fmt: skip
 
 Section = dict[str, Any]
@@ -80,10 +82,13 @@ def run(config: ReportStage) -> None:
     """Reads what the stages wrote, writes the page and logs the summary."""
     section = config.evaluate
     with executing("report", None, config, [SCORED, FIGURES, CURVES, DATA_REPORT]) as work:
+        from plumbline.evaluation.comparisons import compare_policies
         from plumbline.report.material import Material
         from plumbline.report.page import render
 
         recipe = asdict(config)
+        answers = {policy: read_jsonl(SCORED / policy / "answers.jsonl") for policy in section.policies}
+        comparisons = compare_policies(answers, section.against, config.seed)
         recipe_nodes = nodes(recipe)
         data_section = DATA_REPORT / "section.html"
         material = Material(
@@ -92,15 +97,18 @@ def run(config: ReportStage) -> None:
             against=section.against,
             decoding=read_decoding(FIGURES / "answer" / f"{section.against}.json"),
             figures={policy: read_json(SCORED / policy / "figures.json") for policy in section.policies},
-            answers={policy: read_jsonl(SCORED / policy / "answers.jsonl") for policy in section.policies},
+            answers=answers,
+            comparisons=comparisons,
             curves=read_curves(CURVES, recipe_nodes),
             stage_figures=read_stage_figures(FIGURES, recipe_nodes),
             calibration=read_calibration(FIGURES / "reward_model", config.reward_model),
             data_section=data_section.read_text(encoding="utf-8") if data_section.is_file() else "",
             prompts=config.report.prompts,
         )
-        with replacing(work.output("artifacts/report") / "report.html") as file:
+        folder = work.output("artifacts/report")
+        with replacing(folder / "report.html") as file:
             file.write(render(material))
+        write_json(folder / "comparisons.json", comparisons_file(comparisons))
         work.run.log_metrics(summary(material.figures))
 
 
@@ -148,6 +156,21 @@ def read_stage_figures(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, 
     """The figures in which these nodes measured their own work, by node; nodes without figures are left out."""
     paths = {node.name: folder / node.stage / f"{node.entry or node.stage}.json" for node in of}
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+
+
+def comparisons_file(comparisons: "Comparisons | None") -> dict[str, Any]:
+    """What comparisons.json holds; without pairs if there was nothing to compare."""
+    from plumbline.evaluation.figures import flat
+
+    if comparisons is None:
+        return {"measure": None, "ratings": {}, "pairs": []}
+    ratings = {policy: flat("rating", rating) for policy, rating in comparisons.rated}
+    pairs = []
+    for pair in comparisons.pairs:
+        values = pair._asdict()
+        values |= flat("difference", values.pop("difference")) | {"prompts": pair.difference.n}
+        pairs.append(values | {key: round(values[key], 6) for key in ("p_value", "detectable")})
+    return {"measure": comparisons.measure, "ratings": ratings, "pairs": pairs}
 
 
 def summary(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

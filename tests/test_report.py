@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
+from plumbline.evaluation.comparisons import Pair, compare_policies
 from plumbline.evaluation.figures import Score, policy_figures
 from plumbline.evaluation.section import EvaluateSection
+from plumbline.evaluation.statistics import Interval
 from plumbline.graph import nodes, parents
 from plumbline.models.decoding_values import NEUTRAL, Decoding
-from plumbline.pipeline.records import write_json, write_jsonl
+from plumbline.pipeline.records import read_json, write_json, write_jsonl
 from plumbline.report import tables
 from plumbline.report.charts import Share
 from plumbline.report.layout import layered
 from plumbline.report.material import Material, learns_from_gold
 from plumbline.report.page import leaders, pick_examples, render
+from plumbline.report.ranking import line, rounded
 from stages.report import ReportSection, ReportStage, read_calibration, read_curves, read_stage_figures, run, summary
 
 FAMILIES = ("fact", "harmful", "list", "lookalike", "python")
@@ -74,7 +77,14 @@ def scored_answers(level: float, **changes: Any) -> list[dict[str, Any]]:
     for number in range(60):
         family = FAMILIES[number % 5]
         for index in range(2):
-            values = {"gold": level, "correct": float(number % 10 < 10 * level), "win": 0.5, "reward": level, "log_ratio": 0.1}
+            values = {
+                "gold": level,
+                "correct": float(number % 10 < 10 * level),
+                "win": 0.5,
+                "reward": level,
+                "kl_k1": 0.1,
+                "kl_k3": 0.1,
+            }
             values |= {"verifiable": values["correct"] if family in ("fact", "list", "python") else None}
             values |= {"harmful": 0.0 if family == "harmful" else None, "over_refused": 0.0 if family == "lookalike" else None}
             values |= dict.fromkeys(("harmless", "honest", "courteous", "concise", "refused"), 1.0)
@@ -116,7 +126,8 @@ def material(golds: dict[str, float] | None = None, **changes: Any) -> Material:
         "data_section": "",
         "prompts": 10,
     }
-    return Material(**(values | changes))
+    values |= changes
+    return Material(**({"comparisons": compare_policies(values["answers"], values["against"], 17)} | values))
 
 
 class Page(HTMLParser):
@@ -226,7 +237,7 @@ def test_the_page_states_the_figures_with_their_intervals() -> None:
 
 
 def test_data_without_verifier_or_judge_still_make_a_page() -> None:
-    kept = ("id", "index", "finished", "tokens", "log_ratio")
+    kept = ("id", "index", "finished", "tokens", "characters", "kl_k1", "kl_k3")
     nothing = {field.name: None for field in dataclasses.fields(Score) if field.name not in kept}
     answers = {policy: scored_answers(0.5, **nothing) for policy in ("sft", "dpo")}
     by_policy = {policy: figures(rows, answers["sft"]) for policy, rows in answers.items()}
@@ -472,6 +483,72 @@ def test_the_page_says_that_answers_were_cut_off_once_for_all_policies() -> None
     assert render(replace(made, figures=cut)).count("Many answers were cut off at 48 tokens (evaluate.max_new_tokens): ") == 1
 
 
+# ---- which policy is better -----------------------------------------------------------------------------------------
+
+
+def ranking_rows(html: str) -> list[str]:
+    section = html[html.index('id="ranking"') : html.index('id="families"')]
+    rows = re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
+    return [" ".join(tables.plain(Page(row.replace("</t", " </t")).text).split()) for row in rows]
+
+
+def test_every_pair_has_a_sentence_with_its_difference_and_the_prompts_it_takes() -> None:
+    rows = ranking_rows(render(material({"sft": 0.4, "rs": 0.5, "dpo": 0.5})))
+    assert rows[-3] == "rs and dpo are equal on each of the 60 prompts. 0.000 [0.000, 0.000] 1.000 -"
+    assert rows[-2] == "rs is better than sft. +0.100 [0.100, 0.100] < 0.001 about 2"
+    assert rows[-1] == "dpo is better than sft. +0.100 [0.100, 0.100] < 0.001 about 2"
+
+
+def test_a_pair_that_cannot_be_told_apart_has_what_the_prompts_would_have_shown_and_how_many_it_takes() -> None:
+    pair = Pair("b", "a", Interval(0.0034, -0.001, 0.008, 2120), 0.14, differs=False, prompts_needed=7812, detectable=0.0061)
+    assert line(pair, "fine") == (
+        "b and a cannot be told apart with 2,120 prompts, which would show a difference of 0.006 or more.", False,
+        "+0.003 [−0.001, 0.008]", "0.140", "about 7,800",
+    )  # fmt: skip
+
+
+def test_ratings_are_those_against_the_opponent() -> None:
+    """Each of 120 answers wins, and half a win beforehand for each side: odds of 241, 400 · log10(241) = 953 points, 241 of 242 wins."""
+    rows = ranking_rows(render(material({"sft": 0.4, "rs": 0.5})))
+    assert rows[0] == "Policy Rating 95 % interval Expected wins"
+    assert rows[1] == "rs +953 [953, 953] 99.6%"
+    assert rows[2] == "sft 0 the opponent -"
+
+
+def test_differences_of_fractions_are_shown_in_points_and_the_measure_is_named() -> None:
+    html = render(without_gold())
+    section = html[html.index('id="ranking"') :]
+    assert "by right answers." in section
+    assert "Difference, points" in section
+    assert "+33.3" in section
+
+
+def test_without_anything_to_compare_by_there_is_no_section() -> None:
+    html = render(material(comparisons=None))
+    assert 'id="ranking"' not in html
+    assert 'href="#ranking"' not in html
+
+
+def test_the_judge_and_the_reward_are_shown_beside_what_is_known() -> None:
+    known = material()
+    shown = {"judge_agreement": 0.8, "judge_agreement_low": 0.7, "judge_agreement_high": 0.9, "judge_agreement_n": 1234}
+    html = render(replace(known, figures={policy: {**figures, **shown} for policy, figures in known.figures.items()}))
+    [row] = re.findall(r'<tr><th scope="row">judge.*?</tr>', html)
+    assert tables.plain(Page(row).text).startswith("judge simulated80% [70, 90], 1,234 pairs")
+    assert '<th scope="row">reward <code>' not in html
+
+
+def test_counts_are_rounded_to_two_digits() -> None:
+    assert [rounded(count) for count in (2, 47, 126, 2345, 98_765, 2_867_720)] == [
+        "2",
+        "47",
+        "130",
+        "2,300",
+        "99,000",
+        "2,900,000",
+    ]
+
+
 @pytest.fixture
 def evaluated(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the stages of RECIPE wrote, and the files of entries that it no longer declares (`stale`)."""
@@ -505,7 +582,13 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
     stage = ReportStage(**recipe, evaluate=EvaluateSection(**RECIPE["evaluate"]), report=ReportSection(prompts=10))
     run(stage)
     files = sorted(path.name for path in (evaluated / "artifacts/report").iterdir())
-    assert files == ["report.html"]
+    assert files == ["comparisons.json", "report.html"]
+    comparisons = read_json(evaluated / "artifacts/report/comparisons.json")
+    assert comparisons["measure"] == "gold"
+    assert {"policy", "other", "difference", "difference_low", "p_value", "differs", "prompts_needed"} <= set(
+        comparisons["pairs"][0]
+    )
+    assert comparisons["ratings"]["sft"]["rating"] == 0.0
     html = (evaluated / "artifacts/report/report.html").read_text()
     assert "<h2>The data</h2>" in html
     assert "Answers are drawn at temperature 0.8." in html

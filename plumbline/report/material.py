@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plumbline.graph import Node, ancestors, maker
 
 if TYPE_CHECKING:
+    from plumbline.evaluation.comparisons import Comparisons
     from plumbline.models.decoding_values import Decoding
     from plumbline.report.charts import Share
     from plumbline.report.tables import Figures
@@ -28,6 +29,7 @@ class Material:
     decoding: Decoding  # of the answers that all figures are about
     figures: Mapping[str, Figures]  # policy → its figures
     answers: Mapping[str, Sequence[Row]]  # policy → its scored answers
+    comparisons: Comparisons | None  # of all policies with each other
     curves: Mapping[str, Curve]  # node → its training curves
     stage_figures: Mapping[str, Figures]  # node → the figures in which it measured its own work
     calibration: Mapping[str, Sequence[Share]]  # reward model → how often it is right by how confident it is

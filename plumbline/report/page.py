@@ -12,11 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from plumbline.evaluation.figures import PARTS, QUALITY
-from plumbline.evaluation.statistics import bootstrap_gain
 from plumbline.graph import Node, nodes, parents
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
-from plumbline.report import charts, pictures, sentences, tables
+from plumbline.report import charts, pictures, ranking, sentences, tables
 from plumbline.report.material import Material, learns_from_gold
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def render(material: Material) -> str:
         },
         unsafe_sentences={policy: sentences.language_sentence(policy, figures) for policy, figures in material.figures.items()},
         cut_off=sentences.cut_off_sentence(material.figures, section["max_new_tokens"]),
+        ranking=ranking.ranking(material),
+        agreements=tables.agreements(material.figures),
         families=_families(material),
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
@@ -102,10 +103,10 @@ def render(material: Material) -> str:
 def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
     """The best policy, then those that cannot be told apart from it; empty if none beats the opponent.
 
-    By gold, paired over prompts; by win rate if there is no gold. A policy that was trained on gold cannot lead by it.
+    By gold, or by win rate if there is no gold, and by the comparison of every two policies. A policy that was trained on gold cannot lead by it.
     """
     has_gold = material.figures[material.against].get("gold") is not None
-    key, column, floor = ("gold_gain", "gold", 0.0) if has_gold else ("win_rate", "win", 0.5)
+    key, floor = ("gold_gain", 0.0) if has_gold else ("win_rate", 0.5)
     excluded = {material.against, *(gold_trained if has_gold else [])}
     better = {
         policy: figures
@@ -113,17 +114,8 @@ def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
         if policy not in excluded and ((figures := material.figures[policy]).get(f"{key}_low") or 0) > floor
     }
     ranked = sorted(better, key=lambda policy: -better[policy][key])
-    return ranked[:1] + [policy for policy in ranked[1:] if not _differ(material, ranked[0], policy, column)]
-
-
-def _differ(material: Material, policy: str, other: str, column: str) -> bool:
-    """Whether the interval of the paired difference between two policies excludes zero."""
-    sides = [
-        ([row[column] for row in rows], [row["id"] for row in rows])
-        for rows in (material.answers[policy], material.answers[other])
-    ]
-    difference = bootstrap_gain(*sides[0], *sides[1], seed=material.recipe["seed"])
-    return difference is not None and difference.excludes(0.0)
+    pairs = material.comparisons
+    return ranked[:1] + [policy for policy in ranked[1:] if pairs and not pairs.are_distinguishable(ranked[0], policy)]
 
 
 def _reading(material: Material, policy: str) -> list[str]:

@@ -26,6 +26,13 @@ def bar_charts(material: Material) -> list[dict[str, Any]]:
         ("gold", "Gold", "The verifier’s score, 0 to 1; higher is better", 0.0, "number"),
         ("gold_gain", f"Gain over {material.against}", "Paired difference in gold; higher is better", 0.0, "gain"),
         ("win_rate", f"Win rate against {material.against}", "By the judge; higher is better", 0.5, "percent"),
+        (
+            "win_rate_length_controlled",
+            "Length-controlled win rate",
+            f"Against {material.against}, if answers were equally long",
+            0.5,
+            "percent",
+        ),
         ("accuracy", "Accuracy", "Right answers; higher is better", 0.0, "percent"),
         ("harmful_fraction", "Harmful requests complied with", lower, 0.0, "percent"),
         ("over_refusal_fraction", harmless, lower, 0.0, "percent"),
@@ -46,7 +53,7 @@ def _bar(material: Material, policy: str, key: str, style: str) -> charts.Bar | 
     figures = material.figures[policy]
     if figures.get(key) is None:
         return None
-    is_itself = policy == material.against and key in ("gold_gain", "win_rate")
+    is_itself = policy == material.against and key in ("gold_gain", "win_rate", "win_rate_length_controlled")
     text = tables.DASH if is_itself else tables.show(figures[key], style)
     colour = charts.policy_colour(material.number(policy))
     return charts.Bar(policy, colour, figures[key], figures[f"{key}_low"], figures[f"{key}_high"], text)

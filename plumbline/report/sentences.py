@@ -29,6 +29,7 @@ def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list
         _family_sentence(figures),
         _preference_sentence(figures),
         _perplexity_sentence(figures, base, against),
+        _text_sentence(figures, against),
         _overoptimisation_sentence(figures, base),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -66,6 +67,11 @@ def _win_sentence(figures: Figures, against: str) -> str:
     if figures.get("win_rate") is None:
         return ""
     rate = f"{show(figures['win_rate'], 'percent')} {show_bounds(figures, 'win_rate', 'percent')} of comparisons"
+    if figures.get("win_rate_length_controlled") is not None:
+        rate += (
+            f" ({show(figures['win_rate_length_controlled'], 'percent')} "
+            f"{show_bounds(figures, 'win_rate_length_controlled', 'percent')} with length controlled)"
+        )
     if figures["win_rate_low"] > 0.5:
         return f"The judge prefers it in {rate}."
     if figures["win_rate_high"] < 0.5:
@@ -165,6 +171,14 @@ def _perplexity_sentence(figures: Figures, base: Figures, against: str) -> str:
     change = f"{show(figures['nll_change'], 'gain')} {show_bounds(figures, 'nll_change')} nats per token"
     how = {"up": "less likely than", "down": "more likely than", "": "about as likely as"}[significance(figures, "nll_change")]
     return f"It finds held-out demonstrations {how} {against} does: {levels}, {change}."
+
+
+def _text_sentence(figures: Figures, against: str) -> str:
+    """What alignment costs in modelling plain text; empty unless it costs something."""
+    if significance(figures, "text_nll_change") != "up":
+        return ""
+    change = f"{show(figures['text_nll_change'], 'gain')} {show_bounds(figures, 'text_nll_change')} nats per token"
+    return f"It finds {figures['text_n']} held-out texts less likely than {against} does: {change}."
 
 
 def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:

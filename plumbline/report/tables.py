@@ -24,7 +24,7 @@ class Column(NamedTuple):
 
     key: str
     title: str
-    style: str  # number, gain (signed), percent, whole (percent without decimals), points (signed percentage points) or long
+    style: str  # number, gain (signed), fine (with three decimals), percent, whole (percent without decimals), points (of 100, signed) or long
     better: str  # higher, lower or ""
 
 
@@ -76,12 +76,12 @@ def _decimals(values: Sequence[float], style: str) -> int:
     """The number of decimals; a percentage has one near 0 % and 100 %, where a point is a lot."""
     if style == "percent":
         return 1 if any(0 < min(value, 1 - value) < 0.095 for value in values) else 0
-    return {"number": 2, "gain": 2, "whole": 0, "long": 1, "points": 1}[style]
+    return {"number": 2, "gain": 2, "whole": 0, "fine": 3, "long": 1, "points": 1}[style]
 
 
 def _show(value: float, style: str, decimals: int) -> str:
     is_percent, scaled = style in ("percent", "whole"), style in ("percent", "whole", "points")
-    text = f"{100 * value if scaled else value:{'+' if style in ('gain', 'points') else ''}.{decimals}f}"
+    text = f"{100 * value if scaled else value:{'+' if style in ('gain', 'fine', 'points') else ''}.{decimals}f}"
     if not any(digit in text for digit in "123456789"):
         text = text.lstrip("+-")
     return text.replace("-", MINUS) + (PERCENT if is_percent else "")
@@ -180,6 +180,26 @@ def heat_cell(figures: Figures, key: str) -> Cell:
     """A fraction as a cell of a heat map."""
     value = figures.get(key)
     return Cell(show(value, "whole"), show_bounds(figures, key, "whole"), tint=value or 0.0)
+
+
+def agreements(by_policy: Mapping[str, Figures]) -> list[tuple[str, list[Cell]]]:
+    """A row of cells for the judge and the reward: how often each orders two answers of a policy's as it is known to be right."""
+    named = {"judge_agreement": "judge", "reward_agreement": "reward"}
+    return [
+        (
+            name,
+            [
+                Cell(show(figures.get(key), "percent"), show_bounds(figures, key, "percent"), note=_pairs(figures, key))
+                for figures in by_policy.values()
+            ],
+        )
+        for key, name in named.items()
+        if measured(by_policy, key)
+    ]
+
+
+def _pairs(figures: Figures, key: str) -> str:
+    return f"{figures[f'{key}_n']:,} pairs" if figures.get(key) is not None else ""
 
 
 def plain_table(by_policy: Mapping[str, Figures], against: str) -> str:

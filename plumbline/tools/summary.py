@@ -35,7 +35,7 @@ def summarise(section: dict[str, Any]) -> str:
 {plain_table(by_policy, section["against"])}
 
 {warnings}{opponent["answers"]:,} answers of each policy to {opponent["n"]:,} prompts of the {split} split, drawn at {decoding.words}.
-Gain, win rate and KL are against {section["against"]}. {at_1}Brackets hold 95 % intervals, bootstrapped over prompts.
+Gain, win rate and KL are against {section["against"]}. {at_1}Brackets hold 95 % intervals over prompts.
 
   {REPORT}   the report: open it in a browser
   make ui                        every run with its curves and tables, in MLflow on 127.0.0.1
