@@ -49,8 +49,7 @@ format: setup  ## Put the code into the project's style
 	ruff check --fix . && ruff format .
 
 ui: setup  ## Browse the runs in MLflow on 127.0.0.1:5000 (PORT=… for another)
-	@echo "The runs: http://127.0.0.1:$(or $(PORT),5000)/#/experiments/1/runs?workflowType=machine_learning"
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(or $(PORT),5000)
+	@python -m plumbline.tools.ui $(or $(PORT),5000)
 
 score: setup  ## Print a reward: make score REWARD=rm PROMPT="What is 2 + 3?" RESPONSE="It is 5."
 	@python -m plumbline.tools.score "$(or $(REWARD),rm)" "$${PROMPT}" "$${RESPONSE}"

@@ -8,7 +8,7 @@ Every method has the same function, `align(config, job)`. docs/add-a-method.md s
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def run(config: AlignStage, entry: str) -> None:
     init, signal = Path("artifacts/policy") / settings.init, Path("artifacts") / settings.signal
     with executing("align", entry, config, [init, signal]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.model_card import judged_by, origin_of, write_card
         from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
@@ -52,9 +53,10 @@ def run(config: AlignStage, entry: str) -> None:
                 signal=signal,
             )
             figures = importlib.import_module(method_module("align", settings.method)).align(settings, job)
+        did = f"trained `{settings.init}` by `{settings.method}` on `{settings.signal}`{judged_by(signal)}"
+        write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/align/{entry}.json"), figures)
-        # `final/` keeps figures apart from curves: under a curve's name, each would be logged as another first step
-        work.run.log_metrics({f"final/{name}": value for name, value in figures.items()})
+        work.run.log_figures(figures)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="align")

@@ -30,6 +30,8 @@ from plumbline.rows import conversation_text, text_of
 BATCH_SIZE = 512
 SHOWN = 40
 """The number of answers in MLflow's table."""
+HEADLINE = ("answers", "finished_fraction", "length_tokens")
+"""The figures that MLflow shows first."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ def run(config: AnswerStage) -> None:
         rows = answers[COMPLETIONS]
         figures = {"answers": len(rows), **drawn_figures(rows, decoding)}
         write_json(work.output(f"artifacts/figures/answer/{config.policy}.json"), figures)
-        work.run.log_metrics(figures)
+        work.run.log_figures(figures, HEADLINE)
         work.run.log_table("answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
 
 

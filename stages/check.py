@@ -62,6 +62,7 @@ from plumbline.pipeline.params import Params, load_params
 from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, size_misfits, stage_misfits
 from plumbline.pipeline.records import write_json
 from plumbline.pipeline.sources import module_file
+from plumbline.pipeline.tracking_values import tracking_values
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}")
 DECODING = Path("artifacts/decoding.json")
@@ -310,6 +311,7 @@ def main() -> None:
     try:
         params = load_params()
         errors, configs = examined(params)
+        tracking_values()
         errors = no_repository() + errors
     except (OSError, ValueError) as error:
         errors = [str(error)]

@@ -3,7 +3,8 @@
 Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), `artifacts/reward/<reward>`, and
 the validation rows of `artifacts/data/preferences`, `artifacts/data/sft` and `artifacts/data/pretrain`. Writes `metrics/<policy>.json`, the
 headline figures that DVC shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not
-apply) and each answer with its scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
+apply), the policy's card with these figures (`README.md`), and each answer with its scores and, where one is known, a right answer to its prompt
+(`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
   string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), and by comparison with
@@ -42,7 +43,7 @@ from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
 
@@ -93,6 +94,8 @@ def run(config: EvaluateStage) -> None:
         from plumbline.evaluation.repetition import distinct
         from plumbline.evaluation.scoring import right_answer, unread_figures
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.model_card import FILE as CARD
+        from plumbline.models.model_card import evaluated_card
 
         make_deterministic(config.seed, config.threads)
         answers, opposing = paired_answers(config, COMPLETIONS)
@@ -121,9 +124,29 @@ def run(config: EvaluateStage) -> None:
         folder = work.output(f"artifacts/evaluate/{policy}")
         write_jsonl(folder / "answers.jsonl", rows)
         write_json(folder / "figures.json", figures)
-        write_json(work.output(f"metrics/{policy}.json"), headline_figures(figures))
-        work.run.log_metrics({key: value for key, value in figures.items() if value is not None})
+        headline = headline_figures(figures)
+        write_json(work.output(f"metrics/{policy}.json"), headline)
+        shown = {name: value for name, value in headline.items() if not name.endswith("_low")}  # a bound stands beside its figure
+        card = evaluated_card(POLICIES / policy, circumstances(config, answers), figures, [*shown])
+        with replacing(folder / CARD) as file:
+            file.write(card)
+        work.run.log_evaluation(POLICIES / policy, shown, card)
+        work.run.log_figures(figures, ())
         work.run.log_table("scored_answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
+
+
+def circumstances(config: EvaluateStage, answers: Sequence[Row]) -> dict[str, Any]:
+    """How a policy was evaluated, for its card; `answer` knows the decoding, on which this stage does not depend."""
+    model = getattr(config.judge, "model", None)
+    return {
+        "prompts": len({row["id"] for row in answers}),
+        "answers": len(answers),
+        "decoding": f"stated in `artifacts/figures/answer/{config.policy}.json`",
+        "compared with": f"`{config.evaluate.against}`",
+        "judge": f"`{config.evaluate.judge}`{f' (`{model}`)' if model else ''}",
+        "reward": f"`{config.evaluate.reward}`",
+        "seed": config.seed,
+    }
 
 
 def paired_answers(config: EvaluateStage, file: str) -> tuple[list[Row], list[Row]]:
@@ -195,6 +218,7 @@ def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row],
     ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
     scores = compare(judge, [row["prompt"] for row in answers], ours, theirs)
     judge.finish()
+    work.run.log_traces(judge.traces(work.name))
     work.log_timing(judge_calls=judge.ledger.calls, judge_bought=judge.ledger.bought, judge_cached=judge.ledger.cached)
     return scores
 

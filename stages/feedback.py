@@ -163,7 +163,7 @@ def run(config: FeedbackStage, entry: str) -> None:
         write_jsonl(output / "dropped.jsonl", (drop._asdict() for drops in pool.tally.examples.values() for drop in drops))
         figures = {"replaced": len(everything) - len(current(everything)), **line_figures(lines), **row_figures(pool, summaries)}
         write_json(work.output(f"artifacts/figures/feedback/{entry}.json"), figures)
-        work.run.log_metrics(figures)
+        work.run.log_figures(figures)
         work.run.log_table("said", [_shown(line.content) for line in lines if isinstance(line.content, Line)][:SHOWN])
 
 

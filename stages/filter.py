@@ -75,7 +75,7 @@ def run(config: FilterStage, entry: str) -> None:
             **outcomes(scorer),
         }
         write_json(work.output(f"artifacts/figures/filter/{entry}.json"), figures)
-        work.run.log_metrics(figures)
+        work.run.log_figures(figures)
         if ledger := finish(scorer):
             work.log_timing(**ledger)
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ANNOTATIONS = Path("data/annotations")
 CHUNK = 256  # prompts judged at a time, so that memory holds the replies of no more than these
 WAYS = ("rating", "pairwise", "ranking", "principle", "agreement")
+HEADLINE = ("train", "margin_mean", "unparsed_fraction", "inconsistent_fraction", "known_agreement")
+"""The figures that MLflow shows first."""
 PAIRS = ("best_vs_worst", "best_vs_random", "all_pairs", "compared", "strong_vs_weak", "unpaired")
 
 
@@ -183,6 +185,7 @@ def verdicts(
             yield from opinion.rows
     if judge:
         judge.finish()
+        work.run.log_traces(judge.traces(work.name))
         work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
 
 
@@ -261,7 +264,7 @@ def run(config: LabelStage, entry: str) -> None:
         costs = sum(sum(judgement.costs) for judgement in judged)
         metrics = {**counts, **quality.metrics(), "cost": round(costs, 9), "uses_gold": uses_gold(config.judge)}
         write_json(work.output(f"artifacts/figures/label/{entry}.json"), metrics)
-        work.run.log_metrics({name: value for name, value in metrics.items() if value is not None})
+        work.run.log_figures(metrics, HEADLINE)
         work.run.log_table("preferences", [shown(row) for row in splits["train"][:40]])
 
 

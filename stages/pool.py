@@ -46,7 +46,7 @@ def run(config: PoolStage, entry: str) -> None:
         first, second = (read_jsonl(folder / "completions.jsonl") for folder in folders)
         rows = by_prompt(first, second)
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
-        work.run.log_metrics({"completions": len(rows), "prompts": len({row["id"] for row in rows})})
+        work.run.log_figures({"completions": len(rows), "prompts": len({row["id"] for row in rows})})
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="pool")

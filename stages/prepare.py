@@ -81,7 +81,9 @@ def run(config: PrepareStage) -> None:
             pools = gather_all(incoming(config), policy, Path(spool), config.threads)
             tokenizer = make_tokenizer(config.model, pools)
             summaries = write_all(config, policy, pools, tokenizer, work)
-        write_json(work.output("artifacts/figures/prepare/prepare.json"), metrics(pools, summaries))
+        figures = metrics(pools, summaries)
+        write_json(work.output("artifacts/figures/prepare/prepare.json"), figures)
+        work.run.log_figures(figures, [f"{role}.kept" for role in pools])
         with replacing(work.output("artifacts/data_report") / "section.html") as page:
             page.write(section(pools, summaries, tokenizer))
         for name, rows in tables(pools, summaries).items():

@@ -9,9 +9,9 @@ token, and is saved.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from omegaconf import MISSING, DictConfig
@@ -115,8 +115,15 @@ def _dialogues(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
         yield [*prompt, *completion], [IGNORED] * len(prompt) + completion
 
 
-def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
-    """Trains a new model on the pretraining text and records its curve and validation loss.
+class Base(NamedTuple):
+    """The base policy."""
+
+    model: "PreTrainedModel"
+    figures: dict[str, float | None]
+
+
+def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBase", work: Work) -> Base:
+    """Trains a new model on the pretraining text and records its curve.
 
     Raises:
         ValueError: the model is not of the size that its file names.
@@ -138,13 +145,12 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
             data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
         train(trainer, checkpoints)
-        metrics = {"validation_loss": trainer.evaluate()["eval_loss"], "parameters": model.num_parameters()}
+        figures = {"validation_loss": trainer.evaluate()["eval_loss"], "parameters": model.num_parameters()}
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), curve_rows(trainer.state.log_history), work.run)
-    write_json(work.output("artifacts/figures/pretrain/pretrain.json"), metrics)
-    return model
+    return Base(model, figures)
 
 
-def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) -> "PreTrainedModel":
+def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: Work) -> Base:
     """Loads the model in the config; its embeddings get as many rows as the tokenizer has ids.
 
     They grow by one if `prepare` added a padding token, and lose rows that only pad the vocabulary (plumbline/models/loading.py).
@@ -168,10 +174,7 @@ def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: 
         print(f"pretrain: the embeddings have {rows} rows and the tokenizer {size} ids: they are resized to {size}")
         model.resize_token_embeddings(size)
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), [], work.run)
-    write_json(
-        work.output("artifacts/figures/pretrain/pretrain.json"), {"validation_loss": None, "parameters": model.num_parameters()}
-    )
-    return model
+    return Base(model, {"validation_loss": None, "parameters": model.num_parameters()})
 
 
 def run(config: PretrainStage) -> None:
@@ -180,13 +183,26 @@ def run(config: PretrainStage) -> None:
         from transformers import AutoTokenizer
 
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.model_card import hub_origin, scratch_origin, write_card
         from plumbline.models.training import save_policy
 
         make_deterministic(config.seed, config.threads)
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-        scratch = isinstance(config.model, ScratchModel)
-        model = train_from_scratch(config, tokenizer, work) if scratch else load_existing(config.model, tokenizer, work)
-        save_policy(model, tokenizer, work.output("artifacts/policy/base"))
+        values: dict[str, Any] = {}
+        if isinstance(config.model, ScratchModel):
+            base, did, origin = train_from_scratch(config, tokenizer, work), "trained it from random weights", scratch_origin()
+            values = asdict(config.model) | asdict(config.pretrain)
+        else:
+            base, did, origin = (
+                load_existing(config.model, tokenizer, work),
+                "loaded it",
+                hub_origin(config.model.path, config.model.revision),
+            )
+        policy = work.output("artifacts/policy/base")
+        save_policy(base.model, tokenizer, policy)
+        write_card(work, policy, did=did, values=values, figures=base.figures, origin=origin, seed=config.seed)
+        write_json(work.output("artifacts/figures/pretrain/pretrain.json"), base.figures)
+        work.run.log_figures(base.figures)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="pretrain")

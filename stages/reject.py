@@ -159,7 +159,7 @@ def run(config: RejectStage, entry: str) -> None:
             write_jsonl(output / f"{split}.jsonl", selected)
         metrics = figures(rows, rewards, kept) | {"rows": sum(map(len, splits.values()))} | outcomes(scorer)
         write_json(work.output(f"artifacts/figures/reject/{entry}.json"), metrics)
-        work.run.log_metrics(metrics)
+        work.run.log_figures(metrics)
         if ledger := finish(scorer):
             work.log_timing(**ledger)
         work.run.log_table("kept", [_shown(row) for rows in kept for row in rows][:40])

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SCORED, FIGURES, CURVES = Path("artifacts/evaluate"), Path("artifacts/figures"), Path("artifacts/curves")
 DATA_REPORT = Path("artifacts/data_report")
+BEST_BY = ("gold", "win_rate", "instructions_followed", "accuracy", "reward")
+"""The figures by which MLflow names the best policy: the first that all policies have."""
 SUMMARISED = (
     "gold", "gold_gain", "gold_at_1", "win_rate", "win_rate_length_controlled", "reward", "kl", "accuracy", "harmful_fraction",
     "over_refusal_fraction", "instructions_followed", "perplexity", "preference_accuracy",
@@ -109,7 +111,13 @@ def run(config: ReportStage) -> None:
         with replacing(folder / "report.html") as file:
             file.write(render(material))
         write_json(folder / "comparisons.json", comparisons_file(comparisons))
-        work.run.log_metrics(summary(material.figures))
+        metric = next(
+            (name for name in BEST_BY if all(figures.get(name) is not None for figures in material.figures.values())), None
+        )
+        work.run.log_figures(summary(material.figures), [f"{policy}.{metric}" for policy in section.policies])
+        if metric:
+            best = max(section.policies, key=lambda policy: material.figures[policy][metric])
+            work.run.log_best(Path("artifacts/policy") / best, metric)
 
 
 def read_curves(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, list[tuple[float, float]]]]:

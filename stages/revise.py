@@ -177,7 +177,8 @@ def run(config: ReviseStage, entry: str) -> None:
         for split, selected in demonstrations(rows, settings.validation_fraction, config.seed).items():
             write_jsonl(output / f"{split}.jsonl", selected)
         write_json(work.output(f"artifacts/figures/revise/{entry}.json"), metrics)
-        work.run.log_metrics(metrics)
+        work.run.log_figures(metrics)
+        work.run.log_traces(judge.traces(work.name))
         work.run.log_table(
             "revisions", [{"prompt": last_turn(row["prompt"]), **{k: row[k] for k in SHOWN}} for row in rounds[:40]]
         )

@@ -38,6 +38,8 @@ from plumbline.rewards.reward import describe, load_reward
 from plumbline.rows import PREFERENCES, Row, prompt_key, text_of
 
 KINDS = ("preference", "cost")
+HEADLINE = ("accuracy", "sign_accuracy", "margin", "calibration_error")
+"""The figures that MLflow shows first."""
 
 
 @dataclass
@@ -205,7 +207,8 @@ def run(config: RewardModelStage, entry: str) -> None:
     with executing("reward_model", entry, config, [init, signal]) as work:
         metrics = train_model(config, entry, work, init, signal)
         write_json(work.output(f"artifacts/figures/reward_model/{entry}.json"), metrics)
-        work.run.log_metrics({name: value for name, value in metrics.items() if value is not None})
+        work.run.log_figures(metrics, HEADLINE)
+        work.run.log_model(entry, "reward", work.root / f"artifacts/reward/{entry}", "")
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_model")

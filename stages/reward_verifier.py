@@ -93,7 +93,7 @@ def run(config: RewardVerifierStage, entry: str) -> None:
         describe(folder, settings.kind, **values)
         figures = {"prompts": len(rows), "prompts_checkable": checkable, "uses_gold": settings.kind == "closed_world"}
         write_json(work.output(f"artifacts/figures/reward_verifier/{entry}.json"), figures)
-        work.run.log_metrics(figures)
+        work.run.log_figures(figures)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="reward_verifier")

@@ -9,7 +9,7 @@ model's error.
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import write_json
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
+HEADLINE = ("reward", "kl_k1", "kl_k1_per_token", "kl_k3_per_token", "entropy", "end_of_turn_fraction", "length_tokens")
+"""The figures that MLflow shows first."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ def run(config: RlStage, entry: str) -> None:
     init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
     with executing("rl", entry, config, [init, reward, PROMPTS]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.model_card import origin_of, write_card
         from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
@@ -56,9 +59,10 @@ def run(config: RlStage, entry: str) -> None:
                 prompts=PROMPTS,
             )
             figures = importlib.import_module(method_module("rl", settings.method)).align(settings, job)
+        did = f"trained `{settings.init}` by `{settings.method}` on the reward `{settings.reward}`"
+        write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/rl/{entry}.json"), figures)
-        # `final/` keeps figures apart from curves: under a curve's name, each would be logged as another first step
-        work.run.log_metrics({f"final/{name}": value for name, value in figures.items()})
+        work.run.log_figures(figures, HEADLINE)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="rl")

@@ -31,6 +31,8 @@ from plumbline.rows import by_prompt, last_turn, text_of
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
 DEMONSTRATIONS = Path("artifacts/data/sft/train.jsonl")
 SOURCES = ("rollout", "demonstrations")
+HEADLINE = ("completions", "finished_fraction", "length_tokens")
+"""The figures that MLflow shows first."""
 
 
 @dataclass
@@ -95,7 +97,7 @@ def run(config: SampleStage, entry: str) -> None:
         write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", rows)
         figures = {"completions": len(rows), **drawn_figures(sampled, decoding)}
         write_json(work.output(f"artifacts/figures/sample/{entry}.json"), figures)
-        work.run.log_metrics(figures)
+        work.run.log_figures(figures, HEADLINE)
         shown = rows[: 40 * settings.n : max(1, settings.n // 2)]
         work.run.log_table(
             "completions", [{"prompt": last_turn(row["prompt"]), "completion": text_of(row["completion"])} for row in shown]

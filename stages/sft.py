@@ -6,7 +6,7 @@ Only completions carry loss (InstructGPT, arXiv:2203.02155, §3.5; details in pl
 half a minute on two cores.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import hydra
@@ -34,6 +34,7 @@ def run(config: SftStage) -> None:
     """Trains the policy that later stages start from."""
     with executing("sft", None, config, [BASE, DEMONSTRATIONS]) as work:
         from plumbline.models.determinism import make_deterministic
+        from plumbline.models.model_card import origin_of, write_card
         from plumbline.models.training_memory import require_memory
 
         make_deterministic(config.seed, config.threads)
@@ -50,7 +51,10 @@ def run(config: SftStage) -> None:
                 signal=DEMONSTRATIONS,
             )
             figures = align(config.sft, job)
+        did = "kept it as it is" if config.sft.untrained else f"trained `{BASE.name}` on demonstrations"
+        write_card(work, policy, did=did, values=asdict(config.sft), figures=figures, origin=origin_of(BASE), seed=config.seed)
         write_json(work.output("artifacts/figures/sft/sft.json"), figures)
+        work.run.log_figures(figures)
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="sft")

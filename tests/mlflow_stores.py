@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 from mlflow import MlflowClient
 
+from plumbline.pipeline.mlflow_calls import experiment_name
 from plumbline.pipeline.tracking import tracked
 
 
@@ -44,7 +45,7 @@ def store(project: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def runs() -> list[Any]:
     """All runs, the newest first."""
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    return list(client.search_runs([client.get_experiment_by_name("plumbline").experiment_id]))
+    return list(client.search_runs([client.get_experiment_by_name(experiment_name()).experiment_id]))
 
 
 def work(metrics: dict[str, float] | None = None, **changes: Any) -> None:

@@ -157,7 +157,7 @@ def test_every_stage_has_one_name_everywhere() -> None:
     stages = set(load_pipeline()["stages"])
     assert stages == {"check", *graph.STAGES}
     assert stages == {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
-    assert stages - {"check"} == {file.stem for file in (ROOT / "conf").glob("*.yaml")} - {"quiet"}
+    assert stages - {"check"} == {file.stem for file in (ROOT / "conf").glob("*.yaml")} - {"quiet", "tracking"}
     for node in declared_nodes(load_pipeline(), every_stage()):
         assert node.cmd.startswith(f"python -m stages.{node.stage}")
     assert [next(iter(section)) for section in load_pipeline()["vars"]] == [*graph.REPEATED]

@@ -132,7 +132,7 @@ def test_programs_are_executed_for_their_reward(artifacts: Path, method: str, mo
 
     logged: dict[str, float] = {}
     monkeypatch.setattr(CodeReward, "__call__", with_programs)
-    monkeypatch.setattr(Run, "log_metrics", lambda self, metrics, step=None: logged.update(metrics))
+    monkeypatch.setattr(Run, "log_costs", lambda self, figures: logged.update(figures))
     figures = run_align(artifacts, method, max_steps=2)
     assert figures["reward"] == pytest.approx(0.5)
     assert logged["verifier_passed"] == 8
@@ -145,7 +145,7 @@ def test_outcomes_of_checks_are_logged(artifacts: Path, method: str, monkeypatch
     write_jsonl(artifacts / "reward/digits/references.jsonl", answers)
     write_json(artifacts / "reward/digits/reward.json", {"kind": "math"})
     logged: dict[str, float] = {}
-    monkeypatch.setattr(Run, "log_metrics", lambda self, metrics, step=None: logged.update(metrics))
+    monkeypatch.setattr(Run, "log_costs", lambda self, figures: logged.update(figures))
     run_align(artifacts, method, max_steps=2)
     assert logged["verifier_missing"] == 16  # two rollouts of eight; none of the words is a number
 

@@ -15,8 +15,9 @@ import pytest
 from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import executing
+from plumbline.pipeline.provenance import Input
 from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json, write_jsonl
-from plumbline.pipeline.tracking import Input, TrackingUnavailable, flatten, tracked
+from plumbline.pipeline.tracking import TrackingUnavailable, flatten, tracked
 from tests.conftest import ROOT
 
 
@@ -161,8 +162,8 @@ def test_a_stage_leaves_a_run_with_parameters_inputs_metrics_and_tables(project:
     assert run.info.run_name == "align@dpo"
     assert run.info.status == "FINISHED"
     assert run.data.params["seed"] == "17"
-    assert run.data.metrics["stage_seconds"] > 0
-    assert len(client.get_metric_history(run.info.run_id, "loss")) == 1500
+    assert run.data.metrics["system/stage_seconds"] > 0
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1500
     assert run.inputs.dataset_inputs[0].dataset.digest == input_digest("artifacts/in.jsonl")
     assert json.loads((project / "scratch/align/dpo/artifacts/runs/align/dpo.json").read_text())["run_id"] == run.info.run_id
     assert [item.path for item in client.list_artifacts(run.info.run_id, "tables")] == ["tables/samples.json"]

@@ -300,6 +300,9 @@ class Recorder(Run):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self.last |= metrics
 
+    def log_costs(self, figures: Any) -> None:
+        self.last |= figures
+
 
 def test_ppo_learns_from_a_judge_and_the_same_run_again_buys_nothing(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from plumbline.methods.online.ppo import align

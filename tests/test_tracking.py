@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 
 from plumbline.pipeline.execution import executing
 from plumbline.pipeline.outbox import SafeNames
-from plumbline.pipeline.tracking import Input, TrackingUnavailable, tracked
+from plumbline.pipeline.provenance import Input
+from plumbline.pipeline.tracking import TrackingUnavailable, tracked
 from tests.mlflow_stores import Config, Server, empty_store, running_server, runs, said, server, store, work
 
 # --- names and values --------------------------------------------------------------------------------------------------
@@ -111,11 +112,11 @@ def refusal(match: str) -> str:
     return message
 
 
-def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: Path) -> None:
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: Path, project: Path) -> None:
     work()
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     client.delete_experiment("1")
-    message = refusal("'plumbline' was deleted, and its name is still taken")
+    message = refusal(f"'{project.name}' was deleted, and its name is still taken")
     command = message.partition("`")[2].partition("`")[0]
     assert command.startswith(f"MLFLOW_TRACKING_URI=sqlite:///{store} mlflow experiments restore --experiment-id 1")
     client.restore_experiment("1")

@@ -45,7 +45,7 @@ def test_a_server_that_fails_after_work_began_costs_one_line_and_what_it_missed_
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["early"] == 1.0
-    assert [point.value for point in client.get_metric_history(run_id, "loss")] == [*map(float, range(2500))]
+    assert [point.value for point in client.get_metric_history(run_id, "train/loss")] == [*map(float, range(2500))]
     assert [item.path for item in client.list_artifacts(run_id, "tables")] == ["tables/answers.json"]
     assert unsent(project) == []
 
@@ -62,7 +62,7 @@ def test_a_server_that_comes_back_in_the_same_stage_misses_nothing_and_gets_noth
         run.log_metrics({"late": 1.0})
     client = MlflowClient(server.address)
     assert client.get_run(run.id).info.status == "FINISHED"
-    assert len(client.get_metric_history(run.id, "loss")) == 1000
+    assert len(client.get_metric_history(run.id, "train/loss")) == 1000
     assert unsent(project) == []
 
 

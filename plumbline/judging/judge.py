@@ -7,7 +7,7 @@ that it was read from.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plumbline.judging.aggregation import UNPARSED, WINS
 from plumbline.judging.asking import Ledger
@@ -133,6 +133,10 @@ class Judge(ABC):
 
     def announce(self, share: float) -> None:  # noqa: B027  judges without a progress bar need not know
         """Announces which share of all questions the next call completes."""
+
+    def traces(self, name: str) -> list[dict[str, Any]]:
+        """Some of the conversations so far, as `Run.log_traces` takes them under a name; none of a judge that is not asked in words."""
+        return []
 
     @abstractmethod
     def finish(self) -> None:

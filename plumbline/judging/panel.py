@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from plumbline.judging.aggregation import both_orders, majority, mean
 from plumbline.judging.asking import CUT_OFF, ESTIMATED, Chat, Ledger, Reply, Request
+from plumbline.judging.conversations import Conversations
 from plumbline.judging.judge import Comparison, Judge, Principle, Prompts, Ranking, Rating, Verdict, rater_names
 from plumbline.judging.judges import JudgeConfig
 from plumbline.judging.store import content_key
@@ -76,6 +77,7 @@ class AskingJudge(Judge):
         self.thinking_marks = config.thinking_marks
         self._members = list(members)
         self._seed = seed
+        self._conversations = Conversations()
 
     @property
     def ledger(self) -> Ledger:  # type: ignore[override]
@@ -88,6 +90,9 @@ class AskingJudge(Judge):
     def announce(self, share: float) -> None:
         for member in self._members:
             member.chat.share = share
+
+    def traces(self, name: str) -> list[dict[str, Any]]:
+        return self._conversations.traces(name)
 
     def finish(self) -> None:
         estimates = []
@@ -221,6 +226,8 @@ class AskingJudge(Judge):
             waiting = unread
             if not waiting:
                 break
+        for position, verdict in settled.items():
+            self._conversations.add(queries[position].request.messages, verdict)
         return [settled[first[_request_key(query.request)]] for query in queries]
 
 

@@ -24,6 +24,11 @@ class Job:
     """The run in MLflow."""
     seed: int
 
+    @property
+    def watched(self) -> Path:
+        """The file of rows on whose prompts MLflow shows the policy in training."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class OfflineJob(Job):
@@ -31,6 +36,10 @@ class OfflineJob(Job):
 
     signal: Path
     """A folder of demonstrations, preferences or labelled completions; for `merge`, another policy."""
+
+    @property
+    def watched(self) -> Path:
+        return self.signal / "validation.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,3 +50,7 @@ class OnlineJob(Job):
     """The folder of the reward."""
     prompts: Path
     """The file of the prompts to sample from."""
+
+    @property
+    def watched(self) -> Path:
+        return self.prompts

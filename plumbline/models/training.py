@@ -13,7 +13,7 @@ from plumbline.pipeline.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, 
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from plumbline.methods.job import Job
     from plumbline.pipeline.tracking import Run
@@ -196,8 +196,10 @@ def takes_ids(trainer: Any) -> Any:
     return type(trainer.__name__, (trainer,), {"_prepare_dataset": lambda self, dataset, *_: dataset})
 
 
-def train(trainer: "Trainer", checkpoints: Path) -> None:
+def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCallback]" = ()) -> None:
     """Trains, starting from the last checkpoint if an interrupted attempt left one.
+
+    callbacks: more of them, such as `watching(trainer, job)`, which shows completions in MLflow during training.
 
     Raises:
         FloatingPointError: the loss is NaN or infinite.
@@ -212,6 +214,8 @@ def train(trainer: "Trainer", checkpoints: Path) -> None:
         )
     trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
 
 

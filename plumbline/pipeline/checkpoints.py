@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from plumbline.pipeline.mlflow_calls import project_root
+from plumbline.pipeline.provenance import Input
 from plumbline.pipeline.sources import all_files
-from plumbline.pipeline.tracking import Input
 
 
 class AlreadyRunning(RuntimeError):

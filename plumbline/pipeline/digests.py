@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -79,8 +81,22 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _locked_digests() -> dict[str, str]:
-    lock = Path("dvc.lock")
-    if not lock.exists():
+    return {out["path"]: out["md5"] for stage in locked_stages().values() for out in stage.get("outs", []) if "md5" in out}
+
+
+def locked_stages() -> dict[str, Any]:
+    """What dvc.lock says of each node that has run: its `deps`, `params` and `outs`; empty without the file."""
+    try:
+        stat = os.stat("dvc.lock")
+    except FileNotFoundError:
         return {}
-    stages = yaml.load(lock.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+    return _read_lock(os.getcwd(), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read_lock(*_: object) -> dict[str, Any]:
+    """dvc.lock of the current folder; the arguments tell one state of it from another."""
+    stages: dict[str, Any] = yaml.load(Path("dvc.lock").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))[
+        "stages"
+    ]
+    return stages

@@ -21,8 +21,9 @@ from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, co
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.mlflow_calls import project_root
+from plumbline.pipeline.provenance import Input, maker_run, node_tags
 from plumbline.pipeline.records import write_json
-from plumbline.pipeline.tracking import QUIET_AND_PATIENT, Input, Run, TrackingUnavailable, tracked
+from plumbline.pipeline.tracking import QUIET_AND_PATIENT, Run, TrackingUnavailable, tracked
 from plumbline.pipeline.warm_process import end_as, run_in_fork
 
 
@@ -35,6 +36,7 @@ class Work:
     root: Path
     run: Run
     key: str
+    inputs: Sequence[Input]
     until_done: ExitStack
     """Closed when the work has succeeded; left as it is if the work fails."""
 
@@ -62,7 +64,7 @@ class Work:
 
     def log_timing(self, **figures: float) -> None:
         """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not."""
-        self.run.log_metrics(figures)
+        self.run.log_costs(figures)
         folder = project_root() / ".timings"
         folder.mkdir(exist_ok=True)
         with (folder / f"{self.name}.jsonl").open("a") as file:
@@ -117,13 +119,13 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     require_sound(config)
     started = time.perf_counter()
     set_environment(getattr(config, "threads", 1))
-    read = [Input(str(path), input_digest(path)) for path in inputs]
+    read = [Input(str(path), input_digest(path), maker_run(path)) for path in inputs]
     params = dataclasses.asdict(config)
     name = f"{stage}@{entry}" if entry else stage
     # the checkpoints go last: what is still logged after training may fail, too
-    with ExitStack() as until_done, tracked(name, params=params, tags=_dvc_tags(stage, entry), inputs=read) as run:
+    with ExitStack() as until_done, tracked(name, params=params, tags=node_tags(stage, entry), inputs=read) as run:
         key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
-        work = Work(stage, entry, _output_root(stage, entry), run, key, until_done)
+        work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
         yield work
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
@@ -138,11 +140,3 @@ def _output_root(stage: str, entry: str | None) -> Path:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return root / str(HydraConfig.get().job.num)
     return root
-
-
-def _dvc_tags(stage: str, entry: str | None) -> dict[str, str]:
-    tags = {"stage": stage, "entry": entry or "", "by_hand": str("DVC_STAGE" not in os.environ).lower()}
-    for tag, variable in {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}.items():
-        if os.environ.get(variable):
-            tags[tag] = os.environ[variable]
-    return tags

@@ -7,34 +7,35 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 from filelock import FileLock
 
+from plumbline.pipeline import landing
+from plumbline.pipeline.mlflow_fault import MlflowFault
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "plumbline"
-
 Record = Mapping[str, Any]
-"""What one call sends: {"metrics": [[name, value, milliseconds, step], …]}, {"params": [[name, value], …]}, {"table": [name, rows]},
-{"inputs": [[name, digest, path], …]} or {"end": [status, milliseconds]}."""
+"""What one call sends: {"metrics": [[name, value, milliseconds, step], …]}, {"params": [[name, value], …]}, either with `tags`,
+{"table": [name, rows]}, {"text": [path, text]}, {"inputs": [[name, digest, path], …]}, {"model": [name, kind, source, description]},
+{"evaluated": [run, description, figures, milliseconds]}, {"best": [run, metric]}, {"traces": [trace, …]} or {"end": [status, milliseconds]}."""
 
-LONGEST_REASON = 400  # characters; a proxy's error page is longer
+STORED = ("table", "text")
+"""The records that go to the store of artifacts."""
+
+LONGEST_REASON = 500  # characters; a proxy's error page is longer
 MOST_TABLES = 100  # that a run's tag lists, so that it stays below MLflow's 8,000 characters
 
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 """MLflow's error codes for what it would refuse again."""
 
 
-class MlflowFault(Exception):
-    """MLflow failed. Holds the reason in one line, and whether the same call would fail again."""
-
-    def __init__(self, reason: str, final: bool = False) -> None:
-        super().__init__(reason, final)
-        self.reason = reason
-        self.final = final
+def experiment_name() -> str:
+    """The experiment of this project's runs: MLFLOW_EXPERIMENT_NAME, or else the name of the project's folder."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or project_root().name or "plumbline"
 
 
 def project_root() -> Path:
@@ -42,8 +43,33 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
-def start_run(uri: str, name: str, tags: Mapping[str, str]) -> str:
-    """Starts a run and returns its id; closes runs of this stage whose process was killed.
+class Started(NamedTuple):
+    """A run that has begun."""
+
+    experiment: str
+    """The experiment's id."""
+    run: str
+    """The run's id."""
+
+
+def start_run(uri: str, name: str, tags: Mapping[str, str]) -> Started:
+    """Starts a run; closes runs of this stage whose process was killed.
+
+    Raises:
+        MlflowFault: MLflow at `uri` cannot be used.
+    """
+    with _explained():
+        from mlflow import MlflowClient
+
+        experiment = open_experiment(uri)
+        client = MlflowClient(uri)
+        _close_orphans(client, experiment, name)
+        run = client.create_run(experiment, run_name=name, tags={"mlflow.runName": name, **tags})
+        return Started(experiment, str(run.info.run_id))
+
+
+def open_experiment(uri: str) -> str:
+    """The id of the project's experiment, which is made if there is none, with the view in which `make ui` opens it.
 
     Raises:
         MlflowFault: MLflow at `uri` cannot be used.
@@ -52,10 +78,7 @@ def start_run(uri: str, name: str, tags: Mapping[str, str]) -> str:
         from mlflow import MlflowClient
 
         with FileLock(project_root() / ".mlflow.lock"):  # six at once broke a new SQLite store 17 times in 18
-            client = MlflowClient(uri)
-            experiment = _experiment(client, uri)
-        _close_orphans(client, experiment, name)
-        return str(client.create_run(experiment, run_name=name, tags={"mlflow.runName": name, **tags}).info.run_id)
+            return _experiment(MlflowClient(uri), uri)
 
 
 def deliver(uri: str, run_id: str, record: Record) -> None:
@@ -66,35 +89,54 @@ def deliver(uri: str, run_id: str, record: Record) -> None:
     """
     with _explained():
         from mlflow import MlflowClient
-        from mlflow.entities import Dataset, DatasetInput, Metric, Param
+        from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+
+        from plumbline.pipeline import mlflow_models, mlflow_traces
 
         client = MlflowClient(uri)
         match record:
-            case {"metrics": metrics}:
-                client.log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
-            case {"params": params}:
-                client.log_batch(run_id, params=[Param(*param) for param in params])
+            case {"metrics": _} | {"params": _}:
+                client.log_batch(
+                    run_id,
+                    metrics=[Metric(*metric) for metric in record.get("metrics", ())],
+                    params=[Param(*param) for param in record.get("params", ())],
+                    tags=[RunTag(*tag) for tag in record.get("tags", {}).items()],
+                )
             case {"inputs": inputs}:
                 datasets = [Dataset(name, digest, "local", json.dumps({"uri": path})) for name, digest, path in inputs]
                 client.log_inputs(run_id, datasets=[DatasetInput(dataset, []) for dataset in datasets])
             case {"table": [name, rows]}:
                 _deliver_table(client, run_id, f"tables/{name}.json", rows)
+            case {"text": [path, text]}:
+                client.log_text(run_id, text, path)
+            case {"model": [name, kind, source, text]}:
+                mlflow_models.create(client, run_id, experiment_name(), mlflow_models.Model(name, kind, source, text))
+            case {"evaluated": [maker, text, figures, milliseconds]}:
+                mlflow_models.evaluated(client, run_id, maker, text, figures, milliseconds)
+            case {"best": [maker, metric]}:
+                mlflow_models.name_best(client, experiment_name(), maker, metric)
+            case {"traces": traces}:
+                mlflow_traces.deliver_traces(uri, run_id, client.get_run(run_id).info.experiment_id, traces)
             case {"end": [status, milliseconds]}:
                 client.set_terminated(run_id, status, milliseconds)
             case _:
-                raise ValueError(f"expected metrics, params, inputs, a table or an end, found {str(record)[:80]}")
+                raise ValueError(f"expected a record that can be sent, found {str(record)[:80]}")
 
 
 def _experiment(client: "MlflowClient", uri: str) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    name = experiment_name()
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         local = (project_root() / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-        return client.create_experiment(EXPERIMENT, artifact_location=local)
+        return client.create_experiment(name, artifact_location=local, tags=landing.experiment_tags())
     if experiment.lifecycle_stage == "deleted":
         raise MlflowFault(
-            f"the experiment {EXPERIMENT!r} was deleted, and its name is still taken. Restore it (`MLFLOW_TRACKING_URI={without_password(uri)} "
+            f"the experiment {name!r} was deleted, and its name is still taken. Restore it (`MLFLOW_TRACKING_URI={without_password(uri)} "
             f"mlflow experiments restore --experiment-id {experiment.experiment_id}`) or remove it for good (`mlflow gc`)"
         )
+    for key, value in landing.experiment_tags().items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
 
 

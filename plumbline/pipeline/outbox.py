@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plumbline.pipeline.mlflow_calls import MlflowFault, Record, deliver
+from plumbline.pipeline.mlflow_calls import STORED, Record, deliver
+from plumbline.pipeline.mlflow_fault import MlflowFault
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 
 WAIT_SECONDS = 60.0  # from a failure to the next try: a server that hangs takes 20 s of the stage's time at each
@@ -41,11 +42,11 @@ class Outbox:
             self.send()
 
     def send(self) -> None:
-        """Tries all records; keeps those that could not be sent. A failing store of artifacts holds up nothing but tables."""
+        """Tries all records; keeps those that could not be sent. A failing store of artifacts holds up nothing but tables and texts."""
         kept: list[Record] = []
         self._failed_at, failing = None, set[str]()
         for record in self.records:
-            target = "artifacts" if "table" in record else "server"
+            target = "artifacts" if record.keys() & {*STORED} else "server"
             if failing & {"server", target}:
                 kept.append(record)
                 continue

@@ -31,7 +31,8 @@ from typing import Any, NamedTuple, NoReturn
 from filelock import FileLock
 
 IMPORTED = (
-    "hydra", "mlflow.store.tracking.sqlalchemy_store", "pandas", "datasets", "tokenizers", "torch", "transformers.trainer",
+    "hydra", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracing.client", "pandas", "datasets", "huggingface_hub.repocard", "tokenizers",
+    "torch", "transformers.trainer",
     "transformers.models.auto.modeling_auto", "transformers.models.qwen3.modeling_qwen3", "trl.trainer.sft_trainer",
     "trl.trainer.dpo_trainer", "trl.trainer.reward_trainer",
 )  # fmt: skip

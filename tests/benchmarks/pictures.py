@@ -11,7 +11,6 @@ Needs Chromium (`apt-get install chromium fonts-nanum`). MLflow's server gets a 
 import argparse
 import asyncio
 import base64
-import json
 import os
 import re
 import signal
@@ -22,8 +21,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,6 @@ import aiohttp
 WIDTH, HEIGHT = 1200, 960  # CSS pixels
 MARGIN = 24
 PATIENCE = 90.0  # seconds, for a server to answer or an element to appear
-COLUMNS = ("gold", "gold_gain", "harmful_fraction", "win_rate")
-"""The metrics shown beside each run: those of `evaluate`."""
-
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-port=0",
@@ -84,8 +80,9 @@ class Browser:
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
-async def take(chromium: str, report: Path, address: str, out: Path) -> None:
-    """Opens both pages and writes their pictures."""
+@asynccontextmanager
+async def open_browser(chromium: str) -> AsyncIterator[Browser]:
+    """A page of a Chromium that has never been anywhere."""
     with tempfile.TemporaryDirectory() as profile:
         window = [f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen([chromium, *FLAGS, *window], stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -96,11 +93,16 @@ async def take(chromium: str, report: Path, address: str, out: Path) -> None:
                 async with session.get(f"http://{host}/json") as reply:
                     page = next(target for target in await reply.json() if target["type"] == "page")
                 async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                    browser = Browser(socket)
-                    await take_report(browser, report, out / "report.png")
-                    await take_runs(browser, address, out / "mlflow.png")
+                    yield Browser(socket)
         finally:
             stop(process)
+
+
+async def take(chromium: str, report: Path, address: str, out: Path) -> None:
+    """Opens both pages and writes their pictures."""
+    async with open_browser(chromium) as browser:
+        await take_report(browser, report, out / "report.png")
+        await take_runs(browser, address, out / "mlflow.png")
 
 
 async def take_report(browser: Browser, report: Path, out: Path) -> None:
@@ -111,20 +113,8 @@ async def take_report(browser: Browser, report: Path, out: Path) -> None:
 
 
 async def take_runs(browser: Browser, address: str, out: Path) -> None:
-    """The runs of the project's experiment, newest first, with the metrics of `evaluate` as columns and without MLflow's assistant."""
-    columns = [f"metrics.`{name}`" for name in COLUMNS]
-    kept = {
-        "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
-        "mlflow.assistant.panelOpen_v1": False,
-        'MLflowLocalStorage-1.1-ExperimentPage-["1"]-ReactComponentState': {
-            "selectedColumns": columns,
-            "runsHiddenMode": "SHOWALL",
-        },
-    }
-    lines = [f"localStorage.setItem({json.dumps(key)}, {json.dumps(json.dumps(value))});" for key, value in kept.items()]
-    await browser.call("Page.enable")
-    await browser.call("Page.addScriptToEvaluateOnNewDocument", source="\n".join(lines))
-    await browser.call("Page.navigate", url=f"{address}/#/experiments/1/runs?workflowType=machine_learning")
+    """The runs, as the bare address of `make ui` shows them to a new browser, newest first."""
+    await browser.call("Page.navigate", url=address)
     await browser.wait_for("document.querySelectorAll('.ag-center-cols-container .ag-row').length")
     await browser.save(out, HEIGHT)
 
@@ -143,21 +133,11 @@ def tracking_server(database: Path) -> Iterator[str]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         address = f"http://127.0.0.1:{port}"
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "ui",
-            "--backend-store-uri",
-            f"sqlite:///{copy}",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
         server = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+            [sys.executable, "-m", "plumbline.tools.ui", str(port)],
+            env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{copy}", "MLFLOW_EXPERIMENT_NAME": database.resolve().parent.name},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
         try:
             wait_until_healthy(address)
             yield address

@@ -165,4 +165,4 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 def work_at(folder: Path, stage: str, entry: str | None) -> Work:
     """What a stage's functions need, without a tracked run."""
-    return Work(stage, entry, folder, Run(), "gpu", ExitStack())
+    return Work(stage, entry, folder, Run(), "gpu", [], ExitStack())

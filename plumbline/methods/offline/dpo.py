@@ -171,6 +171,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
+    from plumbline.models.watching import watching
     from plumbline.rows import PREFERENCES
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
@@ -187,7 +188,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
         callbacks=[warn_of_displacement(config.beta)],
         peft_config=lora_config(config),
     )
-    train(trainer, job.checkpoints)
+    train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
     save_trained(trainer.model, tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)

@@ -126,6 +126,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
+    from plumbline.models.watching import watching
 
     splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}
     tokenizer = AutoTokenizer.from_pretrained(job.init)
@@ -153,7 +154,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )
-    train(trainer, job.checkpoints)
+    train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
     save_trained(trainer.model, tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)

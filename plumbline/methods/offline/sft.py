@@ -74,6 +74,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
     from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments
+    from plumbline.models.watching import watching
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
     encode = partial(encode_demonstrations, tokenizer)
@@ -96,7 +97,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
         processing_class=tokenizer,
         peft_config=lora_config(config),
     )
-    train(trainer, job.checkpoints)
+    train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
     save_trained(trainer.model, tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)

@@ -25,6 +25,7 @@ from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.ppo.settings import PpoConfig
 
 if TYPE_CHECKING:
+    from plumbline.methods.online.ppo.rollout import Metrics
     from plumbline.rewards.reward import Reward
 
 __all__ = ["SCHEMAS", "PpoConfig", "align"]
@@ -61,6 +62,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.methods.online.ppo.trainer import PpoTrainer, train
     from plumbline.methods.online.start import last_means, load_start
     from plumbline.models.training import save_trained, write_curve
+    from plumbline.models.watching import watch
     from plumbline.rewards.reward import finish, load_reward, outcomes
 
     processes = PartialState(cpu=not torch.accelerator.is_available())  # before any model, so that each process gets its own GPU
@@ -80,14 +82,18 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
         cost=cost,
         init_lambda=init_lambda,
     )
-    history = train(
-        trainer,
-        job.checkpoints,
-        log=lambda step, metrics, timings: job.run.log_metrics({**metrics, **timings}, step=step),
-        log_samples=lambda step, rows: job.run.log_table(f"rollouts/step_{step:05d}", rows),
-    )
+    watched = watch(job, start.tokenizer, config.steps) if processes.is_main_process else None
+    if watched:
+        watched.at(0, networks.policy)
+
+    def log(step: int, metrics: "Metrics", timings: "Metrics") -> None:
+        job.run.log_metrics({**metrics, **timings}, step=step)
+        if watched and timings:  # none of a step that was made before a crash
+            watched.at(step + 1, networks.policy)
+
+    history = train(trainer, job.checkpoints, log=log, log_samples=lambda step, rows: job.run.extend_table("rollouts", rows))
     if totals := {**outcomes(reward), **finish(reward)}:  # counted since the last resume, so only MLflow gets them
-        job.run.log_metrics(totals, step=len(history))
+        job.run.log_costs(totals)
     if processes.is_main_process:
         save_trained(networks.policy, start.tokenizer, job, config)
         write_curve(job.curve, [{"step": step, **metrics} for step, metrics in enumerate(history)])  # already logged
