@@ -21,6 +21,7 @@ from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
 from plumbline.pipeline.digests import content_digest, wrong_pin
+from plumbline.pipeline.launcher import machine_problems, oversubscription, trains
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
 
@@ -56,6 +57,7 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
         *_no_room(configs, prepare.model.context_tokens),
         *without_sandbox(configs),
         *without_checkers(configs, params),
+        *_not_launchable(configs, params),
     ]
 
 
@@ -200,6 +202,25 @@ def _no_room(configs: Configs, context_tokens: int | None) -> Iterator[str]:
         if context_tokens and longest >= context_tokens:
             at = "params.yaml: evaluate" if node[0] == "answer" else where(node)
             yield f"{at}.max_new_tokens: expected fewer than the model's context_tokens, {context_tokens}, found {longest}"
+
+
+def _launched(configs: Configs) -> list[Any]:
+    """The configs of the stages that train in the processes of a launcher."""
+    return [
+        config for config in configs.values() if hasattr(config, "launcher") and not config.launcher.is_local and trains(config)
+    ]
+
+
+def _not_launchable(configs: Configs, params: Params) -> Iterator[str]:
+    """What the launcher of stages that train needs, and this machine lacks."""
+    if stages := _launched(configs):
+        yield from (f"conf/launcher/{params['launcher']}.yaml: {complaint}" for complaint in machine_problems(stages[0].launcher))
+
+
+def crowded(configs: Configs) -> str:
+    """A note on a launcher that starts more threads than this machine has cores; empty if there is nothing to note."""
+    stages = _launched(configs)
+    return oversubscription(stages[0].launcher, stages[0].threads) if stages else ""
 
 
 def without_sandbox(configs: Configs) -> Iterator[str]:

@@ -8,7 +8,7 @@ Every method has the same function, `align(config, job)`. docs/add-a-method.md s
 """
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.methods.job import OfflineJob
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
 from plumbline.pipeline.execution import executing, launched
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
 
 
@@ -27,6 +28,7 @@ class AlignStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     align: Any = MISSING
 
 

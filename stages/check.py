@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plumbline.consistency import (
     Node,
+    crowded,
     far_above,
     inconsistencies,
     slow_precision,
@@ -66,14 +67,17 @@ from plumbline.pipeline.tracking_values import tracking_values
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}")
 DECODING = Path("artifacts/decoding.json")
-SECTIONS = ("seed", "threads", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
+SECTIONS = ("seed", "threads", "launcher", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
 HYDRAS_OWN = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "output", "env")
 """Parts of Hydra's own config that decide no value of a stage; leaving them out saves a quarter of the time."""
 
-REQUIRED = ("seed", "threads", "inputs", "model", "data", *SINGLE, "evaluate")
+REQUIRED = ("seed", "threads", "launcher", "inputs", "model", "data", *SINGLE, "evaluate")
 """The sections that every recipe has; of the others it names those that it uses."""
+
+ADDED_LATER = {"launcher": ". Add the line `launcher: local`: each stage then trains in one process, as before"}
+"""Sections that an older params.yaml lacks → what to write."""
 
 
 def wrong_sections(params: Params) -> list[str]:
@@ -83,7 +87,9 @@ def wrong_sections(params: Params) -> list[str]:
         for key in params
         if key not in SECTIONS
     ]
-    errors += [f"params.yaml: expected a section {key!r}, found none" for key in REQUIRED if key not in params]
+    errors += [
+        f"params.yaml: expected a section {key!r}, found none{ADDED_LATER.get(key, '')}" for key in REQUIRED if key not in params
+    ]
     return errors + [
         f"params.yaml: {stage}: expected a mapping (`{{}}` for nothing), found {params[stage]!r}"
         for stage in SECTIONS
@@ -325,7 +331,7 @@ def main() -> None:
     section = EvaluateSection(**params["evaluate"])
     write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
     print("The recipe is sound.")
-    if note := slow_precision(configs, params):
+    for note in filter(None, (slow_precision(configs, params), crowded(configs))):
         print(f"Note: {note}.")
 
 

@@ -21,6 +21,7 @@ from plumbline.models.size import require_size
 from plumbline.models.training import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, launched
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import Range, outside
 from plumbline.pipeline.records import read_jsonl, write_json
 from plumbline.rows import Row
@@ -53,6 +54,7 @@ class PretrainStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     model: Any = MISSING
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
@@ -132,7 +134,7 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
 
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import end_of_turn_id
-    from plumbline.models.training import curve_rows, train, trainer_arguments, write_curve
+    from plumbline.models.training import curve_rows, train, trainer_arguments, whole_model, write_curve
 
     model = new_model(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
     require_size(config.model.size, model.num_parameters())
@@ -146,6 +148,7 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
         )
         train(trainer, checkpoints)
         figures = {"validation_loss": trainer.evaluate()["eval_loss"], "parameters": model.num_parameters()}
+        model = whole_model(trainer, init=None)
     write_curve(work.output("artifacts/curves/pretrain/pretrain.csv"), curve_rows(trainer.state.log_history), work.run)
     return Base(model, figures)
 

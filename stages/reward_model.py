@@ -22,6 +22,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.models.training import Lora, Validated
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import Work, executing, launched
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_rows, replacing, write_json
 from plumbline.rewards.margins import (
@@ -67,6 +68,7 @@ class RewardModelStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     reward_model: RewardModelEntry = field(default_factory=RewardModelEntry)
 
 
@@ -117,7 +119,7 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
     from plumbline.models.chat import encode_preferences
     from plumbline.models.loading import as_saved, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
-    from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, write_curve
+    from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, whole_model, write_curve
     from plumbline.rewards.cost import CostCollator, CostTrainer
     from plumbline.rewards.model import with_float32_head
 
@@ -125,9 +127,13 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
     is_cost = settings.kind == "cost"
     tokenizer = AutoTokenizer.from_pretrained(init)
     # the head is new; it finds the last position of a sequence by the padding token
-    model = AutoModelForSequenceClassification.from_pretrained(
-        init, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=training_dtype(settings.lora_rank)
+    load = partial(
+        AutoModelForSequenceClassification.from_pretrained,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=training_dtype(settings.lora_rank),
     )
+    model = load(init)
     with work.checkpoints() as checkpoints:
         encode = partial(encode_preferences, tokenizer)
         tables = {split: rows_on_disk(of_split, encode, checkpoints / f"{split}.arrow") for split, of_split in rows.items()}
@@ -148,8 +154,9 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
             peft_config=lora_config(settings, head="score"),
         )
         train(trainer, checkpoints)
+        model = whole_model(trainer, init, load)
     folder = work.output(f"artifacts/reward/{entry}")
-    as_saved(merged(trainer.model, folder, settings), init).save_pretrained(folder)
+    as_saved(merged(model, folder, settings), init).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_curve(work.output(f"artifacts/curves/reward_model/{entry}.csv"), curve_rows(trainer.state.log_history), work.run)
     return folder

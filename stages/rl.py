@@ -9,7 +9,7 @@ model's error.
 """
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.methods.job import OnlineJob
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
 from plumbline.pipeline.execution import executing, launched
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
@@ -32,6 +33,7 @@ class RlStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     rl: Any = MISSING
 
 

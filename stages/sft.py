@@ -16,6 +16,7 @@ from plumbline.methods.job import OfflineJob
 from plumbline.methods.offline.sft import SftConfig, align
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
 
 BASE, DEMONSTRATIONS = Path("artifacts/policy/base"), Path("artifacts/data/sft")
@@ -27,6 +28,7 @@ class SftStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     sft: SftConfig = field(default_factory=SftConfig)
 
 

@@ -42,8 +42,8 @@ def mixed_batches(trainer: Any) -> Any:
     import torch
 
     class Mixed(torch.utils.data.Sampler[int]):
-        def __init__(self, lengths: Sequence[int], micro_batch: int, accumulated: int, seed: int) -> None:
-            self.lengths, self.seed, self.epoch = lengths, seed, 0
+        def __init__(self, lengths: Sequence[int], micro_batch: int, accumulated: int, seed: int, trainer: Any) -> None:
+            self.lengths, self.seed, self.epoch, self.trainer = lengths, seed, 0, trainer
             self.micro_batch, self.batch = micro_batch, micro_batch * accumulated
             self.window = self.batch * (WINDOW if accumulated >= MIXED else 1)
 
@@ -54,7 +54,10 @@ def mixed_batches(trainer: Any) -> Any:
             return len(self.lengths)
 
         def __iter__(self) -> Iterator[int]:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            epoch = self.epoch
+            if self.trainer.args.world_size > 1:  # accelerate's `set_epoch` does not reach the sampler of a resumed epoch
+                epoch = int((self.trainer.state.epoch or 0) + 1e-6)
+            generator = torch.Generator().manual_seed(self.seed + epoch)
             rows = torch.randperm(len(self.lengths), generator=generator).tolist()
             whole = len(rows) - len(rows) % self.window
             for window in [*_cut(rows[:whole], self.window), *_cut(rows[whole:], self.batch)]:
@@ -71,7 +74,8 @@ def mixed_batches(trainer: Any) -> Any:
 
         table = (self.train_dataset if dataset is None else dataset).with_format("arrow")[:]
         lengths = sum(list_value_length(table[column]).to_numpy() for column in table.column_names if column.endswith("ids"))
-        return Mixed(lengths.tolist(), self.args.train_batch_size, self.args.gradient_accumulation_steps, self.args.data_seed)
+        micro_batches = self.args.gradient_accumulation_steps * self.args.world_size  # of all processes, which take turns
+        return Mixed(lengths.tolist(), self.args.train_batch_size, micro_batches, self.args.data_seed, self)
 
     return type(trainer.__name__, (trainer,), {"_get_train_sampler": sampler})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from plumbline.pipeline import processes
 from plumbline.pipeline.records import stream_rows
 
 if TYPE_CHECKING:
@@ -49,14 +50,15 @@ def signal_on_disk(
 def rows_on_disk(rows: Iterable[dict[str, Any]], encode: Encode, file: Path, multiple_of: int = 1) -> "Dataset":
     """The rows as `encode` tokenises them, in an Arrow table. `encode` gets a multiple of `multiple_of` rows at a time.
 
-    A table that is there already is taken as it is: `file` belongs in a folder that identifies the computation, such as that of its
-    checkpoints. So a resumed run tokenises nothing again. Neither does it ask the reference again, whose log-probabilities TRL keeps beside
-    the table that they belong to.
+    The first of several processes writes it, and all read it. A table that is there already is taken as it is: `file` belongs in a folder that
+    identifies the computation, such as that of its checkpoints. So a resumed run tokenises nothing again. Neither does it ask the reference again,
+    whose log-probabilities TRL keeps beside the table that they belong to.
     """
     from datasets import Dataset
 
-    if not file.is_file():
+    if processes.is_first() and not file.is_file():
         _write(iter(rows), encode, file, -(-CHUNK // multiple_of) * multiple_of)
+    processes.wait_for_all()
     return Dataset.from_file(str(file))
 
 

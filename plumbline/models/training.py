@@ -1,7 +1,7 @@
 """What all trainers of transformers and TRL share: their arguments, checkpoints, curves and the folders that they write."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
+from plumbline.pipeline import processes
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ class Optimisation:
 
     learning_rate: float = MISSING
     epochs: float = MISSING
-    batch_size: int = MISSING  # rows in an optimiser step
-    micro_batch_size: int = MISSING  # rows in a forward pass; gradients accumulate up to batch_size
+    batch_size: int = MISSING  # rows in an optimiser step, of all processes together
+    micro_batch_size: int = MISSING  # rows in a forward pass of each process; gradients accumulate up to batch_size
     schedule: str = MISSING  # constant | linear | cosine
     warmup_fraction: float = MISSING  # of all steps
     weight_decay: float = MISSING
@@ -95,6 +97,19 @@ class Optimisation:
             max_grad_norm=NOT_NEGATIVE,
             checkpoint_every=COUNT,
         )
+
+    def launcher_problems(self, launcher: Launcher) -> list[str]:
+        """What does not fit several processes; empty if all does."""
+        together = self.micro_batch_size * launcher.processes
+        if min(self.batch_size, together) < 1 or self.batch_size % together == 0:
+            return []
+        above = together * math.ceil(self.batch_size / together)
+        fitting = [size for size in range(1, self.micro_batch_size + 1) if self.batch_size % (size * launcher.processes) == 0]
+        lower = f"Set micro_batch_size to {fitting[-1]}, or batch_size to {above}" if fitting else f"Set batch_size to {above}"
+        return [
+            f"batch_size: expected a multiple of micro_batch_size times the processes of the launcher, {self.micro_batch_size} · "
+            f"{launcher.processes}, found {self.batch_size}. {lower}"
+        ]
 
 
 @dataclass
@@ -164,7 +179,7 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         "max_steps": config.max_steps,
         "per_device_train_batch_size": config.micro_batch_size,
         "per_device_eval_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * processes.count()),
         "lr_scheduler_type": config.schedule,
         "warmup_steps": config.warmup_fraction,  # transformers reads a number below 1 as a fraction of all steps
         "weight_decay": config.weight_decay,
@@ -197,7 +212,7 @@ def takes_ids(trainer: Any) -> Any:
 
 
 def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCallback]" = ()) -> None:
-    """Trains, starting from the last checkpoint if an interrupted attempt left one.
+    """Trains, starting from the last whole checkpoint if an interrupted attempt left one.
 
     callbacks: more of them, such as `watching(trainer, job)`, which shows completions in MLflow during training.
 
@@ -205,8 +220,6 @@ def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCal
         FloatingPointError: the loss is NaN or infinite.
         ValueError: `keep: best` is set and there is no validation within the steps; or the process sees several GPUs.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     if trainer.args.n_gpu > 1:
         raise ValueError(
             f"expected one GPU for each process, found {trainer.args.n_gpu}. Each would take micro_batch_size rows, so that a step would "
@@ -216,7 +229,18 @@ def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCal
     trainer.add_callback(_stop_when_not_finite())
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in a folder that every process had written when the run was interrupted; None if there is none."""
+    names = ["rng_state.pth"] if processes.count() == 1 else [f"rng_state_{number}.pth" for number in range(processes.count())]
+    whole = [
+        checkpoint
+        for checkpoint in folder.glob("checkpoint-*")
+        if all((checkpoint / name).is_file() for name in [*names, "trainer_state.json"])
+    ]
+    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))) if whole else None
 
 
 def _require_validation() -> Any:
@@ -348,8 +372,38 @@ def merged(model: Any, folder: Path, config: Lora) -> Any:
     return model.float().merge_and_unload()
 
 
+def whole_model(trainer: "Trainer", init: Path | None, load: Callable[[Path], Any] | None = None) -> Any:
+    """The trained model, whole, in the first process; of several, the others leave the stage here.
+
+    A sharded model is gathered by its trainer, on disk, and loaded anew: what follows is then the same for all models.
+
+    Args:
+        init: the folder of the base below an adapter.
+        load: loads a model of this kind from its folder; None for a causal LM.
+    """
+    gathered = Path(str(trainer.args.output_dir)) / "whole"
+    if processes.sharded():
+        trainer.save_model(str(gathered))  # in which all processes take part
+    processes.only_the_first_goes_on()
+    if not processes.sharded():
+        return trainer.model
+    from peft import PeftModel
+
+    from plumbline.models.loading import load_causal_lm
+
+    load = load or load_causal_lm
+    if not (gathered / "adapter_config.json").is_file():
+        return load(gathered)
+    assert init is not None
+    return PeftModel.from_pretrained(load(init), str(gathered))
+
+
 def save_trained(model: Any, tokenizer: "PreTrainedTokenizerBase", job: "Job", config: Lora) -> None:
-    """Writes the trained model to `job.output` as a policy, with an adapter merged into its base, in the precision of `job.init`."""
+    """Writes the trained model to `job.output` as a policy, with an adapter merged into its base, in the precision of `job.init`.
+
+    It is done once: of several processes, all but the first leave the stage here.
+    """
     from plumbline.models.loading import as_saved
 
+    processes.only_the_first_goes_on()
     save_policy(as_saved(merged(model, job.output, config), job.init), tokenizer, job.output)

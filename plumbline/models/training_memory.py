@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from plumbline.models.memory import GIB, GRADIENT, MOMENTS, total_memory
 from plumbline.models.training import Lora
+from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
 
 MASTER, COPY = 4, 2
@@ -110,11 +111,9 @@ def require_memory(config: Any, method: str, init: Path) -> None:
     Raises:
         ValueError: the memory is too small; the message has the arithmetic and says what to change.
     """
-    from plumbline.models.loading import device
-
     if not isinstance(config, Lora) or getattr(config, "untrained", False):
         return
-    size, there = size_of(init), total_memory(device())
+    size, there = size_of(init), memory_of_a_process()
     options: dict[str, Any] = {
         "lora_rank": config.lora_rank,
         "optimiser": getattr(config, "optimiser", "adamw"),
@@ -124,11 +123,24 @@ def require_memory(config: Any, method: str, init: Path) -> None:
     need = memory_needed(size, method, **options)
     if need.memory > there:
         raise ValueError(f"{method}: {too_large(need, there, size, method, options)}")
-    if need.checkpoints >= GIB:
+    if need.checkpoints >= GIB and processes.is_first():
         free = shutil.disk_usage(project_root()).free
         print(
             f"{method}: checkpoints take up to {gib(need.checkpoints)} GiB of disk, the policy {gib(need.policy)}; {gib(free)} GiB are free"
         )
+
+
+def memory_of_a_process() -> int:
+    """The bytes that weights and optimiser may take, as if they were whole in this process.
+
+    Processes on a CPU share the machine's memory. Sharded models take as many times as much as there are processes.
+    """
+    from plumbline.models.loading import device
+
+    there = total_memory(device())
+    if device() == "cpu":
+        there //= processes.count_here()
+    return there * (processes.count() if processes.sharded() else 1)
 
 
 def too_large(need: Need, there: int, size: Size, method: str, options: dict[str, Any]) -> str:

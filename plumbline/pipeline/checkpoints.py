@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.provenance import Input
 from plumbline.pipeline.sources import all_files
@@ -36,12 +37,18 @@ def computation_key(config: str, inputs: Sequence[Input]) -> str:
 def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
     """The folder for this computation's checkpoints, locked while in use and deleted when the block succeeds.
 
+    The first of several processes does both; the others get the folder once it is locked.
+
     Raises:
         AlreadyRunning: another process is computing the same thing now, such as one whose `dvc` was killed.
     """
     root = project_root() / ".checkpoints"
     root.mkdir(exist_ok=True)
     folder = root / f"{name}-{key}"
+    if not processes.is_first():
+        processes.wait_for_all()
+        yield folder
+        return
     # when two workers of `dvc queue` come to the same stage, the second waits
     lock = FileLock(f"{folder}.lock", timeout=-1 if "DVC_EXP_NAME" in os.environ else 0)
     try:
@@ -53,6 +60,7 @@ def checkpoint_folder(name: str, key: str) -> Iterator[Path]:
         ) from error
     try:
         folder.mkdir(exist_ok=True)
+        processes.wait_for_all()
         yield folder
         # the work has succeeded; on NFS, a file that is still mapped into memory cannot be removed yet
         shutil.rmtree(folder, ignore_errors=True)

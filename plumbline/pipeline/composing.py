@@ -26,6 +26,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from plumbline.pipeline.launcher import batch_problems
 from plumbline.pipeline.misfits import suggestion
 from plumbline.pipeline.params import Params, load_params
 from plumbline.pipeline.ranges import COUNT, SEED, outside
@@ -97,7 +98,7 @@ def _entry_node(stage: str, name: str, entry: Any, params: Params) -> dict[str, 
     where = f"params.yaml: {stage}.{name}"
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a mapping, found {entry!r}")
-    if unnamed := [group for group in open_groups(stage) if group not in (stage, *entry)]:
+    if unnamed := [group for group in open_groups(stage) if group not in (stage, *entry, *params)]:
         raise ValueError(
             f"{where}.{unnamed[0]}: missing; DVC needs it to know what the entry depends on. Name a file of conf/{unnamed[0]}"
         )
@@ -194,6 +195,7 @@ SCHEMAS = {
     "model": "plumbline.models.architecture",
     "data": "plumbline.data.schema",
     "judge": "plumbline.judging.judges",
+    "launcher": "plumbline.pipeline.launcher",
 }
 """Where a group's schemas come from: each module's SCHEMAS maps the name in a conf file's defaults list to its dataclass."""
 
@@ -240,6 +242,7 @@ def problems(config: Any, prefix: str = "") -> list[str]:
     own = config.problems() if hasattr(config, "problems") else []
     if not prefix:
         own += outside(config, **{key: limits for key, limits in EVERYWHERE.items() if hasattr(config, key)})
+        own += batch_problems(config)
     own += [
         complaint
         for complaint in _not_finite(config)

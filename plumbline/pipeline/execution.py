@@ -1,4 +1,4 @@
-"""What surrounds the work of every stage: where outputs go, the thread count, the tracked run, checkpoints, timings."""
+"""What surrounds the work of every stage: its processes, where outputs go, the thread count, the tracked run, checkpoints, timings."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from plumbline.pipeline import processes
 from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
-from plumbline.pipeline.composing import require_sound
+from plumbline.pipeline.composing import require_sound, typed
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.launcher import ProcessEnded, launch, trains
 from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.provenance import Input, maker_run, node_tags
 from plumbline.pipeline.records import write_json
@@ -48,9 +50,11 @@ class Work:
     def output(self, path: str) -> Path:
         """Where to write an output: the path itself under DVC, below scratch/ in a run by hand.
 
-        What an earlier run left there is removed, and the parent folder is made.
+        What an earlier run left there is removed, and the parent folder is made; by the first process, which alone writes.
         """
         target = self.root / path
+        if not processes.is_first():
+            return target
         if target.is_dir():
             shutil.rmtree(target)
         target.unlink(missing_ok=True)
@@ -71,14 +75,19 @@ class Work:
             file.write(json.dumps(figures) + "\n")
 
 
-EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable)
+EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable, ProcessEnded)
 """Errors whose message says what to do. Any other error is a bug, and its traceback is shown."""
 
 
-def launched(main: Callable[..., None]) -> Callable[..., None]:
-    """Runs a stage in a fork of the warm process if there is one, and else here. Goes below `@hydra.main`.
+GRACE_SECONDS = 5.0
+"""How long a launched process that is not the first keeps an error to itself: if the first has the same one, it is stopped meanwhile."""
 
-    An expected error ends the stage with its message alone; HYDRA_FULL_ERROR=1 shows where it arose.
+
+def launched(main: Callable[..., None]) -> Callable[..., None]:
+    """Runs a stage where it belongs. Goes below `@hydra.main`.
+
+    That is in the processes of its launcher if it trains in several, in a fork of the warm process if there is one, and else here. An expected error
+    ends the stage with its message alone; HYDRA_FULL_ERROR=1 shows where it arose.
     """
 
     @functools.wraps(main)
@@ -87,6 +96,8 @@ def launched(main: Callable[..., None]) -> Callable[..., None]:
         try:
             if not OmegaConf.is_missing(config, "threads"):
                 set_environment(config.threads)
+                if _launch(config):
+                    return
                 status = run_in_fork(f"stages.{HydraConfig.get().job.name}")
             if status is None:
                 main(config)
@@ -94,10 +105,39 @@ def launched(main: Callable[..., None]) -> Callable[..., None]:
         except EXPECTED as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
+            if not processes.is_first():
+                time.sleep(GRACE_SECONDS)
             sys.exit(f"{os.environ.get('DVC_STAGE', HydraConfig.get().job.name)}: {error}")
         end_as(status)
 
     return launching
+
+
+def _launch(config: Any) -> bool:
+    """Runs a stage in the processes of its launcher; False if it runs in one, or if this is one of the launched.
+
+    Raises:
+        ValueError: the values do not fit the launcher or this machine.
+        ProcessEnded: a process was killed.
+    """
+    if processes.is_launched():
+        processes.begin()
+        return False
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "expected `launcher` in params.yaml to say how many processes train, found one that `accelerate launch` or `torchrun` started. Run "
+            "`python -m` or `dvc repro` itself: the stage starts its processes"
+        )
+    if "launcher" not in config or not config.launcher.accelerate:
+        return False
+    stage = typed(config)
+    if not trains(stage):
+        return False
+    require_sound(stage)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError("expected one run at a time with a launcher, found a multirun (-m). Start them one after the other")
+    launch(stage.launcher, f"stages.{HydraConfig.get().job.name}", sys.argv[1:])
+    return True
 
 
 def set_environment(threads: int) -> None:
@@ -122,11 +162,22 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     read = [Input(str(path), input_digest(path), maker_run(path)) for path in inputs]
     params = dataclasses.asdict(config)
     name = f"{stage}@{entry}" if entry else stage
+    processes.join()
+    tracking: AbstractContextManager[Run] = nullcontext(Run())
+    if processes.is_first():
+        tracking = tracked(name, params=params, tags=node_tags(stage, entry), inputs=read)
     # the checkpoints go last: what is still logged after training may fail, too
-    with ExitStack() as until_done, tracked(name, params=params, tags=node_tags(stage, entry), inputs=read) as run:
+    with ExitStack() as until_done, tracking as run:
         key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
         work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
-        yield work
+        try:
+            yield work
+            processes.only_the_first_goes_on()
+        except processes.OnlyTheFirst:
+            return
+        except BaseException:
+            processes.fail()
+            raise
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
     write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})

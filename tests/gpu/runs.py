@@ -123,7 +123,7 @@ def train_reward_model(place: Place) -> Mapping[str, Any]:
         OmegaConf.merge(OmegaConf.structured(RewardModelEntry), values, size_section("tiny", "reward_model"), own)
     )
     require_sound(settings)
-    config = RewardModelStage(SEED, place.threads, settings)
+    config = RewardModelStage(SEED, place.threads, reward_model=settings)
     work = work_at(place.folder, "reward_model", entry)
     with work.until_done, marked(place.meter, None):
         figures = train_model(config, entry, work, place.base, place.folder / "artifacts/label/pairs")

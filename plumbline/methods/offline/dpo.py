@@ -170,7 +170,16 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.chat import encode_pairs
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
+    from plumbline.models.training import (
+        curve_rows,
+        lora_config,
+        save_trained,
+        takes_ids,
+        train,
+        trainer_arguments,
+        whole_model,
+        write_curve,
+    )
     from plumbline.models.watching import watching
     from plumbline.rows import PREFERENCES
 
@@ -190,7 +199,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     )
     train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
-    save_trained(trainer.model, tokenizer, job, config)
+    save_trained(whole_model(trainer, job.init), tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
     return {
         "validation_loss": evaluation["eval_loss"],

@@ -1,11 +1,11 @@
 """Kahneman–Tversky optimisation (arXiv:2402.01306, Eq. 7): learns from single answers that are good or bad, without pairs.
 
 A good answer's loss is λ_D·(1 − σ(β(log-ratio − z))), a bad one's λ_U·(1 − σ(β(z − log-ratio))). The reference point z is the KL of
-policy to reference. Each forward pass estimates it from its prompts, each paired with the completion of the row before.
+policy to reference. The forward passes of all processes at a time estimate it from their prompts, each paired with the completion of the row before.
 
 Pairs are split into a good and a bad answer. Rows are shuffled once, by the seed, and keep that order in every epoch, because TRL pairs
-each prompt with its neighbour's completion before training. So `micro_batch_size` decides z here; elsewhere it decides only memory and
-speed.
+each prompt with its neighbour's completion before training. So `micro_batch_size` times the number of processes decides z here; elsewhere it
+decides only memory and speed.
 """
 
 import random
@@ -19,6 +19,7 @@ from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
 from plumbline.models.training import Lora, Validated
+from plumbline.pipeline import processes
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def encode_labels(
 ) -> list[dict[str, Any]]:
     """Rows in the tokenised form of TRL's KTO trainer.
 
-    `KL_completion_ids`, from which z is estimated, are the completion of the row before, and in the first row of a forward pass that of its
-    last.
+    `KL_completion_ids`, from which z is estimated, are the completion of the row before, and in the first of the rows that pass together that of
+    the last.
     """
     from plumbline.models.chat import encode_turns
 
@@ -106,8 +107,9 @@ def encode_labels(
         for turn, row in zip(turns, rows, strict=True)
     ]
     if config.loss == "kto":
-        for start in range(0, len(rows), config.micro_batch_size):
-            batch = tokenised[start : start + config.micro_batch_size]
+        together = config.micro_batch_size * processes.count()
+        for start in range(0, len(rows), together):
+            batch = tokenised[start : start + together]
             for number, row in enumerate(batch):
                 row["KL_completion_ids"] = batch[number - 1]["completion_ids"]
     return tokenised
@@ -125,7 +127,16 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
 
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
-    from plumbline.models.training import curve_rows, lora_config, save_trained, takes_ids, train, trainer_arguments, write_curve
+    from plumbline.models.training import (
+        curve_rows,
+        lora_config,
+        save_trained,
+        takes_ids,
+        train,
+        trainer_arguments,
+        whole_model,
+        write_curve,
+    )
     from plumbline.models.watching import watching
 
     splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}
@@ -133,7 +144,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
 
     def table(split: str, most: int | None = None) -> "Dataset":
         file, encode = job.checkpoints / f"{split}.arrow", partial(encode_labels, tokenizer, config=config)
-        return rows_on_disk(splits[split][:most], encode, file, multiple_of=config.micro_batch_size)
+        return rows_on_disk(splits[split][:most], encode, file, multiple_of=config.micro_batch_size * processes.count())
 
     trainer = takes_ids(KTOTrainer)(
         # also the reference, whose log-probabilities are computed before the first step
@@ -156,7 +167,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     )
     train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
-    save_trained(trainer.model, tokenizer, job, config)
+    save_trained(whole_model(trainer, job.init), tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
     chosen, rejected = evaluation["eval_rewards/chosen"], evaluation["eval_rewards/rejected"]
     return {

@@ -73,7 +73,7 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from plumbline.models.chat import encode_demonstrations
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments
+    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, whole_model
     from plumbline.models.watching import watching
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)
@@ -99,6 +99,6 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     )
     train(trainer, job.checkpoints, watching(trainer, job))
     evaluation = trainer.evaluate()
-    save_trained(trainer.model, tokenizer, job, config)
+    save_trained(whole_model(trainer, job.init), tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)
     return {"validation_loss": evaluation["eval_loss"]}

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from plumbline.methods.job import OnlineJob
+from plumbline.pipeline import processes
 from plumbline.rows import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from plumbline.rewards.reward import Reward
 
 LAST_FRACTION = 0.1
 """The fraction of the steps, at the end, over which the returned figures are averaged."""
@@ -71,6 +74,20 @@ def prompts_of(rows: Sequence[Mapping[str, Any]], families: Sequence[str], metho
             "by reason"
         )
     return [row["prompt"] for row in rows if not families or str(row.get("family")) in families]
+
+
+def reward_totals(reward: "Reward") -> dict[str, float]:
+    """Ends a reward's work, and returns the outcomes of its checks and what its judges took, of all processes together.
+
+    They are counted since the last resume, so they belong in MLflow and in no output.
+    """
+    from accelerate.utils import gather_object
+
+    from plumbline.rewards.reward import finish, outcomes
+
+    own = {**outcomes(reward), **finish(reward)}
+    parts = gather_object([own]) if processes.count() > 1 else [own]
+    return {name: sum(part.get(name, 0) for part in parts) for name in sorted({name for part in parts for name in part})}
 
 
 def last_means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -55,17 +55,13 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
 
     Returns the training metrics averaged over the last tenth of the steps.
     """
-    import torch
-    from accelerate import PartialState
-
     from plumbline.methods.online.ppo.networks import load_networks
     from plumbline.methods.online.ppo.trainer import PpoTrainer, train
-    from plumbline.methods.online.start import last_means, load_start
+    from plumbline.methods.online.start import last_means, load_start, reward_totals
     from plumbline.models.training import save_trained, write_curve
     from plumbline.models.watching import watch
-    from plumbline.rewards.reward import finish, load_reward, outcomes
+    from plumbline.rewards.reward import load_reward
 
-    processes = PartialState(cpu=not torch.accelerator.is_available())  # before any model, so that each process gets its own GPU
     start = load_start(config, "ppo", job)
     networks = load_networks(start.policy, config, job.init, job.reward, start.tokenizer)
     reward = load_reward(job.reward, job.checkpoints.name)
@@ -82,7 +78,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
         cost=cost,
         init_lambda=init_lambda,
     )
-    watched = watch(job, start.tokenizer, config.steps) if processes.is_main_process else None
+    watched = watch(job, start.tokenizer, config.steps)
     if watched:
         watched.at(0, networks.policy)
 
@@ -92,10 +88,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
             watched.at(step + 1, networks.policy)
 
     history = train(trainer, job.checkpoints, log=log, log_samples=lambda step, rows: job.run.extend_table("rollouts", rows))
-    if totals := {**outcomes(reward), **finish(reward)}:  # counted since the last resume, so only MLflow gets them
-        job.run.log_costs(totals)
-    if processes.is_main_process:
-        save_trained(networks.policy, start.tokenizer, job, config)
-        write_curve(job.curve, [{"step": step, **metrics} for step, metrics in enumerate(history)])  # already logged
-    processes.wait_for_everyone()
+    job.run.log_costs(reward_totals(reward))
+    save_trained(networks.policy, start.tokenizer, job, config)
+    write_curve(job.curve, [{"step": step, **metrics} for step, metrics in enumerate(history)])  # already logged
     return last_means(history)

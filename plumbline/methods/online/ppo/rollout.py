@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
+from plumbline.methods.online.draws import random_stream
 from plumbline.methods.online.ppo.guard import require_finite
 from plumbline.methods.online.ppo.losses import entropies, kl_k1, kl_k3
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, micro_batches
@@ -55,12 +55,6 @@ class Figures(NamedTuple):
     values: list[float]
     entropy: float
     """Entropy of the policy's next-token distribution, summed over the tokens; nats."""
-
-
-def random_stream(seed: int, *names: int) -> torch.Generator:
-    """A generator for one purpose in one step. It has no state to save, so randomness resumes exactly after a crash."""
-    (state,) = numpy.random.SeedSequence([seed, *names]).generate_state(1, numpy.uint64)
-    return torch.Generator().manual_seed(int(state >> numpy.uint64(1)))
 
 
 def prompts_at(step: int, batch_size: int, prompts_count: int, seed: int) -> list[int]:

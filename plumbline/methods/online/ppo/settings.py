@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from plumbline.models.training import SCHEDULES, Lora
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 
 
@@ -70,6 +71,15 @@ class PpoConfig(Lora):
         """What is wrong with the values; empty if nothing is."""
         return [*_sampling_problems(self), *_batch_problems(self), *_range_problems(self), *self.lora_problems()]
 
+    def launcher_problems(self, launcher: Launcher) -> list[str]:
+        """What does not fit several processes; empty if all does."""
+        if launcher.shards:
+            return [
+                "method: expected a method that can be sharded with this launcher, found ppo, whose trainer holds each model whole. Choose ddp as "
+                "launcher, or method grpo or rloo"
+            ]
+        return [complaint] if (complaint := indivisible(self, launcher.processes)) else []
+
     @property
     def steps(self) -> int:
         """The number of PPO steps, each of which is one rollout batch and its epochs of updates."""
@@ -82,12 +92,19 @@ def require_divisible(config: PpoConfig, processes: int) -> None:
     Raises:
         ValueError: they do not; the message names sizes that do.
     """
-    if config.batch_size % processes:
-        above = config.batch_size + processes - config.batch_size % processes
-        raise ValueError(
-            f"ppo: batch_size: expected a multiple of the {processes} processes, found {config.batch_size}. Set it to {above}, and "
-            f"rollout_batch_size to a multiple of that, {math.ceil(config.rollout_batch_size / above) * above}"
-        )
+    if complaint := indivisible(config, processes):
+        raise ValueError(f"ppo: {complaint}")
+
+
+def indivisible(config: PpoConfig, processes: int) -> str:
+    """A complaint about batches that do not divide among the processes of a run; empty if they do."""
+    if config.batch_size % processes == 0:
+        return ""
+    above = config.batch_size + processes - config.batch_size % processes
+    return (
+        f"batch_size: expected a multiple of the {processes} processes, found {config.batch_size}. Set it to {above}, and "
+        f"rollout_batch_size to a multiple of that, {math.ceil(config.rollout_batch_size / above) * above}"
+    )
 
 
 def _sampling_problems(config: PpoConfig) -> list[str]:

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from plumbline.methods.online.draws import random_stream
 from plumbline.methods.online.ppo.guard import diagnose
 from plumbline.methods.online.ppo.losses import Targets, explained_variance, generalised_advantages, token_rewards, whiten
 from plumbline.methods.online.ppo.networks import (
@@ -37,7 +38,6 @@ from plumbline.methods.online.ppo.rollout import (
     Sampler,
     measure,
     prompts_at,
-    random_stream,
     rollout_metrics,
     sample_table,
     stack,

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
+from plumbline.methods.online.draws import random_stream
 from plumbline.methods.online.ppo.guard import require_finite
 from plumbline.methods.online.ppo.losses import (
     Targets,
@@ -21,7 +22,7 @@ from plumbline.methods.online.ppo.losses import (
     learning_rate_factor,
 )
 from plumbline.methods.online.ppo.networks import Batch, CompletionLogits, ValueModel, autocast, micro_batches
-from plumbline.methods.online.ppo.rollout import Episode, Metrics, Rollouts, logps_and_entropies, random_stream
+from plumbline.methods.online.ppo.rollout import Episode, Metrics, Rollouts, logps_and_entropies
 from plumbline.methods.online.ppo.settings import PpoConfig
 from plumbline.models.logps import per_token_logps
 

@@ -41,11 +41,11 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
     from trl import RLOOConfig as Arguments
     from trl import RLOOTrainer
 
+    from plumbline.methods.online.draws import share_draws
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
-    from plumbline.methods.online.start import last_means
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, write_curve
+    from plumbline.methods.online.start import last_means, reward_totals
+    from plumbline.models.training import curve_rows, lora_config, save_trained, train, whole_model, write_curve
     from plumbline.models.watching import watching
-    from plumbline.rewards.reward import finish, outcomes
 
     start = load_groups(config, "rloo", job)
     trainer = RLOOTrainer(
@@ -61,10 +61,10 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
+    share_draws(trainer, config.steps_of_rollout)
     train(trainer, job.checkpoints, watching(trainer, job))
-    save_trained(trainer.model, start.tokenizer, job, config)
+    job.run.log_costs(reward_totals(start.reward))
+    save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k1_per_token")
     write_curve(job.curve, history, job.run)
-    if totals := {**outcomes(start.reward), **finish(start.reward)}:  # counted since the last resume, so only MLflow gets them
-        job.run.log_costs(totals)
     return last_means(history)
