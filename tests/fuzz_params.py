@@ -24,7 +24,7 @@ from plumbline.pipeline.recipe_files import schema_of
 from stages import check
 from tests.dag import load_recipe
 
-RECIPES = ("default", "r1", "constitutional_ai", "rlaif", "zephyr", "preference_losses")
+RECIPES = ("default", "r1", "constitutional_ai", "rlaif", "zephyr", "preference_losses", "feedback")
 """Recipes that have every stage but `filter`, which is added to the first, and all methods."""
 
 SIGNED = {

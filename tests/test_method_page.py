@@ -105,8 +105,10 @@ def test_the_page_describes_the_job_and_calls_align_as_the_project_does(method: 
 def test_every_helper_that_the_page_names_exists() -> None:
     table = PAGE.split("| helper | what it does |")[1].split("\n\n")[0]
     named = re.findall(r"`(\w+)\(([\w, ]+)\)`", table)
-    imports = re.findall(r"^ +from (plumbline\.[\w.]+) import (.*)$", FILES[METHOD], re.MULTILINE)
-    helpers = {name: getattr(importlib.import_module(module), name) for module, names in imports for name in names.split(", ")}
+    imports = re.findall(r"^ +from (plumbline\.[\w.]+) import (\([^)]*\)|.*)$", FILES[METHOD], re.MULTILINE)
+    helpers = {
+        name: getattr(importlib.import_module(module), name) for module, names in imports for name in re.findall(r"\w+", names)
+    }
     assert sorted(name for name, _ in named) == sorted(name for name, helper in helpers.items() if callable(helper))
     for name, arguments in named:
         inspect.signature(helpers[name]).bind(*arguments.split(", "))

@@ -93,7 +93,7 @@ folder = Path(sys.argv[1])
 job = SimpleNamespace(signal=folder, seed=1, checkpoints=folder)
 train, _ = signal_on_disk(job, PREFERENCES, "dpo", partial(encode_pairs, AutoTokenizer.from_pretrained(sys.argv[2])))
 class Rows:
-    train_dataset, args = train, SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=4, data_seed=1)
+    train_dataset, args = train, SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=4, data_seed=1, world_size=1)
 order = iter(mixed_batches(Rows)()._get_train_sampler())
 for _ in range(1000):
     train[next(order)]
