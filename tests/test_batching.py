@@ -39,7 +39,9 @@ class OnlyRows:
 
     def __init__(self, rows: list[dict[str, list[int]]], micro_batch: int, accumulated: int, seed: int = 1) -> None:
         self.train_dataset = Dataset.from_list(rows)
-        self.args = SimpleNamespace(train_batch_size=micro_batch, gradient_accumulation_steps=accumulated, data_seed=seed, world_size=1)
+        self.args = SimpleNamespace(
+            train_batch_size=micro_batch, gradient_accumulation_steps=accumulated, data_seed=seed, world_size=1
+        )
 
 
 def order(rows: list[dict[str, list[int]]], epoch: int = 0, seed: int = 1, accumulated: int = 4) -> list[int]:

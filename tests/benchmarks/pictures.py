@@ -67,7 +67,9 @@ class Browser:
             if value:
                 return value
             await asyncio.sleep(0.3)
-        text = (await self.call("Runtime.evaluate", expression="document.body.innerText", returnByValue=True))["result"].get("value")
+        text = (await self.call("Runtime.evaluate", expression="document.body.innerText", returnByValue=True))["result"].get(
+            "value"
+        )
         raise TimeoutError(f"expected {expression} on the page within {PATIENCE:g} seconds, found: {text}")
 
     async def save(self, path: Path, height: float) -> None:
