@@ -12,6 +12,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -95,6 +96,7 @@ class Server:
         self._server.server_close()
         for variable in self._variables:
             del os.environ[variable]
+        mlflow.set_registry_uri("")  # a server sets its own for the whole process, and later tests would register models there
 
 
 @pytest.fixture(scope="module")
