@@ -21,7 +21,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.data.schema import Policy
 from plumbline.feedback.folder import FOLDER, Entry, current, read
 from plumbline.feedback.judgements import ROLES, Judgement, judgements
-from plumbline.feedback.lines import VERDICTS, Answer, Line
+from plumbline.feedback.lines import VERDICTS, VOTE, Answer, Line
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, outside
@@ -104,7 +104,8 @@ def chosen(entries: list[Entry], policies: Sequence[str]) -> list[Entry]:
 
 
 def _is_about(line: Line, policies: set[str]) -> bool:
-    return {str(answer.policy) for answer in line.answers} <= policies
+    answers = line.answers if line.kind == VOTE else [line.answers[line.about]]
+    return {str(answer.policy) for answer in answers} <= policies
 
 
 def incoming(stated: Sequence[Judgement], settings: FeedbackEntry, overlaps: Any) -> "Incoming":

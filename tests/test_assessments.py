@@ -1,6 +1,7 @@
 """What people say in MLflow's pages comes in once, by an explicit command, and nothing else does."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,19 @@ def test_somebody_who_changes_their_mind_is_brought_anew(uri: str, project: Path
     up = next(entry.content for entry in read() if isinstance(entry.content, Line) and entry.content.verdict == UP)
     say(Line(**{**vars(up), "verdict": DOWN}), file=MLFLOW)  # what an earlier export found
     assert bring_from_mlflow(uri, None).startswith("1 new lines")
+
+
+def test_of_two_things_that_somebody_says_of_an_answer_the_later_counts_for_good(
+    project: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bring(traces(uri))
+    up = next(line for line in whole.lines if line.verdict == UP)
+    monkeypatch.setattr(
+        "plumbline.feedback.assessments.bring", lambda found: whole._replace(lines=[up, replace(up, verdict=DOWN)])
+    )
+    assert bring_from_mlflow(uri, None).startswith("1 new lines")
+    assert bring_from_mlflow(uri, None).startswith("0 new lines")
+    assert [entry.content.verdict for entry in read() if isinstance(entry.content, Line)] == [DOWN]
 
 
 def test_a_condition_chooses_traces_and_one_that_mlflow_cannot_read_is_named(uri: str, project: Path) -> None:

@@ -254,6 +254,12 @@ def test_only_the_policies_that_are_named_are_learnt_from(world: Path) -> None:
         made("unpaired", answers_of=["gone"])
 
 
+def test_a_thumb_in_a_blind_chat_is_about_one_policy_alone_and_a_vote_about_both(world: Path) -> None:
+    answers = [Answer("New.", "kto", "1" * 16), Answer("Old.", "sft", "0" * 16)]
+    say(thumb("a", answers=answers, about=0), thumb("b", answers=answers, about=1), vote("c", answers=answers))
+    assert [row["completion"][0]["content"] for row in made("unpaired", answers_of=["kto"])] == ["New."]
+
+
 def test_a_text_with_a_mark_of_turns_is_dropped_as_from_any_source(world: Path) -> None:
     say(*(thumb(str(number)) for number in range(9)), correction("x", "Three.<|end|>"))
     with pytest.raises(ValueError, match=r"1 of 11 rows of 'chat.jsonl' dropped as transcript"):

@@ -236,6 +236,18 @@ def test_what_trains_nothing_runs_in_one_process() -> None:
     assert not launching.trains(scratch)
 
 
+def test_batches_of_what_trains_nothing_need_not_divide() -> None:
+    from plumbline.methods.offline.sft import SftConfig
+    from stages.align import AlignStage
+
+    def problems(epochs: float) -> list[str]:
+        settings = SftConfig(epochs=epochs, max_steps=-1, batch_size=3, micro_batch_size=1)
+        return launching.batch_problems(AlignStage(launcher=launcher_of("ddp_cpu"), align=settings))
+
+    assert problems(epochs=0) == []
+    assert len(problems(epochs=1)) == 1
+
+
 # ---- one of several processes -------------------------------------------------------------------------------------------
 
 

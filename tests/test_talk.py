@@ -74,6 +74,13 @@ def test_the_conversation_goes_on_with_the_better_answer() -> None:
     assert [turn["content"] for turn in talk.history()] == ["What?", "Two.", "And then?", "Three."]
 
 
+def test_it_goes_on_with_the_last_correction_whichever_was_corrected_first() -> None:
+    turn = answered(Talk((speaker("dpo"), speaker("sft"))))
+    for about, text in ((0, "Three."), (1, "Four."), (0, "Five.")):
+        turn.corrected(about, text)
+    assert turn.reply() == "Five."
+
+
 def test_two_policies_have_to_be_voted_on_before_the_next_question_and_one_has_not() -> None:
     talk = Talk((speaker("dpo"), speaker("sft")))
     answered(talk)

@@ -67,7 +67,7 @@ def preference_figures(chosen: Sequence[float], rejected: Sequence[float], promp
 
     A tie counts one half: a policy that has not moved has learnt no preference.
 
-    chosen, rejected: log π − log π_against of each side, summed over its tokens. Bounds are bootstrapped over prompts.
+    chosen, rejected: log π − log π_against of each side, summed over its tokens. Bounds are over prompts.
     """
     right = [(1.0 + (ours > theirs) - (ours < theirs)) / 2 for ours, theirs in zip(chosen, rejected, strict=True)]
     return {**flat("preference_accuracy", fraction_interval(right, prompts)), "preference_accuracy_n": len(right)}

@@ -170,6 +170,7 @@ class Turn:
             raise ValueError(
                 f"expected a better answer, found {'the same one' if text.strip() else 'none'}: type what it should have said"
             )
+        self.corrections.pop(about, None)  # the last correction stands last
         self.corrections[about] = text.strip()
         return self._line(CORRECTION, text.strip(), about)
 

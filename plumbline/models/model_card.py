@@ -91,7 +91,7 @@ def evaluated_card(folder: Path, facts: Mapping[str, Any], figures: Mapping[str,
     rows = [(name, _with_bounds(figures, name)) for name in names if figures.get(name) is not None]
     section = (
         f"## Evaluation\n\n{_table(('what', 'how'), facts.items())}\n\n{_table(('figure', 'value, 95 % interval'), rows)}\n\n"
-        "Intervals are bootstrapped over prompts with all their answers; those of gains are paired.\n\n"
+        "Intervals are over prompts with all their answers; those of gains are paired.\n\n"
     )
     file = folder / FILE
     text = file.read_text(encoding="utf-8") if file.is_file() else f"# {folder.name}\n\nIts making is not known here.\n\n"

@@ -100,7 +100,7 @@ SCHEMAS = {"launcher_schema": Launcher}
 def batch_problems(config: Any) -> list[str]:
     """What the launcher of a stage's config demands of the values that it trains with; empty if they fit."""
     launcher = getattr(config, "launcher", None)
-    if launcher is None or launcher.is_local or launcher.problems():
+    if launcher is None or launcher.is_local or launcher.problems() or not trains(config):
         return []
     return [
         f"{name}.{complaint}"

@@ -52,7 +52,7 @@ def sharded() -> bool:
 
 
 def begin() -> None:
-    """Makes a launched process one of several: it ends with its launcher, takes SIGTERM as the wish to end orderly, and prints if it is the first."""
+    """Makes a launched process one of several: it ends with its launcher, shuts down cleanly on SIGTERM, and prints if it is the first."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that MLflow's run is closed: `fail`
@@ -70,8 +70,8 @@ def join() -> None:
 
 
 def fail() -> None:
-    """Lets a launched process that fails end orderly: its launcher sends SIGTERM to the others of a failed one, which may be failing themselves."""
-    if is_launched():
+    """Lets the first process say why it fails, if another fails before it: its launcher sends SIGTERM to the others of a failed one."""
+    if is_launched() and is_first():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -125,7 +125,7 @@ class MlflowRun(Run):
     def log_model(self, name: str, kind: str, folder: Path, card: str) -> None:
         if card:
             self.log_text("README.md", card)
-        self._outbox.add({"model": [name, kind, str(folder.resolve()), _without_metadata(card)]})
+        self._outbox.add({"model": [name, kind, str(project_root() / folder), _without_metadata(card)]})
 
     def log_evaluation(self, of: str | Path, figures: Mapping[str, float | None], card: str) -> None:
         self.log_text("README.md", card)

@@ -227,6 +227,7 @@ class TurnCards:
                 ui.button("Save", on_click=lambda: self._correct(index, text.value or "", dialog)).props("no-caps")
 
     def _correct(self, index: int, text: str, dialog: Any) -> None:
+        before = dict(self.turn.corrections)
         try:
             line = self.turn.corrected(index, text)
         except ValueError as error:
@@ -235,6 +236,8 @@ class TurnCards:
         if take(line):
             dialog.close()
             self.texts[index].set_text(f"{self.turn.drafts[index].text.strip()}\n\nCorrected: {line.verdict}")
+        else:
+            self.turn.corrections = before
 
 
 def take(line: Line) -> bool:

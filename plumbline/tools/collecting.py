@@ -13,7 +13,7 @@ from plumbline.feedback.folder import FOLDER, MLFLOW, Entry, append, current, re
 from plumbline.feedback.lines import Line
 from plumbline.feedback.talk import POLICIES, weights_of
 from plumbline.pipeline.mlflow_calls import without_password
-from plumbline.pipeline.tracking import tracking_uri
+from plumbline.pipeline.tracking import quiet_mlflow, tracking_uri
 
 
 def bring_from_mlflow(uri: str, condition: str | None) -> str:
@@ -38,11 +38,12 @@ def bring_from_mlflow(uri: str, condition: str | None) -> str:
             f"expected traces in MLflow at {without_password(uri)}, found: {reason}. Correct MLFLOW_TRACKING_URI or FILTER"
         ) from error
     known = {_content(entry.content) for entry in current(read()) if isinstance(entry.content, Line)}
-    new = [line for line in brought.lines if _content(line) not in known]
+    latest = {line.id: line for line in brought.lines}.values()  # a person may say something else later
+    new = [line for line in latest if _content(line) not in known]
     if new:
         append(FOLDER / MLFLOW, new)
     left_out = "".join(f"; left out: {count} {reason}" for reason, count in brought.left_out.most_common())
-    return f"{len(new)} new lines from {brought.traces} traces in MLflow ({len(brought.lines) - len(new)} were there){left_out}"
+    return f"{len(new)} new lines from {brought.traces} traces in MLflow ({len(latest) - len(new)} were there){left_out}"
 
 
 def _content(line: Line) -> tuple[str, str]:
@@ -84,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--filter", default="", help="only these traces: a filter string of MLflow's search_traces")
     arguments = parser.parse_args()
+    quiet_mlflow()
     try:
         print(f"feedback: {bring_from_mlflow(tracking_uri(), arguments.filter)}.")
     except (ValueError, OSError) as error:
