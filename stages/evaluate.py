@@ -240,7 +240,7 @@ def divergence_columns(config: EvaluateStage, answers: Sequence[Row]) -> dict[st
     """The estimates of KL(π ‖ π_against), in nats, by each answer, which was sampled from π at temperature 1; 0 if both are the same policy.
 
     Summed over the answer's tokens, including its end-of-turn if it was reached; the mean over answers is unbiased. Both sides' log-probabilities
-    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, is no distance.
+    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, does not count as distance.
     """
     from plumbline.evaluation.divergence import Divergence, divergence, token_logps
 

@@ -151,7 +151,8 @@ def run(config: FeedbackStage, entry: str) -> None:
 
         limit_at = f"feedback.{entry}.limits.{{}} in params.yaml"
         everything = [*read()]
-        lines = chosen(current(everything), settings.answers_of)
+        standing = current(everything)
+        lines = chosen(standing, settings.answers_of)
         plan, items = incoming(judgements(lines, settings.kind), settings, evaluation_overlaps(checks))
         output = work.output(f"artifacts/feedback/{entry}")
         with tempfile.TemporaryDirectory(prefix=".spool-", dir=output.parent) as spool:
@@ -162,7 +163,7 @@ def run(config: FeedbackStage, entry: str) -> None:
         check_limits(settings.kind, pool.tally, checks, limit_at)
         require_rows(pool, summaries, settings)
         write_jsonl(output / "dropped.jsonl", (drop._asdict() for drops in pool.tally.examples.values() for drop in drops))
-        figures = {"replaced": len(everything) - len(current(everything)), **line_figures(lines), **row_figures(pool, summaries)}
+        figures = {"replaced": len(everything) - len(standing), **line_figures(lines), **row_figures(pool, summaries)}
         write_json(work.output(f"artifacts/figures/feedback/{entry}.json"), figures)
         work.run.log_figures(figures)
         work.run.log_table("said", [_shown(line.content) for line in lines if isinstance(line.content, Line)][:SHOWN])

@@ -87,10 +87,10 @@ def test_what_people_said_of_answers_comes_in_and_the_rest_is_counted(uri: str) 
         "taken back or replaced": 1,
         "neither yes nor no": 1,
         "not said by a person": 2,
-        "an expectation that is no text": 1,
+        "an expectation that is not a text": 1,
         "of a judge's verdict": 2,
-        "of a trace whose input is no conversation": 1,
-        "of a trace whose output is no answer": 1,
+        "of a trace whose input is not a conversation": 1,
+        "of a trace whose output is not an answer": 1,
     }
     asked = {line.answers[0].text: [turn["content"] for turn in line.messages] for line in lines}
     assert asked == {"It is 4.": ["What is 2 + 2?"], "Four.": ["What is 2 + 2?"], "Vier.": ["Say four."]}

@@ -89,7 +89,7 @@ def perplexity_figures(logps: Sequence[float], against: Sequence[float], tokens:
 
 
 def text_figures(logps: Sequence[float], against: Sequence[float], tokens: Sequence[int], seed: int) -> Figures:
-    """The same of plain texts, whose first token is given: what alignment costs in modelling text that is no conversation."""
+    """The same of plain texts, whose first token is given: what alignment costs in modelling text that is not a conversation."""
     nll, change = _nll(logps, against, tokens, seed)
     return {**flat("text_nll_per_token", nll), **flat("text_nll_change", change), "text_n": len(tokens)}
 

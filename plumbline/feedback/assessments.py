@@ -2,8 +2,8 @@
 
 MLflow records a call of a model as a trace, and what people say of it as assessments of that trace: a feedback whose value is yes or no, or an
 expectation whose value is the answer that should have been given. Only people's own assessments count, of traces whose input is a conversation
-and whose output is an answer. A trace of a judge, whose span type is EVALUATOR or whose output has a `verdict`, is left out: what it says is no
-policy's answer.
+and whose output is an answer. A trace of a judge, whose span type is EVALUATOR or whose output has a `verdict`, is left out: what it says is not
+a policy's answer.
 """
 
 import json
@@ -102,7 +102,7 @@ def _verdict(assessment: "Assessment") -> tuple[str, str]:
     if (expectation := assessment.expectation) is not None:
         if isinstance(expectation.value, str) and expectation.value.strip():
             return CORRECTION, expectation.value.strip()
-        raise RowFault("wrong_type", "an expectation that is no text")
+        raise RowFault("wrong_type", "an expectation that is not a text")
     value = str(getattr(assessment.feedback, "value", None)).strip().lower()
     if value not in _GOOD | _BAD:
         raise RowFault("wrong_type", "neither yes nor no")
@@ -120,11 +120,11 @@ def _conversation(inputs: Any) -> list[Message]:
     if isinstance(value, str) and value.strip():
         return [{"role": "user", "content": value}]
     if not value or not is_messages(value):
-        raise RowFault("wrong_type", "of a trace whose input is no conversation")
+        raise RowFault("wrong_type", "of a trace whose input is not a conversation")
     try:
         return [{"role": turn["role"], "content": turn["content"]} for turn in messages(value, "messages")]
     except RowFault:
-        raise RowFault("wrong_type", "of a trace whose input is no conversation") from None
+        raise RowFault("wrong_type", "of a trace whose input is not a conversation") from None
 
 
 def _answer(outputs: Any) -> str:
@@ -140,7 +140,7 @@ def _answer(outputs: Any) -> str:
             value = _decoded(value.get(key))
         else:
             break
-    raise RowFault("wrong_type", "of a trace whose output is no answer")
+    raise RowFault("wrong_type", "of a trace whose output is not an answer")
 
 
 def _decoded(value: Any) -> Any:

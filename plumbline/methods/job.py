@@ -1,5 +1,6 @@
 """What a method gets besides its values: what it learns from, and where its results go."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ABC):
     """One training run."""
 
     init: Path
@@ -25,9 +26,9 @@ class Job:
     seed: int
 
     @property
+    @abstractmethod
     def watched(self) -> Path:
         """The file of rows on whose prompts MLflow shows the policy in training."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The card of a policy, README.md beside its weights: what it was made from, how, by which seed, under which licence, and its limits.
 
 The card is an output like the weights: the same in every run, without paths of this machine. Each stage that trains a policy continues the
-card of the policy that it started from, so that a card tells the whole way. `evaluate` adds figures, in a card of its own, because they come later.
+card of the policy that it started from, so that a card says how the policy came about. `evaluate` adds figures, in a card of its own, because
+they come later.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What conf/tracking.yaml says. It is no dependency of any stage, for it decides what MLflow shows and nothing else."""
+"""What conf/tracking.yaml says. No stage depends on it: it decides what MLflow shows and nothing else."""
 
 from dataclasses import dataclass
 from functools import cache
