@@ -226,6 +226,7 @@ WRONG_CONFS: list[tuple[FilesData, str, str, str]] = [
     (_demonstrations(source("a", hub="owner/name", revision="0")), "sft: source 'owner/name'", "`files` or `hub`", "both"),
     (_demonstrations(Source(licence="MIT")), "sft: source ''", "`files` or `hub`", "neither"),
     (_demonstrations(Source(hub="owner/name", licence="MIT")), "sft: source 'owner/name': revision", "the commit", "none"),
+    (_demonstrations(source("a", folder="b")), "sft: source 'a': folder", "`hub` beside it", "`files`"),
     (_demonstrations(source("a"), source("a")), "sft", "different names", "'a' twice"),
     (_demonstrations(source("a", weight=1.0), source("b")), "sft", "a weight above 0", "{'a': 1.0, 'b': None}"),
     (_demonstrations(source("a", weight=1.0), source("b", weight=-1.0)), "sft", "a weight above 0", "'b': -1.0"),

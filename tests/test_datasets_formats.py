@@ -331,9 +331,17 @@ def test_a_hub_data_set_is_streamed_at_its_revision(tmp_path: Path, monkeypatch:
         return ({"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(1_000_000_000))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    hub = source(hub="tatsu-lab/alpaca", revision="abc", limit=3)
+    hub = source(hub="tatsu-lab/alpaca", folder="short", revision="abc", limit=3)
     kept = prepare(tmp_path, {"sft": [hub]}).kept("sft")
     assert [text_of(row["completion"]) for row in kept] == ["0", "1", "2"]
-    assert request == {"path": "tatsu-lab/alpaca", "name": None, "split": "train", "revision": "abc", "streaming": True}
+    asked = {
+        "path": "tatsu-lab/alpaca",
+        "name": None,
+        "data_dir": "short",
+        "split": "train",
+        "revision": "abc",
+        "streaming": True,
+    }
+    assert request == asked
     rest = source(hub="tatsu-lab/alpaca", revision="abc", skip=3, limit=2)
     assert [text_of(row["completion"]) for row in prepare(tmp_path, {"sft": [rest]}).kept("sft")] == ["3", "4"]

@@ -111,12 +111,15 @@ def _read_hub(source: Source) -> Iterator[Item]:
             f"hub data set '{source.hub}': expected a hub id, found a local path. List it under `files`, below `inputs`."
         )
     try:
-        rows = load_dataset(source.hub, source.subset, split=source.split, revision=source.revision, streaming=True)
+        rows = load_dataset(
+            source.hub, source.subset, data_dir=source.folder, split=source.split, revision=source.revision, streaming=True
+        )
         for number, row in enumerate(rows, 1):
             yield Item(str(source.hub), number, row)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"hub data set '{source.hub}' ({source.subset or 'default'}, {source.split}, {source.revision}): expected rows, "
-            f"found {reason}. Check id, subset, split and revision, the network, and that HF_HUB_OFFLINE is not set."
+            f"hub data set '{source.hub}' ({source.subset or 'default'}, {source.folder or 'all folders'}, {source.split}, "
+            f"{source.revision}): expected rows, found {reason}. Check id, subset, folder, split and revision, the network, and that "
+            "HF_HUB_OFFLINE is not set."
         ) from error

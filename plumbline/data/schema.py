@@ -59,6 +59,7 @@ class Source:
     files: list[str] = field(default_factory=list)  # paths, folders or globs of shards, relative to `inputs`
     hub: str | None = None  # a data set of the Hugging Face hub, streamed
     subset: str | None = None  # the data set's configuration
+    folder: str | None = None  # read only this folder of the hub's data set
     revision: str | None = None  # its commit: required, because without it results would depend on the day
     split: str = "train"
     format: str = "auto"  # a name in plumbline/data/formats.py, or `fields`
@@ -86,6 +87,8 @@ class Source:
             complaints.append(f"expected either `files` or `hub`, found {'both' if self.hub else 'neither'}")
         if self.hub and self.revision is None:
             complaints.append("revision: expected the commit of the hub data set, found none")
+        if self.folder and not self.hub:
+            complaints.append("folder: expected `hub` beside it, found `files`. Write the folder into the paths of `files`")
         if self.skip < 0:
             complaints.append(f"skip: expected at least 0, found {self.skip}")
         if self.limit is not None and self.limit < 1:
