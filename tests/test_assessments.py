@@ -1,5 +1,6 @@
 """What people say in MLflow's pages comes in once, by an explicit command, and nothing else does."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from plumbline.feedback.assessments import Brought, bring, traces
 from plumbline.feedback.folder import FOLDER, MLFLOW, read
 from plumbline.feedback.lines import CORRECTION, DOWN, THUMB, UP, Line
 from plumbline.tools.collecting import bring_from_mlflow, broken, summary
-from tests.mlflow_stores import empty_store  # noqa: F401  a fixture
+from tests.mlflow_stores import Server, empty_store, running_server, server  # noqa: F401  fixtures
 from tests.saying import said, say, thumb, vote
 
 ANN, BO = (AssessmentSource(source_type="HUMAN", source_id=name) for name in ("ann", "bo"))
@@ -49,12 +50,13 @@ CALLS: dict[str, tuple[str, Any, Any]] = {
 }
 
 
-def _trace(kind: str, inputs: Any, outputs: Any) -> str:
+def _trace(kind: str, inputs: Any, outputs: Any, *, flush: bool = True) -> str:
     with mlflow.start_span("call", span_type=kind) as span:
         span.set_inputs(inputs)
         span.set_outputs(outputs)
         mlflow.update_current_trace(tags={"policy": "dpo"})
-    mlflow.flush_trace_async_logging()
+    if flush:
+        mlflow.flush_trace_async_logging()
     return str(span.trace_id)
 
 
@@ -95,6 +97,48 @@ def test_what_people_said_of_answers_comes_in_and_the_rest_is_counted(uri: str) 
     asked = {line.answers[0].text: [turn["content"] for turn in line.messages] for line in lines}
     assert asked == {"It is 4.": ["What is 2 + 2?"], "Four.": ["What is 2 + 2?"], "Vier.": ["Say four."]}
     assert {(line.source, line.answers[0].policy) for line in lines} == {("mlflow", "dpo")}
+
+
+SPOKEN = [
+    "Paris", '{"answer": "Paris"}', '{"answer":"Paris",\n "why": [1.0]}', '"Paris"', '["Paris", "Rome"]', "4", "null",
+    '[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]', '{"choices": [{"message": {"content": "A"}}]}',
+    '{"answer": "' + "long, " * 100 + '"}', '"' + "long, " * 100 + '"', "안녕 " * 100,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_text_that_is_itself_json_stays_the_text_that_was_asked_or_answered(
+    served: bool,
+    project: Path,
+    empty_store: Path,
+    server: Server,  # noqa: F811
+) -> None:
+    """MLflow's database opens such a text, and its server writes it anew. Either way the line has every character."""
+    address = server.address if served else f"sqlite:///{shutil.copy(empty_store, project / 'mlflow.db')}"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(address)
+    try:
+        mlflow.set_experiment("spoken")
+        ids = [_trace(SpanType.CHAT_MODEL, text, text, flush=False) for text in SPOKEN]
+        ids.append(_trace(SpanType.CHAT_MODEL, [{"role": "user", "content": SPOKEN[1]}], {"content": SPOKEN[1]}))
+        for trace in ids:
+            mlflow.log_feedback(trace_id=trace, name="good", value=True, source=ANN)
+        lines = bring(traces(address)).lines
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert sorted(line.answers[0].text for line in lines) == sorted([*SPOKEN, SPOKEN[1]])
+    assert all(line.messages == [{"role": "user", "content": line.answers[0].text}] for line in lines)
+
+
+def test_half_of_a_character_is_left_out_and_counted(uri: str) -> None:
+    recorded = [*traces(uri)]
+    for trace in recorded:
+        for assessment in trace.info.assessments:
+            if assessment.expectation is not None and isinstance(assessment.expectation.value, str):
+                assessment.expectation.value = "Cut \ud83d"
+    lines, _, left_out = bring(recorded)
+    assert left_out["of a text with half of a character"] == 1
+    assert len(lines) == 3
 
 
 def test_what_was_brought_once_is_not_brought_again(uri: str, project: Path) -> None:

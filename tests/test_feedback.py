@@ -1,7 +1,10 @@
 """Feedback is never lost or torn, and becomes the rows that it states: checked, counted, and none that nobody stated."""
 
+import errno
 import fcntl
 import multiprocessing
+import resource
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,16 +100,49 @@ def test_what_a_crash_tore_off_stays_a_line_of_its_own(project: Path) -> None:
     assert torn.reason == "invalid_json"
 
 
-def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _append_with_room_for(room: int, characters: int) -> None:
+    """Ends with the number of the error."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # as a full disk: it takes what fits, then refuses
+    try:
+        say(vote("b", first="x" * characters))
+    except OSError as error:
+        sys.exit(error.errno)
+
+
+@pytest.mark.parametrize(("room", "characters"), [(0, 1000), (1, 1000), (500, 1000), (10_000, 100_000)])
+def test_a_disk_that_takes_a_part_of_a_line_leaves_the_file_as_it_was(room: int, characters: int, project: Path) -> None:
+    say(vote("a"))
+    before = (FOLDER / "chat.jsonl").read_bytes()
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=_append_with_room_for, args=(len(before) + room, characters))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == errno.EFBIG
+    assert (FOLDER / "chat.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_line_that_does_not_reach_the_disk_leaves_the_file_as_it_was(
+    error: BaseException, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     say(vote("a"))
     before = (FOLDER / "chat.jsonl").read_bytes()
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    def failing(_: int) -> None:
+        raise error
 
-    monkeypatch.setattr("plumbline.feedback.folder.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("plumbline.feedback.folder.os.fsync", failing)
+    with pytest.raises(type(error)):
         say(vote("b"))
+    assert (FOLDER / "chat.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", [correction("b", "Sad \ud83d"), vote("b", messages=[{"role": "user", "content": "\ude00"}])])
+def test_half_of_a_character_is_refused_and_leaves_the_file_as_it_was(line: Line, project: Path) -> None:
+    say(vote("a"))
+    before = (FOLDER / "chat.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"expected whole characters, found half of one \(U\+D[8E][03][0D]\)"):
+        say(line)
     assert (FOLDER / "chat.jsonl").read_bytes() == before
 
 

@@ -104,6 +104,13 @@ def test_a_question_without_words_and_a_seed_out_of_range_are_refused(question: 
         Talk((speaker("dpo"),)).ask(question, seed)
 
 
+def test_a_question_with_half_of_a_character_is_refused_and_asks_nothing() -> None:
+    talk = Talk((speaker("dpo"),))
+    with pytest.raises(ValueError, match=r"found half of one \(U\+D83D\)"):
+        talk.ask("Why \ud83d?", 1)
+    assert talk.turns == []
+
+
 @pytest.mark.parametrize("text", ["", "  ", "One.", " One. "])
 def test_a_correction_that_corrects_nothing_is_refused(text: str) -> None:
     turn = answered(Talk((speaker("dpo"),)))

@@ -18,7 +18,7 @@ from plumbline.feedback.lines import CORRECTION, DOWN, THUMB, UP, Answer, Line
 from plumbline.rows import Message
 
 if TYPE_CHECKING:
-    from mlflow.entities import Assessment, Trace
+    from mlflow.entities import Assessment, Span, Trace
 
 JUDGES = "EVALUATOR"
 """The type of a trace's root span that marks a judge's verdict, in MLflow's words."""
@@ -90,11 +90,16 @@ def line_of(trace: "Trace", assessment: "Assessment") -> Line:
         raise RowFault("wrong_type", "of a judge's verdict")
     kind, verdict = _verdict(assessment)
     tags = {**trace.info.trace_metadata, **trace.info.tags}
-    answer = Answer(_answer(root.outputs), tags.get(POLICY_TAG), tags.get(WEIGHTS_TAG))
+    answer = Answer(_answer(_recorded(trace, root, "outputs")), tags.get(POLICY_TAG), tags.get(WEIGHTS_TAG))
     said = datetime.fromtimestamp((assessment.last_update_time_ms or 0) / 1000, UTC).isoformat(timespec="seconds")
     # the one who says it again, or overrides it, changes their mind: another assessment of the same name on the same trace
     about = f"{trace.info.trace_id}-{assessment.name}-{assessment.source.source_id}"
-    return Line(about, kind, said, _conversation(root.inputs), [answer], verdict, source="mlflow")
+    line = Line(about, kind, said, _conversation(_recorded(trace, root, "inputs")), [answer], verdict, source="mlflow")
+    try:
+        line.json()
+    except ValueError:
+        raise RowFault("bad_text", "of a text with half of a character") from None
+    return line
 
 
 def _verdict(assessment: "Assessment") -> tuple[str, str]:
@@ -109,14 +114,28 @@ def _verdict(assessment: "Assessment") -> tuple[str, str]:
     return THUMB, UP if value in _GOOD else DOWN
 
 
-def _conversation(inputs: Any) -> list[Message]:
+def _recorded(trace: "Trace", span: "Span", what: str) -> Any:
+    """A span's `inputs` or `outputs` as they were recorded.
+
+    MLflow's database opens a text that is JSON, and gives back what it says. Only the trace's metadata keep what MLflow's client wrote, which begins
+    with a quotation mark if it was a text. They keep 250 characters: of a longer text that came through a server, the spaces between JSON's
+    values are lost.
+    """
+    stored = str(span.to_dict()["attributes"].get(f"mlflow.span{what.capitalize()}", ""))
+    written = trace.info.trace_metadata.get(f"mlflow.trace{what.capitalize()}", "")
+    is_whole = not written.endswith("...")
+    if not written.startswith('"') or stored.startswith(written.removesuffix("...")):
+        return getattr(span, what)
+    return json.loads(written) if is_whole else stored
+
+
+def _conversation(value: Any) -> list[Message]:
     """The messages in a trace's input: a list of them, a text, or either under one of the usual names."""
-    value = _decoded(inputs)
     while isinstance(value, Mapping) and not is_messages(value):
         key = next((key for key in _QUESTIONS if value.get(key)), None)
         if key is None:
             break
-        value = _decoded(value[key])
+        value = value[key]
     if isinstance(value, str) and value.strip():
         return [{"role": "user", "content": value}]
     if not value or not is_messages(value):
@@ -127,27 +146,15 @@ def _conversation(inputs: Any) -> list[Message]:
         raise RowFault("wrong_type", "of a trace whose input is not a conversation") from None
 
 
-def _answer(outputs: Any) -> str:
+def _answer(value: Any) -> str:
     """The text in a trace's output: itself, a message, the last message of several, or OpenAI's choices."""
-    value = _decoded(outputs)
     for _ in range(6):  # as deep as choices → first → message → content goes, and one to spare
         if isinstance(value, str) and value.strip():
             return value
         if isinstance(value, list) and value:
-            value = _decoded(value[-1])
+            value = value[-1]
         elif isinstance(value, Mapping):
-            key = next((key for key in ("choices", "message", "messages", *_REPLIES) if value.get(key)), "")
-            value = _decoded(value.get(key))
+            value = next((value[key] for key in ("choices", "message", "messages", *_REPLIES) if value.get(key)), None)
         else:
             break
     raise RowFault("wrong_type", "of a trace whose output is not an answer")
-
-
-def _decoded(value: Any) -> Any:
-    """A value that MLflow may have stored as JSON text."""
-    if isinstance(value, str) and value[:1] in ("{", "[", '"'):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value

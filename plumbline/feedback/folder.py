@@ -4,9 +4,9 @@ Several tabs, servers and exports may write at the same time. A line is on the d
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,23 +34,23 @@ def append(path: Path, lines: Iterable[Line]) -> None:
     """Appends lines to a file, whole or not at all, and returns when they are on the disk. What a crash tore off there stays a line of its own.
 
     Raises:
+        ValueError: a line holds half of a character, which no file can hold.
         OSError: the folder or the file cannot be written.
     """
-    text = "".join(json.dumps(line.row(), ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    text = "".join(f"{line.json()}\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:  # a buffer would be written again when the file is cut and when it is closed
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(-1, os.SEEK_END)
             text = text if file.read(1) == b"\n" else f"\n{text}"
         try:
-            file.write(text.encode())
-            file.flush()
+            _write_all(file, text.encode())
             os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)  # a full disk may have taken a part
+        except BaseException:
+            file.truncate(end)  # a disk that became full has taken a part
             raise
     if is_new:
         folder = os.open(path.parent, os.O_RDONLY)  # the file's name, too, has to outlive a power cut
@@ -58,6 +58,13 @@ def append(path: Path, lines: Iterable[Line]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Writes bytes to an unbuffered file; a disk with too little room takes a part, and raises OSError at the rest."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def read(folder: Path = FOLDER) -> Iterator[Entry]:

@@ -3,6 +3,7 @@
 The schema is described in data/feedback/README.md. A line that does not keep to it raises a `RowFault`, which its reader counts.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,18 @@ UP, DOWN = "up", "down"
 
 VERDICTS = {VOTE: (A, B, TIE, BOTH_BAD), THUMB: (UP, DOWN)}
 """What can be said: which of two answers is better, or whether one is good. A correction says it in words of its own."""
+
+
+def require_whole_characters(text: str) -> None:
+    """Refuses a text with a lone surrogate, half of a character such as an emoji: a browser and JSON can hold one, UTF-8 and tokenizers cannot.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected whole characters, found half of one (U+{ord(text[error.start]):04X}): type it anew") from None
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,12 @@ class Line:
         turns = messages(required(row, "messages"), "messages")
         return cls(text(row, "id"), kind, text(row, "time"), turns, answers, verdict, about, str(row.get("source", "chat")))
 
-    def row(self) -> Row:
-        """The line as an object of a file."""
-        return asdict(self)
+    def json(self) -> str:
+        """The line as a file holds it, without its end.
+
+        Raises:
+            ValueError: it holds half of a character.
+        """
+        text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        require_whole_characters(text)
+        return text

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plumbline.feedback.lines import CORRECTION, THUMB, VOTE, Answer, B, Line
+from plumbline.feedback.lines import CORRECTION, THUMB, VOTE, Answer, B, Line, require_whole_characters
 from plumbline.models.decoding_values import Decoding, DecodingFields
 from plumbline.pipeline.digests import content_digest
 from plumbline.rows import Message, assistant
@@ -196,10 +196,11 @@ class Talk:
         """The next turn, whose answers are yet to be drawn; two policies change sides by chance, whatever the seed.
 
         Raises:
-            ValueError: there is no question, the seed is out of range, or the last answers wait for a vote.
+            ValueError: there is no question, it holds half of a character, the seed is out of range, or the last answers wait for a vote.
         """
         if not question.strip():
             raise ValueError("expected a question, found none")
+        require_whole_characters(question)
         if not 0 <= seed < LARGEST_SEED:
             raise ValueError(f"expected a seed from 0 to {LARGEST_SEED - 1}, found {seed}")
         if self.turns and not self.turns[-1].is_settled:

@@ -244,6 +244,9 @@ def take(line: Line) -> bool:
     """Writes a line, and says so if it cannot be written."""
     try:
         append(FOLDER / CHAT, [line])
+    except ValueError as error:
+        ui.notify(f"{error}. Nothing was saved", type="negative")
+        return False
     except OSError as error:
         ui.notify(
             f"expected to write to {FOLDER / CHAT}, found: {error}. Nothing was saved: make room or set its permissions",
