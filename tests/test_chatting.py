@@ -1,5 +1,6 @@
 """`make chat`: what it refuses, and the whole way of a vote, from the page in a browser to the policy that learns from it."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -17,6 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from plumbline.feedback.folder import FOLDER
+from plumbline.feedback.talk import Draft, Speaker, Talk
+from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.records import read_json, read_jsonl
 from plumbline.tools.chatting import port_problem, require_page, wrong_names
 from tests.conftest import ROOT
@@ -70,6 +73,57 @@ def test_only_recipes_that_learn_from_feedback_depend_on_it() -> None:
     for file in sorted((ROOT / "conf/recipe").glob("*.yaml")):
         nodes = touched("data/feedback/chat.jsonl", load_pipeline(), load_recipe(file.stem))
         assert nodes == ({"feedback@said"} if file.stem == "feedback" else set()), file.stem
+
+
+# --- an answer that fails -------------------------------------------------------------------------------------------------
+
+
+async def ask_twice(speakers: tuple[Speaker, ...]) -> None:
+    """Asks on the page, where the first answer fails; the question comes back, and is asked again."""
+    from nicegui import ui
+    from nicegui.testing.user_simulation import user_simulation
+
+    from plumbline.tools.chat_page import Page
+
+    pages = []
+    async with user_simulation(lambda: pages.append(Page(Talk(speakers)))) as user:
+        await user.open("/")
+        user.find(kind=ui.textarea).type("What?")
+        [page] = pages
+        user.find(marker="send").click()
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if page.send.enabled and page.send.visible:
+                break
+        assert page.talk.turns == []
+        assert page.question.value == "What?"
+        assert page.question.enabled
+        assert not page.stop.visible
+        await user.should_not_see("…")
+        user.find(marker="send").click()
+        await user.should_see("A is better" if len(speakers) == 2 else "Correct")
+        assert [turn["content"] for turn in page.talk.turns[0].messages] == ["What?"]
+        assert {draft.text for draft in page.talk.turns[0].drafts} == {"Four."}
+
+
+@pytest.mark.skipif(find_spec("nicegui") is None, reason="needs nicegui")
+@pytest.mark.parametrize("names", [("dpo",), ("dpo", "sft")])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("expected at most 5 tokens"), KeyError("x")])
+def test_a_question_whose_answer_fails_comes_back_and_can_be_asked_again(
+    names: tuple[str, ...], error: Exception, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    failed = set()
+
+    def answer(policy: Speaker, *_: Any) -> Iterator[Draft]:
+        yield Draft("Fo", 1, False)
+        if policy.name not in failed:
+            failed.add(policy.name)
+            raise error
+        yield Draft("Four.", 2, True)
+
+    monkeypatch.setattr("plumbline.tools.chat_page.answer", answer)
+    asyncio.run(ask_twice(tuple(Speaker(name, "0" * 16, nothing, nothing, Decoding(), 8) for name in names)))
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------------

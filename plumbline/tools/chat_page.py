@@ -78,7 +78,7 @@ class Page:
             with ui.row().classes("w-full items-end no-wrap gap-2"):
                 self.question = ui.textarea(placeholder="Ask something").props("autogrow dense outlined rows=1").classes("grow")
                 self.question.on("keydown.enter.exact", self.ask, js_handler=_SEND)
-                self.send = ui.button(icon="send", on_click=self.ask).props('round dense aria-label="Send"')
+                self.send = ui.button(icon="send", on_click=self.ask).props('round dense aria-label="Send"').mark("send")
                 self.stop = ui.button(icon="stop", on_click=self.cut_off).props('round dense aria-label="Stop"')
             with ui.row().classes("w-full items-center no-wrap gap-2"):
                 ui.label(self._decoding()).classes(f"{_FAINT} grow")
@@ -120,34 +120,54 @@ class Page:
         self.answering = None
 
     async def ask(self) -> None:
-        """Asks the policies, and shows their answers as they grow."""
-        talk = self.talk
+        """Asks the policies, and shows their answers as they grow. A question whose answers fail comes back, to be asked again."""
+        talk, question = self.talk, self.question.value or ""
         try:
-            turn = talk.ask(self.question.value or "", int(self.seed.value if self.seed.value is not None else -1))
+            turn = talk.ask(question, int(self.seed.value if self.seed.value is not None else -1))
         except ValueError as error:
             ui.notify(str(error), type="warning")
             return
         self.answering = turn
         self.wait_for("stop")
         self.question.set_value("")
-        with self.log:
+        with self.log, ui.column().classes("w-full gap-4") as shown:
             ui.label(turn.messages[-1]["content"]).classes(
                 f"{_TEXT} self-end rounded-xl px-4 py-2 bg-primary text-white max-w-[85%]"
             )
-            shown = TurnCards(turn, partial(self.wait_for, "question"))
+            cards = TurnCards(turn, partial(self.wait_for, "question"))
         try:
-            await asyncio.gather(*(self._speak(turn, index, shown) for index in range(len(turn.speakers))))
+            await asyncio.gather(*(self._speak(turn, index, cards) for index in range(len(turn.speakers))))
         except ValueError as error:
-            self.cut_off()
-            talk.turns.remove(turn)
+            self._take_back(talk, question, shown)
             ui.notify(str(error), type="warning", multi_line=True)
-            self.wait_for("question")
-            return
+        except Exception as error:  # such as a GPU without memory
+            self._take_back(talk, question, shown)
+            ui.notify(
+                f"expected an answer, found {type(error).__name__}: {str(error)[:200]}. The terminal says where it arose. Ask again, or shorten the "
+                "conversation if memory ran out",
+                type="negative",
+                multi_line=True,
+            )
+            raise
+        else:
+            self._offer(talk, turn, cards)
+
+    def _offer(self, talk: Talk, turn: Turn, cards: "TurnCards") -> None:
+        """Lets answers that are complete be rated, unless another conversation has begun meanwhile."""
         if talk is self.talk:
             self.seed.set_value((turn.seed + 1) % LARGEST_SEED)
-            shown.offer()
+            cards.offer()
             self.client.run_javascript(_SCROLL)
             self.wait_for("question" if turn.is_settled else "vote")
+
+    def _take_back(self, talk: Talk, question: str, shown: Any) -> None:
+        """Makes a question whose answers failed one that was never asked, unless another conversation has begun meanwhile."""
+        talk.turns.pop()
+        if talk is self.talk:
+            self.cut_off()
+            shown.delete()
+            self.question.set_value(question)
+            self.wait_for("question")
 
     async def _speak(self, turn: Turn, index: int, shown: "TurnCards") -> None:
         drafts = answer(turn.speakers[index], turn.messages, turn.seed)
