@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from plumbline.data.writing import SplitSummary
 
 POLICIES, PROMPTS = Path("artifacts/policy"), Path("artifacts/data/prompts")
+UNKNOWN = "unknown"
+"""The licence of what people typed, which no line states."""
 SHOWN = 40
 """The number of rows in MLflow's table."""
 
@@ -117,7 +119,7 @@ def incoming(stated: Sequence[Judgement], settings: FeedbackEntry, overlaps: Any
     names = list(dict.fromkeys(judgement.file for judgement in stated))
     plan = RolePlan(
         ROLES[settings.kind],
-        [Source(name=name, files=[name], licence="feedback") for name in names],
+        [Source(name=name, files=[name], licence=UNKNOWN) for name in names],
         ["plumbline"] * len(names),
         [[] for _ in names],
         settings.checks(),

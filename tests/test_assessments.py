@@ -110,7 +110,7 @@ SPOKEN = [
 def test_a_text_that_is_itself_json_stays_the_text_that_was_asked_or_answered(
     served: bool,
     project: Path,
-    empty_store: Path,
+    empty_store: Path,  # noqa: F811
     server: Server,  # noqa: F811
 ) -> None:
     """MLflow's database opens such a text, and its server writes it anew. Either way the line has every character."""

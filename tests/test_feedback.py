@@ -224,7 +224,7 @@ def test_a_vote_is_a_preference_with_the_policies_and_its_place(world: Path) -> 
     [row] = made("preferences")
     assert (row["chosen"], row["rejected"]) == (assistant("One."), assistant("Two."))
     assert (row["policy_chosen"], row["policy_rejected"], row["feedback"]) == ("dpo", "sft", "vote")
-    assert (row["file"], row["row"], row["source"]) == ("chat.jsonl", 1, "chat.jsonl")
+    assert (row["file"], row["row"], row["source"], row["licence"]) == ("chat.jsonl", 1, "chat.jsonl", "unknown")
 
 
 def test_rows_in_are_rows_kept_and_rows_dropped_and_what_was_said_is_counted(world: Path) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from plumbline.models.model_card import (
     FILE,
+    Origin,
     evaluated_card,
     hub_origin,
     judged_by,
@@ -93,8 +94,55 @@ def test_licences_of_the_rows_are_named_and_those_within_texts_are_not(tmp_path:
     made(tmp_path / "sft", inputs=[Input(str(tmp_path / "data"), "d")])
     data = ModelCard.load(tmp_path / "sft" / FILE).data.to_dict()
     assert data["data_licences"] == ["CC BY-NC 4.0", "MIT"]
-    assert data["license"] == "other"  # a model from scratch is made of its data
     assert origin_of(tmp_path / "sft").data_licences == ["CC BY-NC 4.0", "MIT"]
+
+
+def licensed(folder: Path, *licences: str) -> list[Input]:
+    """An input with a row under each licence."""
+    write_jsonl(folder / "train.jsonl", [{"prompt": [], "licence": licence} for licence in licences] or [{"prompt": []}])
+    return [Input(str(folder), "d")]
+
+
+def stated(folder: Path) -> tuple[str, str]:
+    """The licence in the head of a card and its section on it."""
+    card = ModelCard.load(folder / FILE)
+    return str(card.data.to_dict()["license"]), card.content.partition("## Licence\n\n")[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize("pretrained_on", [(), ("MIT",)])
+def test_head_and_text_of_a_card_state_one_licence_and_data_decide_that_of_a_model_from_scratch(
+    tmp_path: Path, pretrained_on: tuple[str, ...]
+) -> None:
+    made(tmp_path / "base", inputs=licensed(tmp_path / "corpus", *pretrained_on))
+    assert stated(tmp_path / "base") == (
+        (
+            "other",
+            "other: it was trained from scratch, so that its data decide. It has learnt from data under MIT: their conditions may reach further.",
+        )
+        if pretrained_on
+        else ("apache-2.0", "apache-2.0: as the data that it was trained on.")
+    )
+    made(tmp_path / "sft", inputs=licensed(tmp_path / "more", "CC0"), origin=origin_of(tmp_path / "base"))
+    licence, text = stated(tmp_path / "sft")
+    assert licence == "other"
+    assert text.startswith("other: it was trained from scratch, so that its data decide.")
+
+
+@pytest.mark.parametrize("licence", ["apache-2.0", "mit", "unknown"])
+def test_head_and_text_of_a_card_keep_the_licence_of_the_model_to_start_from_whatever_the_data(
+    tmp_path: Path, licence: str
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / FILE).write_text(f"---\nlicense: {licence}\n---\n# tiny\n")
+    made(tmp_path / "base", inputs=licensed(tmp_path / "data", "MIT"), origin=hub_origin(str(tmp_path / "tiny"), None))
+    start = "The licence of the model to start from is not known" if licence == "unknown" else f"{licence}, as the model to start"
+    assert stated(tmp_path / "base")[0] == licence
+    assert stated(tmp_path / "base")[1].startswith(start)
+
+
+def test_data_without_a_stated_licence_are_said_to_have_none(tmp_path: Path) -> None:
+    made(tmp_path / "kto", inputs=licensed(tmp_path / "feedback", "unknown", "MIT"), origin=hub_origin("org/model", None))
+    assert "It has learnt from data under MIT and from data whose licence is not known:" in stated(tmp_path / "kto")[1]
 
 
 @pytest.mark.parametrize(
@@ -120,5 +168,5 @@ def test_an_evaluated_card_has_figures_with_their_intervals_before_the_licence(t
 
 
 def test_a_policy_without_a_card_has_an_unknown_origin(tmp_path: Path) -> None:
-    assert origin_of(tmp_path) == ([], None, "unknown", [])
+    assert origin_of(tmp_path) == Origin([], None, "unknown", [])
     assert "| gold | 0.500 |" in evaluated_card(tmp_path, {}, {"gold": 0.5}, ["gold"])

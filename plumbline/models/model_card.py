@@ -16,7 +16,8 @@ from plumbline.pipeline.records import replacing, stream_jsonl
 from plumbline.pipeline.tracking import flatten
 
 FILE = "README.md"
-UNKNOWN = "unknown"
+UNKNOWN, OTHER = "unknown", "other"
+"""Licences as the hub's cards name them, where none is known and where it is none of the hub's list."""
 NOT_THE_RESULT = ("checkpoint_every", "samples_every")
 """Values that decide no weight, and so stand on no card: another of them leaves the policy as it is, and what follows it."""
 LIMITS = (
@@ -48,6 +49,8 @@ class Origin(NamedTuple):
     """The id on the hub of the model that everything started from."""
     licence: str
     data_licences: list[str]
+    from_scratch: bool = False
+    """Whether everything started from random weights, so that its data alone decide the licence."""
 
 
 def write_card(
@@ -58,6 +61,7 @@ def write_card(
     did: what the stage did. values: those of the recipe's entry. figures: those of its training.
     """
     licences = sorted({*origin.data_licences, *_licences(one.path for one in work.inputs)})
+    licence = OTHER if origin.from_scratch and licences else origin.licence
     recipe = [(name, value) for name, value in flatten(values).items() if name not in NOT_THE_RESULT]
     sections = [
         f"# {folder.name}",
@@ -65,17 +69,18 @@ def write_card(
         "## How it was made\n\n" + "\n".join([*origin.steps, Step(work.name, did, work.inputs).text()]),
         f"Seed {seed}. The values of `{work.name}`:\n\n{_table(('key', 'value'), recipe)}",
         f"## Figures of its training\n\n{_table(('figure', 'value'), figures.items())}" if figures else "",
-        f"## Licence\n\n{_licence_text(origin, licences)}",
+        f"## Licence\n\n{_licence_text(origin, licence, licences)}",
         f"## Limits\n\n{LIMITS}",
     ]
     card = _card(
         {
-            "license": origin.licence,
+            "license": licence,
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
             "base_model": origin.base_model,
             "tags": ["plumbline", "alignment"],
             "data_licences": licences or None,
+            "from_scratch": origin.from_scratch or None,
         },
         [section for section in sections if section],
     )
@@ -109,7 +114,7 @@ def origin_of(init: Path) -> Origin:
     card = ModelCard.load(init / FILE)
     data = card.data.to_dict()
     steps = [line for line in card.content.splitlines() if line.startswith("1. `")]
-    return Origin(steps, data.get("base_model"), data["license"], data.get("data_licences") or [])
+    return Origin(steps, data.get("base_model"), data["license"], data.get("data_licences") or [], bool(data.get("from_scratch")))
 
 
 def hub_origin(path: str, revision: str | None) -> Origin:
@@ -126,7 +131,7 @@ def hub_origin(path: str, revision: str | None) -> Origin:
 
 def scratch_origin() -> Origin:
     """A model that starts from random weights: its data alone decide the licence; those of the closed world come with Plumbline."""
-    return Origin([], None, "apache-2.0", [])
+    return Origin([], None, "apache-2.0", [], from_scratch=True)
 
 
 def judged_by(signal: Path) -> str:
@@ -147,20 +152,23 @@ def _licences(paths: Iterable[str]) -> set[str]:
     return stated
 
 
-def _licence_text(origin: Origin, data_licences: Sequence[str]) -> str:
-    data = (
-        f" It has learnt from data under {', '.join(data_licences)}, whose conditions may reach further." if data_licences else ""
-    )
-    if origin.licence == UNKNOWN:
+def _licence_text(origin: Origin, licence: str, data_licences: Sequence[str]) -> str:
+    """The section on the licence that the card's head names: where it comes from, and which data may narrow it."""
+    known = [name for name in data_licences if name != UNKNOWN]
+    sources = [f"data under {', '.join(known)}"] if known else []
+    sources += ["data whose licence is not known"] if UNKNOWN in data_licences else []
+    data = f" It has learnt from {' and from '.join(sources)}: their conditions may reach further." if sources else ""
+    if licence == UNKNOWN:
         return f"The licence of the model to start from is not known: state it before you publish.{data}"
-    return f"{origin.licence}, as the model and data to start from.{data}"
+    if origin.from_scratch:
+        reason = "it was trained from scratch, so that its data decide" if data_licences else "as the data that it was trained on"
+        return f"{licence}: {reason}.{data}"
+    return f"{licence}, as the model to start from.{data}"
 
 
 def _card(data: Mapping[str, Any], sections: Sequence[str]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    if data["data_licences"] and data["license"] == "apache-2.0" and not data["base_model"]:
-        data = {**data, "license": "other"}  # which the data may narrow
     text = "\n\n".join(sections)
     return str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}\n"))
 
