@@ -60,7 +60,10 @@ def unsent(project: Path) -> list[Path]:
 
 
 class Server:
-    """MLflow's own server on 127.0.0.1; `answer` is what it does instead of answering: a status, or `hang`."""
+    """MLflow's own server on 127.0.0.1; `answer` is what it does instead of answering: a status, or `hang`.
+
+    `lacks` is a part of the paths that it does not have or allow, with the status that it answers there.
+    """
 
     def __init__(self, folder: Path, database: Path) -> None:
         from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, app
@@ -68,6 +71,7 @@ class Server:
         self._variables = {BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{database}", ARTIFACT_ROOT_ENV_VAR: str(folder / "artifacts")}
         os.environ |= self._variables
         self.answer: int | str | None = None
+        self.lacks: tuple[str, int] | None = None
         self.hangs = threading.Event()  # a request is waiting for an answer
         self._app = app
 
@@ -86,8 +90,9 @@ class Server:
         if self.answer == "hang":
             self.hangs.set()
             time.sleep(6)
-        if isinstance(self.answer, int):
-            start(f"{self.answer} Spoilt", [("Content-Type", "text/html")])
+        answer = self.lacks[1] if self.lacks and self.lacks[0] in environ["PATH_INFO"] else self.answer
+        if isinstance(answer, int):
+            start(f"{answer} Spoilt", [("Content-Type", "text/html")])
             return [b"<html>an error page of some proxy</html>"]
         return self._app(environ, start)
 
@@ -112,8 +117,10 @@ def server(running_server: Server, project: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", running_server.address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_registry_uri(running_server.address)
     yield running_server
-    running_server.answer = None
+    running_server.answer = running_server.lacks = None
+    mlflow.set_registry_uri("")
 
 
 @pytest.fixture

@@ -11,16 +11,20 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED, PERMISSION_DENIED
+from mlflow.utils.validation import _validate_model_name
 
 from plumbline.pipeline import mlflow_calls, tracking_values
 from plumbline.pipeline.execution import executing
 from plumbline.pipeline.metric_names import figure_rows, step_metric
 from plumbline.pipeline.mlflow_calls import deliver, experiment_name
+from plumbline.pipeline.mlflow_models import registered_name
 from plumbline.pipeline.outbox import Outbox
 from plumbline.pipeline.provenance import Input, maker_run
 from plumbline.pipeline.records import write_json
 from plumbline.pipeline.tracking import tracked
-from tests.mlflow_stores import Config, Server, empty_store, running_server, runs, said, server, store, work
+from tests.mlflow_stores import Config, Server, empty_store, running_server, runs, said, server, store, unsent, work
 
 
 def client() -> MlflowClient:
@@ -146,7 +150,9 @@ def trained(project: Path, name: str) -> Any:
 
 
 def versions() -> list[Any]:
-    return sorted(client().search_model_versions(f"name='{experiment_name()}'"), key=lambda version: int(version.version))
+    return sorted(
+        client().search_model_versions(f"name='{registered_name(experiment_name())}'"), key=lambda version: int(version.version)
+    )
 
 
 def test_a_policy_becomes_a_version_of_the_projects_model_without_a_copy_of_its_weights(
@@ -162,7 +168,8 @@ def test_a_policy_becomes_a_version_of_the_projects_model_without_a_copy_of_its_
     assert model.params["align.beta"] == "0.1"
     assert client().get_run(run.id).outputs.model_outputs[0].model_id == model.model_id
     assert not [*project.rglob("*.safetensors")]
-    deliver(os.environ["MLFLOW_TRACKING_URI"], run.id, {"model": ["dpo", "policy", version.source, "# dpo"]})
+    for record in ("model", "version"):
+        deliver(os.environ["MLFLOW_TRACKING_URI"], run.id, {record: ["dpo", "policy", version.source, "# dpo"]})
     assert len(versions()) == 1  # sent twice
     assert said.messages == []
 
@@ -172,6 +179,64 @@ def test_a_server_that_takes_no_folder_of_another_machine_gets_the_logged_model_
 ) -> None:
     trained(project, "dpo")
     assert versions()[-1].source.startswith("models:/m-")
+    assert said.messages == []
+
+
+@pytest.mark.parametrize("status", [403, 404, 501])
+@pytest.mark.parametrize("part", ["logged-models", "registered-models", "model-versions"])
+def test_what_a_server_does_not_have_or_allow_costs_one_line_and_holds_up_nothing(
+    server: Server, project: Path, part: str, status: int, said: Any
+) -> None:
+    server.lacks = (part, status)
+    run = trained(project, "dpo")
+    assert client().get_run(run.id).info.status == "FINISHED"
+    assert len(said.messages) == 1
+    assert "the server does not have or does not allow this" in said.messages[0]
+    assert unsent(project) == []
+    if part != "logged-models":  # the rest is there
+        assert len(client().search_logged_models([client().get_run(run.id).info.experiment_id])) == 1
+
+
+@pytest.mark.parametrize("code", [ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED, PERMISSION_DENIED])
+def test_a_server_without_logged_models_still_has_versions_and_the_figures_of_evaluations(
+    store: Path, project: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: Any
+) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
+        raise MlflowException("no such path", code)
+
+    for call in ("search_logged_models", "create_logged_model"):
+        monkeypatch.setattr(MlflowClient, call, lacking)
+    run = trained(project, "dpo")
+    write_json(project / "artifacts/runs/align/dpo.json", {"run_id": run.id})
+    made_by(project, "artifacts/policy/dpo", "artifacts/runs/align/dpo.json")
+    with tracked("evaluate@dpo", params={}, tags={}, inputs=[]) as evaluation:
+        evaluation.log_evaluation("artifacts/policy/dpo", {"gold": 0.9}, "# dpo, 0.9")
+    assert client().get_run(evaluation.id).data.metrics == {"gold": 0.9}
+    assert versions()[0].description == "# dpo, 0.9"
+    assert len(said.messages) == 1
+
+
+NAMES = ["plain", "a/b", "a:b", "a-b", "/Users/ann@x/align", ".", "..", "a/../b", "x" * 300, "x" * 301, "정렬 1", "//", "::"]
+
+
+def test_every_name_of_an_experiment_becomes_a_name_that_the_registry_takes_and_no_two_become_one() -> None:
+    names = [registered_name(name) for name in NAMES]
+    for name in names:
+        _validate_model_name(name)
+        assert len(name) <= 250
+    assert len({*names}) == len(NAMES)
+    assert [name for name in NAMES if registered_name(name) == name] == ["plain", "a-b", "정렬 1"]
+
+
+def test_the_policies_of_an_experiment_whose_name_is_a_path_are_registered(
+    store: Path, project: Path, monkeypatch: pytest.MonkeyPatch, said: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team/align: 1")
+    run = trained(project, "dpo")
+    with tracked("report", params={}, tags={}, inputs=[]):
+        deliver(os.environ["MLFLOW_TRACKING_URI"], str(run.id), {"best": [run.id, "gold"]})
+    [version] = versions()
+    assert client().get_model_version_by_alias(version.name, "best").run_id == run.id
     assert said.messages == []
 
 
@@ -248,9 +313,8 @@ def test_a_server_that_takes_no_traces_costs_one_line(server: Server, said: Any)
     with tracked("label@round1", params={}, tags={}, inputs=[]) as run:
         run.log_traces([trace(0, "a")])
         run.log_figures({"gold": 0.5})
-    assert said.messages == [
-        "MLflow refused traces: this server takes no traces. `mlflow server` with its default options does. This is left out."
-    ]
+    assert len(said.messages) == 1
+    assert said.messages[0].startswith("MLflow refused traces: the server does not have or does not allow this (")
     assert runs()[0].data.metrics == {"gold": 0.5}
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 """What one call sends: {"metrics": [[name, value, milliseconds, step], …]}, {"params": [[name, value], …]}, either with `tags`,
 {"table": [name, rows]}, {"text": [path, text]}, {"inputs": [[name, digest, path], …]}, {"model": [name, kind, source, description]},
-{"evaluated": [run, description, figures, milliseconds]}, {"best": [run, metric]}, {"traces": [trace, …]} or {"end": [status, milliseconds]}."""
+{"version": [name, kind, source, description]}, {"evaluated": [run, description, figures, milliseconds]}, {"best": [run, metric]},
+{"traces": [trace, …]} or {"end": [status, milliseconds]}."""
 
 STORED = ("table", "text")
 """The records that go to the store of artifacts."""
@@ -91,8 +92,6 @@ def deliver(uri: str, run_id: str, record: Record) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 
-        from plumbline.pipeline import mlflow_models, mlflow_traces
-
         client = MlflowClient(uri)
         match record:
             case {"metrics": _} | {"params": _}:
@@ -109,18 +108,30 @@ def deliver(uri: str, run_id: str, record: Record) -> None:
                 _deliver_table(client, run_id, f"tables/{name}.json", rows)
             case {"text": [path, text]}:
                 client.log_text(run_id, text, path)
-            case {"model": [name, kind, source, text]}:
-                mlflow_models.create(client, run_id, experiment_name(), mlflow_models.Model(name, kind, source, text))
-            case {"evaluated": [maker, text, figures, milliseconds]}:
-                mlflow_models.evaluated(client, run_id, maker, text, figures, milliseconds)
-            case {"best": [maker, metric]}:
-                mlflow_models.name_best(client, experiment_name(), maker, metric)
-            case {"traces": traces}:
-                mlflow_traces.deliver_traces(uri, run_id, client.get_run(run_id).info.experiment_id, traces)
             case {"end": [status, milliseconds]}:
                 client.set_terminated(run_id, status, milliseconds)
             case _:
-                raise ValueError(f"expected a record that can be sent, found {str(record)[:80]}")
+                with _if_offered(client, run_id):
+                    _deliver_model_or_traces(client, uri, run_id, record)
+
+
+def _deliver_model_or_traces(client: "MlflowClient", uri: str, run_id: str, record: Record) -> None:
+    """Sends a record of what an older server, or one with fewer rights, may not take."""
+    from plumbline.pipeline import mlflow_models, mlflow_traces
+
+    match record:
+        case {"model": model}:
+            mlflow_models.create(client, run_id, mlflow_models.Model(*model))
+        case {"version": model}:
+            mlflow_models.register(client, run_id, experiment_name(), mlflow_models.Model(*model))
+        case {"evaluated": [maker, text, figures, milliseconds]}:
+            mlflow_models.evaluated(client, run_id, maker, text, figures, milliseconds)
+        case {"best": [maker, metric]}:
+            mlflow_models.name_best(client, maker, metric)
+        case {"traces": traces}:
+            mlflow_traces.deliver_traces(uri, run_id, client.get_run(run_id).info.experiment_id, traces)
+        case _:
+            raise ValueError(f"expected a record that can be sent, found {str(record)[:80]}")
 
 
 def _experiment(client: "MlflowClient", uri: str) -> str:
@@ -158,6 +169,25 @@ def _deliver_table(client: "MlflowClient", run_id: str, path: str, rows: Sequenc
     table = {"path": path, "type": "table"}
     if table not in logged:
         client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, table][-MOST_TABLES:]))
+
+
+@contextmanager
+def _if_offered(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """For what a server may not have or not allow although it takes runs: that is then refused, and not a server that fails.
+
+    A proxy in front of a server that fails answers the same for everything, so the run itself is asked for before that is believed.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from plumbline.pipeline.mlflow_models import NOT_OFFERED
+
+    try:
+        yield
+    except (MlflowException, NotImplementedError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in NOT_OFFERED:
+            raise
+        client.get_run(run_id)
+        raise MlflowFault(f"the server does not have or does not allow this ({_reason(error)})", final=True) from error
 
 
 @contextmanager

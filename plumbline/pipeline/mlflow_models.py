@@ -1,9 +1,11 @@
 """Models in MLflow: what a run made, and the registry of the project's policies. Weights are not copied: a version's source is their folder.
 
-The registry has one model for each project, under the experiment's name, and a version for each policy that a stage trained. What evaluations find
-stands on the version, and `report` gives the alias `best`.
+The registry has one model for each project, under the experiment's name (`registered_name`), and a version for each policy that a stage trained. What
+evaluations find stands on the version, and `report` gives the alias `best`.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 POLICY = "policy"
 BEST = "best"
 TAGGED = 3  # headline figures that stand on a version as tags, one call each; the description has all
-LONGEST_DESCRIPTION = 5000  # characters that MLflow's registry takes
+LONGEST_DESCRIPTION, LONGEST_NAME = 5000, 250  # characters that MLflow's registry takes
+
+NOT_OFFERED = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "PERMISSION_DENIED")
+"""MLflow's error codes for what a server does not have, or does not allow."""
 
 
 class Model(NamedTuple):
@@ -30,8 +35,8 @@ class Model(NamedTuple):
     """Its card."""
 
 
-def create(client: "MlflowClient", run_id: str, registry: str, model: Model) -> None:
-    """Logs a model as the run's output and registers a policy under the name `registry`; does nothing that an earlier try has done."""
+def create(client: "MlflowClient", run_id: str, model: Model) -> None:
+    """Logs a model as the run's output; does nothing that an earlier try has done."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     run = client.get_run(run_id)
@@ -45,34 +50,47 @@ def create(client: "MlflowClient", run_id: str, registry: str, model: Model) -> 
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     if not (run.outputs and run.outputs.model_outputs):
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    if model.kind == POLICY and not _versions(client, run_id):
-        _register(client, run_id, registry, model, logged.model_id)
 
 
-def _register(client: "MlflowClient", run_id: str, registry: str, model: Model, model_id: str) -> None:
-    """A new version; its source is the folder, or the logged model on a server that takes no path of another machine."""
+def register(client: "MlflowClient", run_id: str, experiment: str, model: Model) -> None:
+    """Registers a policy as a version of the project's model; does nothing that an earlier try has done.
+
+    Its source is the folder, or the logged model on a server that takes no path of another machine.
+    """
     from mlflow.exceptions import MlflowException
 
+    if _versions(client, run_id):
+        return
+    logged = _logged(client, client.get_run(run_id).info.experiment_id, run_id)
+    name = registered_name(experiment)
     try:
-        client.create_registered_model(registry, description="Policies of this project, a version for each that was trained.")
+        client.create_registered_model(name, description="Policies of this project, a version for each that was trained.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for source in (model.source, f"models:/{model_id}"):
+    for source in (model.source, *([f"models:/{logged.model_id}"] if logged else [])):
         try:
             client.create_model_version(
-                registry,
+                name,
                 source=source,
                 run_id=run_id,
-                model_id=model_id,
+                model_id=logged.model_id if logged else None,
                 tags={"policy": model.name, "folder": model.source},
                 description=model.description[:LONGEST_DESCRIPTION],
             )
         except MlflowException as error:
-            if source != model.source or error.error_code != "INVALID_PARAMETER_VALUE":
+            if not logged or source != model.source or error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
         else:
             return
+
+
+def registered_name(experiment: str) -> str:
+    """The experiment's name as the registry takes it. Where a mark had to go, a digest follows, so that no two experiments share a model."""
+    plain = re.sub("[/:]", "-", experiment)
+    if plain == experiment and plain.strip(". ") and len(plain) <= LONGEST_NAME:
+        return experiment
+    return f"{plain.strip('-. ')[: LONGEST_NAME - 9]}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def evaluated(
@@ -98,11 +116,11 @@ def evaluated(
             client.set_model_version_tag(version.name, version.version, name, f"{value:.4g}")
 
 
-def name_best(client: "MlflowClient", registry: str, maker: str, metric: str) -> None:
+def name_best(client: "MlflowClient", maker: str, metric: str) -> None:
     """Gives the alias `best` to the version that the run `maker` made; the model says by which metric."""
     for version in _versions(client, maker):
-        client.set_registered_model_alias(registry, BEST, version.version)
-        client.set_registered_model_tag(registry, "best_by", metric)
+        client.set_registered_model_alias(version.name, BEST, version.version)
+        client.set_registered_model_tag(version.name, "best_by", metric)
 
 
 def _versions(client: "MlflowClient", run_id: str) -> "list[ModelVersion]":
@@ -121,5 +139,13 @@ def _run(client: "MlflowClient", run_id: str) -> "Run | None":
 
 
 def _logged(client: "MlflowClient", experiment: str, run_id: str) -> "LoggedModel | None":
-    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
-    return next(iter(found), None)
+    """The model that a run has logged; None if there is none, as on a server that has no logged models."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        matches = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+    except MlflowException as error:
+        if error.error_code not in NOT_OFFERED:
+            raise
+        return None
+    return next(iter(matches), None)

@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plumbline.pipeline.mlflow_fault import MlflowFault
-
 LONGEST_PREVIEW = 200  # characters
 
 
@@ -14,12 +12,8 @@ def deliver_traces(uri: str, run_id: str, experiment: str, traces: Sequence[Mapp
     """Sends traces that belong to a run. Their ids follow from the run and their order, so that sending them twice changes nothing.
 
     traces: each with `name`, `messages`, `reply`, `verdict`, `judge` (the model's name), `attributes` and `nanoseconds`, its time.
-
-    Raises:
-        MlflowFault: the server takes none.
     """
     from mlflow.entities import AssessmentSource, Feedback, Span, TraceInfo, TraceLocation, TraceState
-    from mlflow.exceptions import MlflowException
     from mlflow.tracing.client import TracingClient
     from mlflow.tracing.constant import TraceMetadataKey
 
@@ -49,12 +43,7 @@ def deliver_traces(uri: str, run_id: str, experiment: str, traces: Sequence[Mapp
             )
         )
         spans.append(Span.from_dict(_span(trace_id, key, trace)))
-    try:
-        client.log_spans(experiment, spans)
-    except MlflowException as error:
-        if error.error_code != "ENDPOINT_NOT_FOUND":
-            raise
-        raise MlflowFault("this server takes no traces. `mlflow server` with its default options does", final=True) from error
+    client.log_spans(experiment, spans)
 
 
 def _span(trace_id: str, key: str, trace: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from plumbline.pipeline.descriptions import description
 from plumbline.pipeline.metric_names import cost_metric, figure_rows, step_metric
 from plumbline.pipeline.mlflow_calls import Started, project_root, start_run, without_password
 from plumbline.pipeline.mlflow_fault import MlflowFault
+from plumbline.pipeline.mlflow_models import POLICY
 from plumbline.pipeline.outbox import Outbox, SafeNames, safe_value, send_kept, unsent_file
 from plumbline.pipeline.provenance import Input, maker_run, process_tags
 from plumbline.pipeline.system_metrics import system_metrics
@@ -125,7 +126,10 @@ class MlflowRun(Run):
     def log_model(self, name: str, kind: str, folder: Path, card: str) -> None:
         if card:
             self.log_text("README.md", card)
-        self._outbox.add({"model": [name, kind, str(project_root() / folder), _without_metadata(card)]})
+        model = [name, kind, str(project_root() / folder), _without_metadata(card)]
+        self._outbox.add({"model": model})
+        if kind == POLICY:
+            self._outbox.add({"version": model})
 
     def log_evaluation(self, of: str | Path, figures: Mapping[str, float | None], card: str) -> None:
         self.log_text("README.md", card)
