@@ -144,31 +144,40 @@ def evaluation_overlaps(checks: Policy) -> Any:
 
 
 def run(config: FeedbackStage, entry: str) -> None:
-    """Reads the lines, and checks, selects and writes the rows that they state."""
-    settings, checks = config.feedback, config.feedback.checks()
-    folder = POLICIES / settings.policy
-    with executing("feedback", entry, config, [FOLDER, folder, PROMPTS]) as work:
-        from plumbline.data.gathering import gather
-        from plumbline.data.selecting import check_limits, select
-
-        limit_at = f"feedback.{entry}.limits.{{}} in params.yaml"
+    """Reads the lines, writes the rows that they state, and says what became of them."""
+    settings = config.feedback
+    with executing("feedback", entry, config, [FOLDER, POLICIES / settings.policy, PROMPTS]) as work:
         everything = [*read()]
         standing = current(everything)
         lines = chosen(standing, settings.answers_of)
-        plan, items = incoming(judgements(lines, settings.kind), settings, evaluation_overlaps(checks))
-        output = work.output(f"artifacts/feedback/{entry}")
-        with tempfile.TemporaryDirectory(prefix=".spool-", dir=output.parent) as spool:
-            pool = gather(plan, items, Path(spool) / plan.role, config.threads)
-            check_limits(settings.kind, pool.tally, checks, limit_at)
-            select(pool, checks)
-            summaries = write(pool, folder, checks, output, config.threads)
-        check_limits(settings.kind, pool.tally, checks, limit_at)
-        require_rows(pool, summaries, settings)
-        write_jsonl(output / "dropped.jsonl", (drop._asdict() for drops in pool.tally.examples.values() for drop in drops))
-        figures = {"replaced": len(everything) - len(standing), **line_figures(lines), **row_figures(pool, summaries)}
+        rows = row_figures(*write_rows(lines, config, entry, work.output(f"artifacts/feedback/{entry}")))
+        figures = {"replaced": len(everything) - len(standing), **line_figures(lines), **rows}
         write_json(work.output(f"artifacts/figures/feedback/{entry}.json"), figures)
         work.run.log_figures(figures)
         work.run.log_table("said", [_shown(line.content) for line in lines if isinstance(line.content, Line)][:SHOWN])
+
+
+def write_rows(lines: list[Entry], config: FeedbackStage, entry: str, output: Path) -> "tuple[Pool, dict[str, SplitSummary]]":
+    """Checks, selects and writes the rows that the lines state, and the places of those that were dropped.
+
+    Raises:
+        ValueError: too many rows of one source are dropped, or a split has none left.
+    """
+    from plumbline.data.gathering import gather
+    from plumbline.data.selecting import check_limits, select
+
+    settings, checks = config.feedback, config.feedback.checks()
+    limit_at = f"feedback.{entry}.limits.{{}} in params.yaml"
+    plan, items = incoming(judgements(lines, settings.kind), settings, evaluation_overlaps(checks))
+    with tempfile.TemporaryDirectory(prefix=".spool-", dir=output.parent) as spool:
+        pool = gather(plan, items, Path(spool) / plan.role, config.threads)
+        check_limits(settings.kind, pool.tally, checks, limit_at)
+        select(pool, checks)
+        summaries = write(pool, POLICIES / settings.policy, checks, output, config.threads)
+    check_limits(settings.kind, pool.tally, checks, limit_at)
+    require_rows(pool, summaries, settings)
+    write_jsonl(output / "dropped.jsonl", (drop._asdict() for drops in pool.tally.examples.values() for drop in drops))
+    return pool, summaries
 
 
 def write(pool: "Pool", policy: Path, checks: Policy, output: Path, processes: int) -> "dict[str, SplitSummary]":

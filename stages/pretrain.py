@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_model
 from plumbline.models.size import require_size
-from plumbline.models.training import Validated
+from plumbline.models.training_values import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.launcher import Launcher
@@ -134,7 +134,9 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
 
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import end_of_turn_id
-    from plumbline.models.training import curve_rows, train, trainer_arguments, whole_model, write_curve
+    from plumbline.models.curves import curve_rows, write_curve
+    from plumbline.models.saving import whole_model
+    from plumbline.models.training import train, trainer_arguments
 
     model = new_model(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
     require_size(config.model.size, model.num_parameters())
@@ -161,8 +163,8 @@ def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: 
     Raises:
         ValueError: the model is not of the size that its file names, or the tokenizer has tokens that the model does not know.
     """
+    from plumbline.models.curves import write_curve
     from plumbline.models.loading import vocabulary_size
-    from plumbline.models.training import write_curve
 
     model = load_hub_model(config)
     require_size(config.size, model.num_parameters())
@@ -187,7 +189,7 @@ def run(config: PretrainStage) -> None:
 
         from plumbline.models.determinism import make_deterministic
         from plumbline.models.model_card import hub_origin, scratch_origin, write_card
-        from plumbline.models.training import save_policy
+        from plumbline.models.saving import save_policy
 
         make_deterministic(config.seed, config.threads)
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

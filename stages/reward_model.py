@@ -19,7 +19,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.training import Lora, Validated
+from plumbline.models.training_values import Lora, Validated
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.launcher import Launcher
@@ -115,11 +115,14 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
+    from plumbline.models.adapters import lora_config, merged
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_preferences
+    from plumbline.models.curves import curve_rows, write_curve
     from plumbline.models.loading import as_saved, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
-    from plumbline.models.training import curve_rows, lora_config, merged, train, trainer_arguments, whole_model, write_curve
+    from plumbline.models.saving import whole_model
+    from plumbline.models.training import train, trainer_arguments
     from plumbline.rewards.cost import CostCollator, CostTrainer
     from plumbline.rewards.model import with_float32_head
 

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from plumbline.methods.job import OfflineJob, OnlineJob
 from plumbline.models.determinism import make_deterministic
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, schema_module, size_section
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run

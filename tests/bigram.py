@@ -18,7 +18,7 @@ from ppo_tiny import word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from plumbline.models.chat import ASSISTANT, END
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.rows import assistant
 
 TOKENIZER = word_tokenizer()

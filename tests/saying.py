@@ -9,7 +9,7 @@ from ppo_tiny import tiny_policy
 
 from plumbline.feedback.folder import FOLDER, append
 from plumbline.feedback.lines import CORRECTION, THUMB, UP, VOTE, A, Answer, Line
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import write_jsonl
 from tests.preparing import small_tokenizer
 

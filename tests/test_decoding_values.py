@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from plumbline.models.architecture import HubModel
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.decoding_values import NEUTRAL, Decoding, DecodingFields, own_decoding
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, size_section
 from stages.pretrain import PretrainConfig, PretrainStage, run
 

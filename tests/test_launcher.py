@@ -14,7 +14,10 @@ from peft import get_peft_model
 from ppo_tiny import tiny_policy, word_tokenizer
 
 from plumbline.methods.online.draws import DrawnByRow, random_stream
-from plumbline.models.training import Lora, last_checkpoint, lora_config, save_policy, whole_model
+from plumbline.models.adapters import lora_config
+from plumbline.models.saving import save_policy, whole_model
+from plumbline.models.training import last_checkpoint
+from plumbline.models.training_values import Lora
 from plumbline.pipeline import launcher as launching
 from plumbline.pipeline import processes
 from plumbline.pipeline.composing import CONF

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from plumbline.graph import nodes, parents
 from plumbline.methods.job import OfflineJob
 from plumbline.methods.offline.merge import MergeConfig, align, interpolate, relative_distance
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, load_params
 from plumbline.pipeline.tracking import Run
 

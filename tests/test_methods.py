@@ -29,10 +29,11 @@ from transformers import AutoModelForCausalLM, Trainer
 from trl import SFTConfig
 
 from plumbline.methods.offline.sft import require_fit
-from plumbline.models import training
+from plumbline.models import training_values
 from plumbline.models.determinism import make_deterministic
 from plumbline.models.loading import context_of, rounded_away
-from plumbline.models.training import save_policy, train, trainer_arguments
+from plumbline.models.saving import save_policy
+from plumbline.models.training import train, trainer_arguments
 from plumbline.pipeline.records import write_jsonl
 from plumbline.rewards import reward as rewards
 from plumbline.rows import assistant
@@ -226,9 +227,9 @@ def test_values_of_training_that_do_not_fit_are_named(changes: dict[str, Any], c
 
 def test_the_8_bit_optimiser_needs_its_library_and_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eight_bit, usual = config_of("sft", optimiser="paged_adamw_8bit"), config_of("sft")
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_values, "find_spec", lambda name: None)
     assert [problem[:54] for problem in eight_bit.problems()] == ["optimiser: expected the library bitsandbytes for paged"]
-    monkeypatch.setattr(training, "find_spec", lambda name: name)
+    monkeypatch.setattr(training_values, "find_spec", lambda name: name)
     assert eight_bit.problems() == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="expected a GPU for paged_adamw_8bit, found none"):

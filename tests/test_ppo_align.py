@@ -13,7 +13,7 @@ from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.ppo import align, networks
 from plumbline.methods.online.ppo.networks import ValueModel, collate, load_value_model
 from plumbline.methods.online.ppo.trainer import PpoTrainer
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rewards.reward import held_out_accuracy, require_accuracy

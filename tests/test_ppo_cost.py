@@ -14,7 +14,7 @@ from test_ppo_align import run_align, save_reward
 from plumbline.methods.online.ppo import constrained
 from plumbline.methods.online.ppo.shaping import LagrangeMultiplier
 from plumbline.methods.online.ppo.trainer import train
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.rewards.reward import WeightedSum, load_reward
 from plumbline.rows import Message

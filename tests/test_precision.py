@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from plumbline.models.architecture import HubModel, load_hub_model
 from plumbline.models.loading import load_policy, saved_dtype
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json
 
 OFFLINE = ("sft", "dpo", "kto", "orpo")

@@ -27,7 +27,7 @@ from plumbline.judging.judges import (
 )
 from plumbline.judging.panel import AskingJudge, Member
 from plumbline.methods.job import OnlineJob
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rewards.judged import JudgeReward

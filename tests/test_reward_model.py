@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from plumbline.models.chat import END, encode_preferences, encode_turns
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import problems
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.rewards.cost import CostCollator, CostTrainer, cost_rows, sign_loss

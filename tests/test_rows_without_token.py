@@ -22,7 +22,7 @@ from plumbline.models.architecture import HubModel
 from plumbline.models.completions import Draws, complete
 from plumbline.models.loading import load_causal_lm, load_policy, mask_rows, rows_without_token, vocabulary_size
 from plumbline.models.logps import per_token_logps
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, size_section
 from plumbline.pipeline.records import read_json
 from plumbline.rewards import reward as rewards

@@ -8,7 +8,7 @@ import pytest
 from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
 from plumbline.models.decoding_values import Decoding
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.rows import Row, assistant
 from stages import sample

@@ -20,8 +20,8 @@ from plumbline.methods.online.groups import reward_functions
 from plumbline.methods.online.ppo.rollout import Sampler
 from plumbline.models.chat import TINY_TEMPLATE, ChatTemplateError, encode_turns, end_of_turn_id, openings, prompt_ids, render
 from plumbline.models.completions import Draws, complete
+from plumbline.models.saving import save_policy
 from plumbline.models.tokenizers import FIXED_DATE, make_ready
-from plumbline.models.training import save_policy
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Message, assistant
 

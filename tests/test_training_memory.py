@@ -13,8 +13,9 @@ from plumbline.methods.offline.merge import MergeConfig
 from plumbline.methods.online.ppo.networks import add_adapter
 from plumbline.models import training_memory
 from plumbline.models.memory import held_bytes
-from plumbline.models.training import OPTIMISERS, save_policy
+from plumbline.models.saving import save_policy
 from plumbline.models.training_memory import Size, memory_needed, require_memory, size_of
+from plumbline.models.training_values import OPTIMISERS
 from tests.benchmarks import memory_table
 from tests.conftest import ROOT
 

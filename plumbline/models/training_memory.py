@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbline.models.memory import GIB, GRADIENT, MOMENTS, total_memory
-from plumbline.models.training import Lora
+from plumbline.models.training_values import Lora
 from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
 

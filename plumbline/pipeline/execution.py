@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Work:
     @property
     def name(self) -> str:
         """The node's name in the DAG, such as `align@dpo`."""
-        return f"{self.stage}@{self.entry}" if self.entry else self.stage
+        return _node(self.stage, self.entry)
 
     def output(self, path: str) -> Path:
         """Where to write an output: the path itself under DVC, below scratch/ in a run by hand.
@@ -161,26 +161,42 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     set_environment(getattr(config, "threads", 1))
     read = [Input(str(path), input_digest(path), maker_run(path)) for path in inputs]
     params = dataclasses.asdict(config)
-    name = f"{stage}@{entry}" if entry else stage
     processes.join()
-    tracking: AbstractContextManager[Run] = nullcontext(Run())
-    if processes.is_first():
-        tracking = tracked(name, params=params, tags=node_tags(stage, entry), inputs=read)
     # the checkpoints go last: what is still logged after training may fail, too
-    with ExitStack() as until_done, tracking as run:
+    with ExitStack() as until_done, _tracking(stage, entry, params, read) as run:
         key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
         work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
-        try:
+        with _in_all_processes():
             yield work
-            processes.only_the_first_goes_on()
-        except processes.OnlyTheFirst:
+        if not processes.is_first():
             return
-        except BaseException:
-            processes.fail()
-            raise
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
     write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})
+
+
+def _node(stage: str, entry: str | None) -> str:
+    return f"{stage}@{entry}" if entry else stage
+
+
+def _tracking(stage: str, entry: str | None, params: Mapping[str, Any], inputs: Sequence[Input]) -> AbstractContextManager[Run]:
+    """The node's run in MLflow, which the first process alone keeps."""
+    if not processes.is_first():
+        return nullcontext(Run())
+    return tracked(_node(stage, entry), params=params, tags=node_tags(stage, entry), inputs=inputs)
+
+
+@contextmanager
+def _in_all_processes() -> Iterator[None]:
+    """Work that a stage's processes do together. The first alone goes on afterwards, and if one fails, it says why before it is stopped."""
+    try:
+        yield
+        processes.only_the_first_goes_on()
+    except processes.OnlyTheFirst:
+        return
+    except BaseException:
+        processes.fail()
+        raise
 
 
 def _output_root(stage: str, entry: str | None) -> Path:

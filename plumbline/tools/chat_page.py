@@ -76,17 +76,22 @@ class Page:
         self.log = ui.column().classes(f"{_WIDTH} gap-4 pb-4")
         with ui.footer().classes("bg-white py-2"), ui.card().classes(f"{_WIDTH} p-2 gap-1"):
             with ui.row().classes("w-full items-end no-wrap gap-2"):
-                self.question = ui.textarea(placeholder="Ask something").props("autogrow dense outlined rows=1").classes("grow")
-                self.question.on("keydown.enter.exact", self.ask, js_handler=_SEND)
-                self.send = ui.button(icon="send", on_click=self.ask).props('round dense aria-label="Send"').mark("send")
-                self.stop = ui.button(icon="stop", on_click=self.cut_off).props('round dense aria-label="Stop"')
+                self._draw_question()
             with ui.row().classes("w-full items-center no-wrap gap-2"):
                 ui.label(self._decoding()).classes(f"{_FAINT} grow")
-                self.seed = ui.number(
-                    "Seed", value=random.SystemRandom().randrange(1_000_000), min=0, max=LARGEST_SEED - 1, precision=0
-                )
-                self.seed.props("dense borderless").classes("w-28").tooltip("The same seed and question give the same answer")
+                self._draw_seed()
         self.begin()
+
+    def _draw_question(self) -> None:
+        self.question = ui.textarea(placeholder="Ask something").props("autogrow dense outlined rows=1").classes("grow")
+        self.question.on("keydown.enter.exact", self.ask, js_handler=_SEND)
+        self.send = ui.button(icon="send", on_click=self.ask).props('round dense aria-label="Send"').mark("send")
+        self.stop = ui.button(icon="stop", on_click=self.cut_off).props('round dense aria-label="Stop"')
+
+    def _draw_seed(self) -> None:
+        start = random.SystemRandom().randrange(1_000_000)
+        self.seed = ui.number("Seed", value=start, min=0, max=LARGEST_SEED - 1, precision=0)
+        self.seed.props("dense borderless").classes("w-28").tooltip("The same seed and question give the same answer")
 
     def _title(self) -> str:
         speakers = self.talk.speakers

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from plumbline.models.architecture import HubModel, ScratchModel, new_model
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.determinism import make_deterministic
+from plumbline.models.saving import save_policy
 from plumbline.models.size import parameter_count, range_of
 from plumbline.models.tokenizers import load_tokenizer, train_tokenizer
-from plumbline.models.training import save_policy
 from plumbline.pipeline.composing import CONF, sizes
 from plumbline.pipeline.execution import Work
 from plumbline.pipeline.records import write_json, write_jsonl

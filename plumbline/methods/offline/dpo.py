@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training import Lora, Validated
+from plumbline.models.training_values import Lora, Validated
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
@@ -166,20 +166,14 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
 
+    from plumbline.models.adapters import lora_config
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_pairs
+    from plumbline.models.curves import curve_rows, write_curve
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import (
-        curve_rows,
-        lora_config,
-        save_trained,
-        takes_ids,
-        train,
-        trainer_arguments,
-        whole_model,
-        write_curve,
-    )
+    from plumbline.models.saving import save_trained, whole_model
+    from plumbline.models.training import takes_ids, train, trainer_arguments
     from plumbline.models.watching import watching
     from plumbline.rows import PREFERENCES
 

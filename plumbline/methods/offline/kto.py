@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training import Lora, Validated
+from plumbline.models.training_values import Lora, Validated
 from plumbline.pipeline import processes
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
@@ -125,18 +125,12 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
     from trl import KTOConfig as Arguments
     from trl import KTOTrainer
 
+    from plumbline.models.adapters import lora_config
+    from plumbline.models.curves import curve_rows, write_curve
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import rows_on_disk
-    from plumbline.models.training import (
-        curve_rows,
-        lora_config,
-        save_trained,
-        takes_ids,
-        train,
-        trainer_arguments,
-        whole_model,
-        write_curve,
-    )
+    from plumbline.models.saving import save_trained, whole_model
+    from plumbline.models.training import takes_ids, train, trainer_arguments
     from plumbline.models.watching import watching
 
     splits = {split: read_labels(job.signal / f"{split}.jsonl", job.seed) for split in ("train", "validation")}

@@ -83,7 +83,7 @@ def align(config: MergeConfig, job: OfflineJob) -> dict[str, float]:
         raise ValueError(f"merge: expected a policy as signal (`signal: policy/<name>`), found no model at {job.signal}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from plumbline.models.training import save_policy
+    from plumbline.models.saving import save_policy
 
     tokenizer, other_tokenizer = AutoTokenizer.from_pretrained(job.init), AutoTokenizer.from_pretrained(job.signal)
     if tokenizer.get_vocab() != other_tokenizer.get_vocab():

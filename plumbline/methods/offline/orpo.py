@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training import Lora, Validated
+from plumbline.models.training_values import Lora, Validated
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 
 UNLIMITED = 1 << 30  # tokens; TRL reads None as 512 and cuts longer rows
@@ -61,18 +61,13 @@ def align(config: OrpoConfig, job: OfflineJob) -> dict[str, float]:
     from trl.experimental.orpo import ORPOConfig as Arguments
     from trl.experimental.orpo import ORPOTrainer
 
+    from plumbline.models.adapters import lora_config
     from plumbline.models.chat import encode_pairs
+    from plumbline.models.curves import curve_rows, write_curve
     from plumbline.models.loading import load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import (
-        curve_rows,
-        lora_config,
-        save_trained,
-        train,
-        trainer_arguments,
-        whole_model,
-        write_curve,
-    )
+    from plumbline.models.saving import save_trained, whole_model
+    from plumbline.models.training import train, trainer_arguments
     from plumbline.models.watching import watching
     from plumbline.rows import PREFERENCES
 

@@ -16,7 +16,8 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training import Lora, Validated, write_curve
+from plumbline.models.curves import write_curve
+from plumbline.models.training_values import Lora, Validated
 
 
 @dataclass
@@ -69,11 +70,14 @@ def align(config: SftConfig, job: OfflineJob) -> dict[str, float]:
     from trl import SFTConfig as Arguments
     from trl import SFTTrainer
 
+    from plumbline.models.adapters import lora_config
     from plumbline.models.batching import mixed_batches
     from plumbline.models.chat import encode_demonstrations
+    from plumbline.models.curves import curve_rows
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
     from plumbline.models.rows_on_disk import signal_on_disk
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, trainer_arguments, whole_model
+    from plumbline.models.saving import save_trained, whole_model
+    from plumbline.models.training import train, trainer_arguments
     from plumbline.models.watching import watching
 
     tokenizer = AutoTokenizer.from_pretrained(job.init)

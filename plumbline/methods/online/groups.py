@@ -15,7 +15,8 @@ from omegaconf import MISSING
 
 from plumbline.methods.job import OnlineJob
 from plumbline.methods.online.start import load_start
-from plumbline.models.training import Lora, Optimisation, trainer_arguments
+from plumbline.models.training import trainer_arguments
+from plumbline.models.training_values import Lora, Optimisation
 from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message, last_turn, text_of

@@ -59,7 +59,10 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.methods.online.draws import share_draws
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means, reward_totals
-    from plumbline.models.training import curve_rows, lora_config, save_trained, train, whole_model, write_curve
+    from plumbline.models.adapters import lora_config
+    from plumbline.models.curves import curve_rows, write_curve
+    from plumbline.models.saving import save_trained, whole_model
+    from plumbline.models.training import train
     from plumbline.models.watching import watching
 
     start = load_groups(config, "grpo", job)

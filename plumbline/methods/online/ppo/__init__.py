@@ -58,7 +58,8 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.methods.online.ppo.networks import load_networks
     from plumbline.methods.online.ppo.trainer import PpoTrainer, train
     from plumbline.methods.online.start import last_means, load_start, reward_totals
-    from plumbline.models.training import save_trained, write_curve
+    from plumbline.models.curves import write_curve
+    from plumbline.models.saving import save_trained
     from plumbline.models.watching import watch
     from plumbline.rewards.reward import load_reward
 

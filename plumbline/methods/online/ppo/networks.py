@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.models.adapters import lora_config
 from plumbline.models.batching import batches_by_length
 from plumbline.models.loading import context_of, load_causal_lm, training_dtype
 from plumbline.models.logps import in_chunks, linear_output
-from plumbline.models.training import lora_config
 from plumbline.pipeline.records import read_json
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from plumbline.models.training import SCHEDULES, Lora
+from plumbline.models.training_values import SCHEDULES, Lora
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 
