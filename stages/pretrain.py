@@ -10,6 +10,7 @@ token, and is saved.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,17 +18,17 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.models.architecture import HubModel, ScratchModel, load_hub_model, new_model
+from plumbline.models.rows_on_disk import CHUNK, rows_on_disk
 from plumbline.models.size import require_size
 from plumbline.models.training_values import Validated
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import Range, outside
-from plumbline.pipeline.records import read_jsonl, write_json
+from plumbline.pipeline.records import stream_jsonl, write_json
 from plumbline.rows import Row
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DATA, TOKENIZER = Path("artifacts/data/pretrain"), Path("artifacts/tokenizer")
@@ -65,32 +66,41 @@ def pieces(ids: list[int], block_tokens: int) -> list[list[int]]:
     return [piece for piece in all_pieces if len(piece) > 1]
 
 
-def documents(tokenizer: "PreTrainedTokenizerBase", split: str, block_tokens: int) -> "Dataset":
-    """The documents of a split as `input_ids` and `labels`; each ends in end-of-turn.
+def documents(tokenizer: "PreTrainedTokenizerBase", split: str, block_tokens: int) -> Iterator[dict[str, list[int]]]:
+    """The documents of a split as `input_ids` and `labels`, one block after another; each document ends in end-of-turn.
 
     Of a dialogue only the last answer carries loss, as everywhere: what users say is no example to follow.
 
     Raises:
         ValueError: there is nothing to train on.
     """
-    from datasets import Dataset
-
-    rows = read_jsonl(DATA / f"{split}.jsonl")
-    encoded = [*_texts(tokenizer, rows), *_dialogues(tokenizer, rows)]
-    blocks = [
-        piece for ids, labels in encoded for piece in zip(pieces(ids, block_tokens), pieces(labels, block_tokens), strict=True)
-    ]
-    blocks = [(ids, labels) for ids, labels in blocks if any(label != IGNORED for label in labels[1:])]
-    if not blocks:
+    is_empty = True
+    for ids, labels in _encoded(tokenizer, DATA / f"{split}.jsonl"):
+        for block, block_labels in zip(pieces(ids, block_tokens), pieces(labels, block_tokens), strict=True):
+            if any(label != IGNORED for label in block_labels[1:]):
+                is_empty = False
+                yield {"input_ids": block, "labels": block_labels}
+    if is_empty:
         raise ValueError(
             f"{DATA / split}.jsonl: expected text to train on, found none. artifacts/figures/prepare/prepare.json counts the rows that "
             "prepare dropped, by reason"
         )
-    return Dataset.from_dict({"input_ids": [ids for ids, _ in blocks], "labels": [labels for _, labels in blocks]})
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", file: Path) -> Iterator[Encoded]:
+    """The documents of a file, a thousand in memory at a time: first those to read as text, then dialogues."""
+    for encode, is_kind in ((_texts, _is_text), (_dialogues, _answers_last)):
+        rows = filter(is_kind, stream_jsonl(file))
+        while chunk := [*islice(rows, CHUNK)]:
+            yield from encode(tokenizer, chunk)
 
 
 def _answers_last(row: Row) -> bool:
     return "messages" in row and row["messages"][-1]["role"] == "assistant" and len(row["messages"]) > 1
+
+
+def _is_text(row: Row) -> bool:
+    return not _answers_last(row)
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterator[Encoded]:
@@ -98,12 +108,8 @@ def _texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Iterato
     from plumbline.models.chat import end_of_turn_id, render
 
     end = end_of_turn_id(tokenizer)
-    texts = [
-        row["text"] if "text" in row else render(tokenizer, row["messages"], add_generation_prompt=False)
-        for row in rows
-        if not _answers_last(row)
-    ]
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ():
+    texts = [row["text"] if "text" in row else render(tokenizer, row["messages"], add_generation_prompt=False) for row in rows]
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         whole = ids if ids[-1:] == [end] else [*ids, end]
         yield whole, whole
 
@@ -112,7 +118,7 @@ def _dialogues(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> Ite
     """Dialogues that end in an answer, which alone carries loss."""
     from plumbline.models.chat import encode_turns
 
-    turns = encode_turns(tokenizer, [(row["messages"][:-1], row["messages"][-1:]) for row in rows if _answers_last(row)])
+    turns = encode_turns(tokenizer, [(row["messages"][:-1], row["messages"][-1:]) for row in rows])
     for prompt, completion in turns:
         yield [*prompt, *completion], [IGNORED] * len(prompt) + completion
 
@@ -141,11 +147,15 @@ def train_from_scratch(config: PretrainStage, tokenizer: "PreTrainedTokenizerBas
     model = new_model(config.model, vocabulary=len(tokenizer), end_id=end_of_turn_id(tokenizer), pad_id=tokenizer.pad_token_id)
     require_size(config.model.size, model.num_parameters())
     with work.checkpoints() as checkpoints:
+        blocks = {
+            split: rows_on_disk(documents(tokenizer, split, config.pretrain.block_tokens), list, checkpoints / f"{split}.arrow")
+            for split in ("train", "validation")
+        }
         trainer = mixed_batches(Trainer)(
             model=model,
             args=TrainingArguments(**trainer_arguments(config.pretrain, checkpoints, config.seed)),
-            train_dataset=documents(tokenizer, "train", config.pretrain.block_tokens),
-            eval_dataset=documents(tokenizer, "validation", config.pretrain.block_tokens),
+            train_dataset=blocks["train"],
+            eval_dataset=blocks["validation"],
             data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
         train(trainer, checkpoints)

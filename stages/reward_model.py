@@ -10,7 +10,7 @@ should be optimised against the model. It takes half a minute on two cores.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_rows, replacing, write_json
+from plumbline.pipeline.records import read_rows, replacing, stream_rows, write_json
+from plumbline.pipeline.row_index import RowIndex
 from plumbline.rewards.margins import (
     Bin,
     calibration,
@@ -80,17 +81,18 @@ def train_model(config: RewardModelStage, entry: str, work: Work, init: Path, si
     settings = config.reward_model
     make_deterministic(config.seed, config.threads)
     require_memory(settings, "reward_model", init)
-    splits = {
-        split: read_rows(signal / f"{split}.jsonl", PREFERENCES, f"reward_model.{entry}") for split in ("train", "validation")
-    }
+    reader = f"reward_model.{entry}"
+    held_out = read_rows(signal / "validation.jsonl", PREFERENCES, reader)
+    validation = [*training_rows(settings, held_out)]
+    preferences = stream_rows(signal / "train.jsonl", PREFERENCES, reader)
     order = None
     if settings.whole_prompts:
-        order = order_by_prompt([prompt_key(row["prompt"]) for row in splits["train"]], settings.batch_size, config.seed)
-        splits["train"] = [splits["train"][index] for index in order.rows]
-    rows = {split: training_rows(settings, preferences) for split, preferences in splits.items()}
+        order = order_by_prompt((prompt_key(row["prompt"]) for row in preferences), settings.batch_size, config.seed)
+        preferences = RowIndex(signal / "train.jsonl").rows(order.rows)
+    rows: dict[str, Iterable[Row]] = {"train": training_rows(settings, preferences), "validation": validation}
     folder = fit(config, entry, work, init, rows, in_order=order is not None)
     describe(folder, "model")
-    metrics, bins = held_out_figures(folder, rows["validation"], [label_margin(row) for row in splits["validation"]])
+    metrics, bins = held_out_figures(folder, validation, [label_margin(row) for row in held_out])
     if order:
         metrics["prompts_split"] = order.split_count
     describe(folder, "model", **metrics)
@@ -98,8 +100,8 @@ def train_model(config: RewardModelStage, entry: str, work: Work, init: Path, si
     return metrics
 
 
-def training_rows(settings: RewardModelEntry, preferences: list[Row]) -> list[Row]:
-    """Preferences as the trainer of this kind of model takes them."""
+def training_rows(settings: RewardModelEntry, preferences: Iterable[Row]) -> Iterator[Row]:
+    """Preferences as the trainer of this kind of model takes them, one after another."""
     if settings.kind == "cost":
         from plumbline.rewards.cost import cost_rows
 
@@ -107,7 +109,9 @@ def training_rows(settings: RewardModelEntry, preferences: list[Row]) -> list[Ro
     return with_margins(preferences, settings.margin_scale)
 
 
-def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict[str, list[Row]], *, in_order: bool) -> Path:
+def fit(
+    config: RewardModelStage, entry: str, work: Work, init: Path, rows: Mapping[str, Iterable[Row]], *, in_order: bool
+) -> Path:
     """Trains the model, writes its training curve and returns its folder.
 
     in_order: take the training rows as they come instead of shuffling them.
@@ -136,10 +140,10 @@ def fit(config: RewardModelStage, entry: str, work: Work, init: Path, rows: dict
         pad_token_id=tokenizer.pad_token_id,
         dtype=training_dtype(settings.lora_rank),
     )
-    model = load(init)
     with work.checkpoints() as checkpoints:
         encode = partial(encode_preferences, tokenizer)
         tables = {split: rows_on_disk(of_split, encode, checkpoints / f"{split}.arrow") for split, of_split in rows.items()}
+        model = load(init)
         kind = CostTrainer if is_cost else RewardTrainer
         trainer = (kind if in_order else mixed_batches(kind))(
             model=with_float32_head(model),

@@ -1,6 +1,7 @@
 """Claims about KTO: what it makes of pairs and labels, in which order, and the values that it refuses."""
 
 import itertools
+import random
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,25 @@ def test_the_two_rows_of_a_pair_do_not_stay_neighbours(tmp_path: Path) -> None:
     """Otherwise a prompt's other completion would be taken for a mismatched one."""
     rows = [{**row, "prompt": [{"role": "user", "content": str(number)}]} for number, row in enumerate(pairs(50))]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    order = [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=1)]
+    order = [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=1).rows()]
     assert sum(one == other for one, other in itertools.pairwise(order)) < 5
-    assert order == [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=1)]
-    assert order != [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=2)]
+    assert order == [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=1).rows()]
+    assert order != [row["prompt"] for row in read_labels(tmp_path / "rows.jsonl", seed=2).rows()]
+
+
+def test_rows_on_disk_have_the_order_of_rows_that_are_shuffled_in_memory(tmp_path: Path) -> None:
+    """Pairs and labels, of which a pair takes two places."""
+    labels = [
+        {"prompt": row["prompt"], "completion": row["chosen"], "label": number % 2 == 0} for number, row in enumerate(pairs(7))
+    ]
+    lines = [*pairs(5), *labels, *pairs(3)]
+    write_jsonl(tmp_path / "rows.jsonl", lines)
+    expected = [*unpaired(lines)]
+    random.Random(3).shuffle(expected)
+    read = read_labels(tmp_path / "rows.jsonl", seed=3)
+    assert [*read.rows()] == expected
+    assert [*read.rows(4)] == expected[:4]
+    assert read.desirable_fraction == sum(row["label"] for row in expected) / len(expected)
 
 
 def test_labels_of_one_kind_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_margins_are_the_labels_times_the_scale() -> None:
     assert [row["margin"] for row in with_margins(rows, 0.5)] == [1.5, 0.75]
     assert all(set(row) == {"prompt", "chosen", "rejected"} for row in with_margins(rows, 0.0))
     with pytest.raises(ValueError, match=r"margin_scale: .*score_chosen and score_rejected"):
-        with_margins([pair()], 0.5)
+        [*with_margins([pair()], 0.5)]
 
 
 # ---- whole prompts --------------------------------------------------------------------------------------------------

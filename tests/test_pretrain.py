@@ -26,7 +26,7 @@ def trained_on(
     """The text of the tokens with loss of each document."""
     monkeypatch.setattr("stages.pretrain.DATA", folder)
     write_jsonl(folder / "train.jsonl", rows)
-    encoded = documents(tokenizer, "train", block)
+    encoded = [*documents(tokenizer, "train", block)]
     for row in encoded:
         assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
     return [tokenizer.decode([label for label in row["labels"] if label != IGNORED]) for row in encoded]
@@ -45,6 +45,23 @@ def test_text_and_conversations_without_a_last_answer_are_read_whole(
     text, conversation = trained_on(tokenizer, tmp_path, monkeypatch, rows)
     assert text == "the sea is wide<|end|>"
     assert all(message["content"] in conversation for message in messages)
+
+
+def test_text_comes_first_and_dialogues_follow_in_order_however_few_are_in_memory(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [QUESTION, ANSWER]},
+        {"text": "the sea"},
+        {"messages": [QUESTION, LAST]},
+        {"text": "is wide"},
+    ]
+    rows += [{"text": "a boat and a ship"}, {"messages": [QUESTION, ANSWER]}]
+    for chunk in (1, 2, 1000):
+        monkeypatch.setattr("stages.pretrain.CHUNK", chunk)
+        assert trained_on(tokenizer, tmp_path, monkeypatch, rows) == [
+            f"{text}<|end|>" for text in ("the sea", "is wide", "a boat and a ship", "a boat", "a ship", "a boat")
+        ]
 
 
 def test_a_piece_of_a_long_document_that_holds_no_answer_is_left_out(

@@ -40,6 +40,17 @@ def reward_model(tokenizer: PreTrainedTokenizerFast, batch_size: int = 256) -> R
     return RewardModel(model, tokenizer, batch_size)
 
 
+def test_long_conversations_are_scored_in_batches_of_as_many_tokens_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.rewards.model.BATCH_TOKENS", 48)
+    model, shapes = reward_model(word_tokenizer(), batch_size=6), []
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda **given: shapes.append(given["input_ids"].shape) or forward(**given))
+    together = model([user("q")] * 9, ["a"] * 7 + ["a b c d " * 4] * 2)
+    assert all(rows <= 6 and (rows * width <= 48 or rows == 1) for rows, width in shapes)
+    assert max(rows for rows, _ in shapes) > 1
+    assert together == pytest.approx([model([user("q")], [text])[0] for text in ["a"] * 7 + ["a b c d " * 4] * 2], abs=1e-5)
+
+
 def test_scores_do_not_depend_on_batch_size_or_padding() -> None:
     """Up to rounding, which is far below the differences between the scores."""
     tokenizer = word_tokenizer()
@@ -98,10 +109,10 @@ def judged(chosen: str, rejected: str, score_chosen: float, score_rejected: floa
 def test_the_worse_side_comes_first_and_signs_say_which_sides_are_harmful() -> None:
     (row,) = cost_rows([judged("a", "c", 0.9, 0.2)], 0.5)
     assert (row["chosen"], row["rejected"], row["signs"]) == (assistant("c"), assistant("a"), [1.0, -1.0])
-    assert cost_rows([judged("a", "c", 0.9, 0.6)], 0.5)[0]["signs"] == [-1.0, -1.0]  # both are safe
-    assert cost_rows([judged("a", "c", 0.4, 0.2)], 0.5)[0]["signs"] == [1.0, 1.0]
+    assert next(cost_rows([judged("a", "c", 0.9, 0.6)], 0.5))["signs"] == [-1.0, -1.0]  # both are safe
+    assert next(cost_rows([judged("a", "c", 0.4, 0.2)], 0.5))["signs"] == [1.0, 1.0]
     with pytest.raises(ValueError, match=r"kind: cost: .*score_chosen and score_rejected"):
-        cost_rows([{"prompt": user("q"), "chosen": assistant("a"), "rejected": assistant("c")}], 0.5)
+        next(cost_rows([{"prompt": user("q"), "chosen": assistant("a"), "rejected": assistant("c")}], 0.5))
 
 
 def test_the_sign_loss_by_hand_and_at_zero() -> None:
@@ -116,7 +127,7 @@ def test_the_cost_trainers_loss_is_the_pairwise_one_and_a_term_for_each_sides_si
     """Safe RLHF's Eq. 6, from the costs that the model gives each text, over two pairs of which one is harmful on both sides."""
     tokenizer = word_tokenizer()
     model = reward_model(tokenizer).model
-    rows = cost_rows([judged("a b", "c d", 0.9, 0.2), judged("d", "c c", 0.3, 0.1)], 0.5)
+    rows = [*cost_rows([judged("a b", "c d", 0.9, 0.2), judged("d", "c c", 0.3, 0.1)], 0.5)]
     collator = CostCollator(pad_token_id=tokenizer.pad_token_id)
     trainer = CostTrainer(
         model=model, args=trainer_arguments(tmp_path), data_collator=collator, processing_class=tokenizer,

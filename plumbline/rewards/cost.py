@@ -7,7 +7,7 @@ Each pair is ordered by harm, the worse completion first. Each side has a sign s
 so that a cost above 0 means "harmful". TRL's trainer computes the first term but takes no signs; the subclass below adds the other two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ def sign_loss(costs: Tensor, signs: Tensor) -> Tensor:
     return -2 * functional.logsigmoid(signs * costs).mean()
 
 
-def cost_rows(rows: Sequence[Mapping[str, Any]], boundary: float) -> list[dict[str, Any]]:
+def cost_rows(rows: Iterable[Mapping[str, Any]], boundary: float) -> Iterator[dict[str, Any]]:
     """Turns preferences for harmlessness into the cost model's rows: `chosen` is the more harmful side, `signs` has both sides' signs.
 
     boundary: the lowest score for harmlessness at which a completion counts as harmless.
@@ -31,7 +31,6 @@ def cost_rows(rows: Sequence[Mapping[str, Any]], boundary: float) -> list[dict[s
     Raises:
         ValueError: a row has no scores to compare with the boundary.
     """
-    ordered = []
     for number, row in enumerate(rows):
         scores = row.get("score_rejected"), row.get("score_chosen")  # the preferred completion is the less harmful one
         if None in scores:
@@ -40,8 +39,7 @@ def cost_rows(rows: Sequence[Mapping[str, Any]], boundary: float) -> list[dict[s
                 "let a judge that rates label the sample"
             )
         signs = [1.0 if float(score) < boundary else -1.0 for score in scores if score is not None]
-        ordered.append({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"], "signs": signs})
-    return ordered
+        yield {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"], "signs": signs}
 
 
 @dataclass

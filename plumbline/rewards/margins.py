@@ -1,16 +1,17 @@
 """Preferences for a reward model: their margins, their order in training, and how well the model's own margins are calibrated."""
 
+import hashlib
 import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from plumbline.rows import PREFERENCES, Row
 
 
-def with_margins(rows: Sequence[Row], scale: float) -> list[Row]:
+def with_margins(rows: Iterable[Row], scale: float) -> Iterator[Row]:
     """Rows for TRL's reward trainer: prompt, chosen, rejected and, unless `scale` is 0, `margin`, the label's margin times `scale`.
 
     With a margin m the loss is −log σ(r(chosen) − r(rejected) − m), which pushes clear preferences further apart (Llama 2, arXiv:2307.09288,
@@ -19,9 +20,9 @@ def with_margins(rows: Sequence[Row], scale: float) -> list[Row]:
     Raises:
         ValueError: `scale` is not 0, and a row does not say how much better `chosen` is.
     """
-    if not scale:
-        return [{column: row[column] for column in PREFERENCES} for row in rows]
-    return [{**{column: row[column] for column in PREFERENCES}, "margin": scale * required_margin(row)} for row in rows]
+    for row in rows:
+        margin = {"margin": scale * required_margin(row)} if scale else {}
+        yield {**{column: row[column] for column in PREFERENCES}, **margin}
 
 
 def required_margin(row: Row) -> float:
@@ -55,15 +56,15 @@ class Order(NamedTuple):
     split_count: int
 
 
-def order_by_prompt(prompts: Sequence[str], batch_size: int, seed: int) -> Order:
+def order_by_prompt(prompts: Iterable[str], batch_size: int, seed: int) -> Order:
     """Orders pairs so that, if possible, all pairs of a prompt lie in one batch of `batch_size` (InstructGPT, arXiv:2203.02155, §3.5).
 
     Prompts are shuffled. If the next prompt's pairs do not fit into what is left of a batch, the largest prompt that fits goes first. If none
     fits, the next prompt is split. No prompt is split if batch_size is a multiple of every prompt's number of pairs.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for position, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(position)
+        groups.setdefault(hashlib.sha256(prompt.encode()).digest(), []).append(position)  # no text stays in memory
     waiting = [*groups.values()]
     random.Random(seed).shuffle(waiting)
     by_size: dict[int, deque[int]] = {}

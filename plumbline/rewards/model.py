@@ -12,6 +12,9 @@ from plumbline.rows import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BATCH_TOKENS = 2**14
+"""The most tokens that are scored together, padding included: 32 conversations of 512. Long ones go in smaller batches, in the same memory."""
+
 
 class RewardModel:
     """A sequence classifier with one output, which is read at the completion's last token, the end of turn.
@@ -55,7 +58,7 @@ class RewardModel:
         rewards = [0.0] * len(sequences)
         device = self.model.device
         with torch.inference_mode():
-            for rows in batches_by_length([len(sequence) for sequence in sequences], rows=self.batch_size):
+            for rows in batches_by_length(list(map(len, sequences)), rows=self.batch_size, tokens=BATCH_TOKENS):
                 batch = self.tokenizer.pad({"input_ids": [sequences[row] for row in rows]}, return_tensors="pt").to(device)
                 logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
                 for row, value in zip(rows, logits[:, 0].float().tolist(), strict=True):

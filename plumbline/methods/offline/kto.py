@@ -9,11 +9,12 @@ decides only memory and speed.
 """
 
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import MISSING
 
@@ -21,6 +22,8 @@ from plumbline.methods.job import OfflineJob
 from plumbline.models.training_values import Lora, Validated
 from plumbline.pipeline import processes
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
+from plumbline.pipeline.records import stream_jsonl
+from plumbline.pipeline.row_index import RowIndex
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,23 +75,39 @@ def unpaired(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {"prompt": row["prompt"], "completion": row["completion"], "label": row["label"]}
 
 
-def read_labels(file: Path, seed: int) -> list[dict[str, Any]]:
+class Labels(NamedTuple):
+    """A file of pairs or labels as rows in the order of training. In memory is the order, and not the rows."""
+
+    index: RowIndex
+    order: "array[int]"
+    """Of each row twice the position of its line, and 1 more for the rejected completion of a pair."""
+    desirable_fraction: float
+
+    def rows(self, most: int | None = None) -> Iterator[dict[str, Any]]:
+        """The first `most` rows, or all, as `unpaired` makes them."""
+        order = self.order[:most]
+        for number, row in zip(order, self.index.rows(number // 2 for number in order), strict=True):
+            yield [*unpaired([row])][number % 2]
+
+
+def read_labels(file: Path, seed: int) -> Labels:
     """The rows of a file of pairs or labels, shuffled by the seed, so that neighbours answer different prompts.
 
     Raises:
         ValueError: there is no desirable or no undesirable row.
     """
-    from plumbline.pipeline.records import read_jsonl
-
-    rows = [*unpaired(read_jsonl(file))]
-    desirable = sum(row["label"] for row in rows)
-    if not 0 < desirable < len(rows):
+    order, desirable = array("Q"), 0
+    for position, line in enumerate(stream_jsonl(file)):
+        for side, row in enumerate(unpaired([line])):
+            order.append(2 * position + side)
+            desirable += row["label"]
+    if not 0 < desirable < len(order):
         raise ValueError(
-            f"kto: expected desirable and undesirable completions in {file}, found {desirable} and {len(rows) - desirable}. Choose a signal "
+            f"kto: expected desirable and undesirable completions in {file}, found {desirable} and {len(order) - desirable}. Choose a signal "
             "with labels (label.<entry>.pairs: unpaired, data/unpaired) or with pairs, and leave some for validation."
         )
-    random.Random(seed).shuffle(rows)
-    return rows
+    random.Random(seed).shuffle(order)
+    return Labels(RowIndex(file), order, desirable / len(order))
 
 
 def encode_labels(
@@ -138,7 +157,7 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
 
     def table(split: str, most: int | None = None) -> "Dataset":
         file, encode = job.checkpoints / f"{split}.arrow", partial(encode_labels, tokenizer, config=config)
-        return rows_on_disk(splits[split][:most], encode, file, multiple_of=config.micro_batch_size * processes.count())
+        return rows_on_disk(splits[split].rows(most), encode, file, multiple_of=config.micro_batch_size * processes.count())
 
     trainer = takes_ids(KTOTrainer)(
         # also the reference, whose log-probabilities are computed before the first step
@@ -170,5 +189,5 @@ def align(config: KtoConfig, job: OfflineJob) -> dict[str, float]:
         "kl_estimate": evaluation["eval_kl"],
         "chosen_logps_change": chosen / config.beta,
         "rejected_logps_change": rejected / config.beta,
-        "desirable_fraction": sum(row["label"] for row in splits["train"]) / len(splits["train"]),
+        "desirable_fraction": splits["train"].desirable_fraction,
     }
