@@ -1,6 +1,7 @@
 """What the pages promise a reader: links lead somewhere, commands exist, examples are sound, tables are whole."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 
 from plumbline import graph
 from plumbline.pipeline.sources import module_file
-from stages.check import SECTIONS
+from stages.check import REQUIRED, SECTIONS
 from tests.conftest import ROOT
 from tests.dag import METHODS
 
@@ -41,6 +42,16 @@ def test_examples_of_params_yaml_have_sections_that_exist(name: str) -> None:
         values = OmegaConf.to_container(OmegaConf.create(block))
         if isinstance(values, dict) and set(values) & set(graph.REPEATED):
             assert set(values) <= set(SECTIONS), block
+
+
+def test_a_whole_recipe_on_a_page_has_every_section_that_a_recipe_needs() -> None:
+    found = 0
+    for page in PAGES:
+        for block in re.findall(r"^( *)```yaml\n(.*?)\n\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            if re.search(r"^ *seed:", block[1], re.MULTILINE):
+                found += 1
+                assert set(REQUIRED) <= set(OmegaConf.create(textwrap.dedent(block[1]))), page
+    assert found
 
 
 def test_the_readme_is_short() -> None:
