@@ -78,7 +78,7 @@ def unpaired(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 class Labels(NamedTuple):
     """A file of pairs or labels as rows in the order of training. In memory is the order, and not the rows."""
 
-    index: RowIndex
+    lines: RowIndex
     order: "array[int]"
     """Of each row twice the position of its line, and 1 more for the rejected completion of a pair."""
     desirable_fraction: float
@@ -86,7 +86,7 @@ class Labels(NamedTuple):
     def rows(self, most: int | None = None) -> Iterator[dict[str, Any]]:
         """The first `most` rows, or all, as `unpaired` makes them."""
         order = self.order[:most]
-        for number, row in zip(order, self.index.rows(number // 2 for number in order), strict=True):
+        for number, row in zip(order, self.lines.rows(number // 2 for number in order), strict=True):
             yield [*unpaired([row])][number % 2]
 
 
