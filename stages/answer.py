@@ -1,31 +1,34 @@
 """Samples one policy's answers to the held-out prompts.
 
-Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`; writes `artifacts/answer/<policy>/completions.jsonl`, with one
-row per answer, and the decoding and counts to `artifacts/figures/answer/<policy>.json`. The answers to a prompt are adjacent.
+Reads `artifacts/policy/<policy>` and `artifacts/data/prompts/<split>.jsonl`; writes `artifacts/answer/<policy>/completions`, a table in shards
+(plumbline/pipeline/shard_files.py) with one row per answer, and the decoding and counts to `artifacts/figures/answer/<policy>.json`. The answers to a
+prompt are adjacent.
 
 `evaluate.temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` are the decoding that people would deploy; null is the model's own
-value. If that is not the whole distribution at temperature 1, `completions_at_1.jsonl` holds `evaluate.samples_at_1` more answers to each prompt
+value. If that is not the whole distribution at temperature 1, `completions_at_1` holds `evaluate.samples_at_1` more answers to each prompt
 that are drawn from it: samples of the policy itself, from which KL is estimated. Only such answers have `logp`, their log-probability.
 
-All policies use the same table of uniform numbers (the same seed), which makes paired differences more precise. Answering is a stage of its own, so
-that another judge or reward scores the same answers.
+All policies draw from the same uniform numbers (the same seed), which makes paired differences more precise. Answering is a stage of its own, so
+that another judge or reward scores the same answers. Memory holds one shard, and a run that was killed continues at the shard it was at.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
-from plumbline.models.completions import Draws, complete, drawn_figures
+from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
-from plumbline.rows import conversation_text, text_of
+from plumbline.pipeline.ranges import COUNT, outside
+from plumbline.pipeline.records import chunked, stream_jsonl, write_json
+from plumbline.pipeline.shard_files import read_shard, write_shard
+from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
+from plumbline.rows import Row, conversation_text, text_of
 
 BATCH_SIZE = 512
 SHOWN = 40
@@ -41,44 +44,58 @@ class AnswerStage:
     seed: int = MISSING
     threads: int = MISSING
     policy: str = MISSING
+    shard_prompts: int = MISSING
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the stage's own values; empty if nothing is."""
+        return outside(self, shard_prompts=COUNT)
 
 
 def run(config: AnswerStage) -> None:
-    """Samples the policy's answers and writes them."""
+    """Samples the policy's answers, shard by shard, and writes them."""
     section = config.evaluate
     folder, prompts = Path("artifacts/policy") / config.policy, Path(f"artifacts/data/prompts/{section.split}.jsonl")
-    with executing("answer", config.policy, config, [folder, prompts]) as work:
+    with executing("answer", config.policy, config, [folder, prompts]) as work, work.checkpoints() as checkpoints:
         from plumbline.models.determinism import make_deterministic
 
-        rows = read_jsonl(prompts)
-        require_checkers(one for row in rows for one in row.get("instructions") or ())  # which `evaluate` needs
+        # which `evaluate` needs
+        require_checkers(one for row in stream_jsonl(prompts) for one in row.get("instructions") or ())
         make_deterministic(config.seed, config.threads)
         decoding = section.decoding(folder)
         draws = {COMPLETIONS: Draws(section.samples, decoding, with_logp=decoding == NEUTRAL)}
         if decoding != NEUTRAL and section.samples_at_1:
             draws[COMPLETIONS_AT_1] = Draws(section.samples_at_1, with_logp=True)
-        drawn = complete(
+        completer = Completer(
             folder,
-            rows,
+            stream_jsonl(prompts),
             [*draws.values()],
             max_new_tokens=section.max_new_tokens,
             batch_size=BATCH_SIZE,
             seed=config.seed,
             title=work.name,
         )
-        answers = {file: [answer_row(row, config.policy) for row in rows] for file, rows in zip(draws, drawn, strict=True)}
+
+        def complete(number: int, prompts: list[Row], shard: Path) -> None:
+            drawn = completer.complete(prompts, number * config.shard_prompts)
+            for name, rows in zip(draws, drawn, strict=True):
+                write_shard(shard / name, [answer_row(row, config.policy) for row in rows])
+            write_counts(shard, drawn_counts(drawn[0]))
+
+        shards = by_shard(checkpoints, chunked(stream_jsonl(prompts), config.shard_prompts), complete)
+        completer.close()
         output = work.output(f"artifacts/answer/{config.policy}")
-        for file, rows in answers.items():
-            write_jsonl(output / file, rows)
-        rows = answers[COMPLETIONS]
-        figures = {"answers": len(rows), **drawn_figures(rows, decoding)}
+        for name in draws:
+            as_table(shards, name, output / name)
+        total = counts(shards)
+        figures = {"answers": total["drawn"], **drawn_figures(total, decoding)}
         write_json(work.output(f"artifacts/figures/answer/{config.policy}.json"), figures)
         work.run.log_figures(figures, HEADLINE)
-        work.run.log_table("answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
+        shown = [row for row in read_shard(shards[0] / COMPLETIONS) if row["index"] == 0][:SHOWN]
+        work.run.log_table("answers", [_shown(row) for row in shown])
 
 
-def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
+def answer_row(row: Row, policy: str) -> Row:
     """The columns that later stages read; family and language are null if the data has none, logp where it was not asked for.
 
     What the prompt calls for (`expects`), its right `answer` and its `instructions` go with it if its row states them.
@@ -89,7 +106,7 @@ def answer_row(row: dict[str, Any], policy: str) -> dict[str, Any]:
     return {column: row[column] for column in columns} | others | stated | {"policy": policy}
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _shown(row: Row) -> Row:
     """A row of the table in MLflow, with conversations as text."""
     columns = {column: row[column] for column in ("id", "family", "language", "finished", "tokens")}
     return {"prompt": conversation_text(row["prompt"]), "completion": text_of(row["completion"]), **columns}

@@ -26,29 +26,32 @@ apply), the policy's card with these figures (`README.md`), and each answer with
   (plumbline/evaluation/held_out.py).
 - Bounds: 95 %, over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-It costs three forward passes over the answers, the reward model's, the policy's and the opponent's, and two over the held-out rows.
+It costs three forward passes over the answers, the reward model's, the policy's and the opponent's, and two over the held-out rows. Scoring goes
+shard by shard, and continues at the shard at which a killed run was; the figures hold the scores and texts of all answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_jsonl, replacing, write_json, write_jsonl
+from plumbline.pipeline.records import replacing, stream_jsonl, write_json
+from plumbline.pipeline.shard_files import read_shard
+from plumbline.pipeline.shard_work import as_lines, counts
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
 
 if TYPE_CHECKING:
-    from plumbline.evaluation.figures import Score
+    from plumbline.evaluation.answer_shards import Columns, Pair
 
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
 HELD_OUT = {
@@ -85,62 +88,85 @@ class EvaluateStage:
 
 
 def run(config: EvaluateStage) -> None:
-    """Scores the policy's answers and writes the figures."""
+    """Scores the policy's answers, shard by shard, and writes the figures."""
     policy, section = config.policy, config.evaluate
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
-    with executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work:
+    with (
+        executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work,
+        work.checkpoints() as checkpoints,
+    ):
+        from plumbline.evaluation.answer_shards import ANSWERS as ROWS
+        from plumbline.evaluation.answer_shards import OURS, THEIRS, scores_of
         from plumbline.evaluation.figures import flat, headline_figures, policy_figures
         from plumbline.evaluation.repetition import distinct
-        from plumbline.evaluation.scoring import right_answer, unread_figures
         from plumbline.models.determinism import make_deterministic
-        from plumbline.models.model_card import FILE as CARD
-        from plumbline.models.model_card import evaluated_card
 
         make_deterministic(config.seed, config.threads)
-        answers, opposing = paired_answers(config, COMPLETIONS)
-        columns = {"win": wins(config, answers, opposing, work), "reward": rewards_of(rewards, answers, work)}
-        of_policy_itself = all(row["logp"] is not None for row in answers)  # the whole distribution at temperature 1
-        if of_policy_itself:
-            columns |= divergence_columns(config, answers)
-        scores = scored(answers, policy, section.thinking_marks, **columns)
-        against = scored(opposing, section.against, section.thinking_marks)
-        at_1, against_at_1 = (scores, against) if of_policy_itself else scored_at_1(config)
-        figures = policy_figures(scores, against, config.seed, at_1, against_at_1)
-        figures |= unread_figures(answers, [score.refused for score in scores])
-        texts, ids = shown_texts(answers, section.thinking_marks), [row["id"] for row in answers]
+        shards, shards_at_1 = scored_shards(config, rewards, checkpoints, work)
+        figures = policy_figures(
+            scores_of(shards, OURS),
+            scores_of(shards, THEIRS),
+            config.seed,
+            scores_of(shards_at_1, OURS),
+            scores_of(shards_at_1, THEIRS),
+        )
+        figures |= counts(shards)
+        folder = work.output(f"artifacts/evaluate/{policy}")
+        as_lines(shards, ROWS, folder / ROWS)
+        texts, ids = shown_answers(folder / ROWS, section.thinking_marks)
         for n in DISTINCT:
             figures |= flat(f"distinct_{n}", distinct(texts, ids, n))
         figures |= held_out(config)
-        rows = [
-            score.row()
-            | {
-                "prompt": row["prompt"],
-                "completion": row["completion"],
-                "right_answer": right_answer(row["prompt"], row["family"]) or row.get("answer"),
-            }
-            for score, row in zip(scores, answers, strict=True)
-        ]
-        folder = work.output(f"artifacts/evaluate/{policy}")
-        write_jsonl(folder / "answers.jsonl", rows)
         write_json(folder / "figures.json", figures)
         headline = headline_figures(figures)
         write_json(work.output(f"metrics/{policy}.json"), headline)
         shown = {name: value for name, value in headline.items() if not name.endswith("_low")}  # a bound stands beside its figure
-        card = evaluated_card(POLICIES / policy, circumstances(config, answers), figures, [*shown])
-        with replacing(folder / CARD) as file:
-            file.write(card)
-        work.run.log_evaluation(POLICIES / policy, shown, card)
+        write_card(config, figures, shown, folder, work)
         work.run.log_figures(figures, ())
-        work.run.log_table("scored_answers", [_shown(row) for row in rows if row["index"] == 0][:SHOWN])
+        first = islice((row for row in stream_jsonl(folder / ROWS) if row["index"] == 0), SHOWN)
+        work.run.log_table("scored_answers", [*map(_shown, first)])
 
 
-def circumstances(config: EvaluateStage, answers: Sequence[Row]) -> dict[str, Any]:
+def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: Path, work: Work) -> tuple[list[Path], list[Path]]:
+    """The scores of both policies' answers, and of those at temperature 1, with the policy's log-ratios; none of the latter if none were drawn."""
+    from plumbline.evaluation.answer_shards import divergence_pass, pairs_of, score_shards
+
+    section, policies = config.evaluate, (POLICIES / config.policy, POLICIES / config.evaluate.against)
+    tables = ANSWERS / config.policy, ANSWERS / section.against
+    pairs = pairs_of(*(table / COMPLETIONS for table in tables))
+    passes = [wins(config, pairs, checkpoints / "wins", work), rewards_of(rewards, pairs, checkpoints / "rewards", work)]
+    # the whole distribution at temperature 1: all answers of a table have their log-probability, or none
+    of_policy_itself = all(row["logp"] is not None for row in read_shard(pairs[0].ours))
+    if of_policy_itself:
+        passes.append(divergence_pass(checkpoints / "divergence", pairs, *policies))
+    marks = section.thinking_marks
+    shards = score_shards(checkpoints / "scores", pairs, [of_pass for of_pass in passes if of_pass], policies, marks)
+    if of_policy_itself:
+        return shards, shards
+    if not section.samples_at_1:
+        return shards, []
+    at_1 = pairs_of(*(table / COMPLETIONS_AT_1 for table in tables))
+    divergences = divergence_pass(checkpoints / "divergence_at_1", at_1, *policies)
+    return shards, score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks)
+
+
+def write_card(config: EvaluateStage, figures: Mapping[str, Any], shown: Mapping[str, Any], folder: Path, work: Work) -> None:
+    """Writes the policy's card with its figures, and logs both."""
+    from plumbline.models.model_card import FILE, evaluated_card
+
+    card = evaluated_card(POLICIES / config.policy, circumstances(config, figures), figures, [*shown])
+    with replacing(folder / FILE) as file:
+        file.write(card)
+    work.run.log_evaluation(POLICIES / config.policy, shown, card)
+
+
+def circumstances(config: EvaluateStage, figures: Mapping[str, Any]) -> dict[str, Any]:
     """How a policy was evaluated, for its card; `answer` knows the decoding, on which this stage does not depend."""
     model = getattr(config.judge, "model", None)
     return {
-        "prompts": len({row["id"] for row in answers}),
-        "answers": len(answers),
+        "prompts": figures["n"],
+        "answers": figures["answers"],
         "decoding": f"stated in `artifacts/figures/answer/{config.policy}.json`",
         "compared with": f"`{config.evaluate.against}`",
         "judge": f"`{config.evaluate.judge}`{f' (`{model}`)' if model else ''}",
@@ -149,115 +175,49 @@ def circumstances(config: EvaluateStage, answers: Sequence[Row]) -> dict[str, An
     }
 
 
-def paired_answers(config: EvaluateStage, file: str) -> tuple[list[Row], list[Row]]:
-    """The policy's answers and the opponent's, which `check_pairs` has compared."""
-    answers, opposing = (read_jsonl(ANSWERS / name / file) for name in (config.policy, config.evaluate.against))
-    check_pairs(answers, opposing)
-    return answers, opposing
+def shown_answers(file: Path, marks: str) -> tuple[list[str], list[str]]:
+    """What each answer in a file of scored answers says, without its reasoning, and the id of its prompt."""
+    pairs = [(without_reasoning(text_of(row["completion"]), marks), row["id"]) for row in stream_jsonl(file)]
+    return [text for text, _ in pairs], [prompt_id for _, prompt_id in pairs]
 
 
-def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
-    """Requires that both policies answered the same prompts, equally often and in the same order.
-
-    Raises:
-        ValueError: they did not; the message names the first difference.
-    """
-    ours, theirs = ([(row["id"], row["index"]) for row in rows] for rows in (answers, opposing))
-    if ours != theirs:
-        first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (len(ours), len(theirs)))
-        raise ValueError(
-            f"evaluate: expected answers to the same prompts from both policies, found {len(ours)} and {len(theirs)} answers that "
-            f"first differ at {first[0]} and {first[1]}; answer both again with the same data and `evaluate` section"
-        )
-
-
-def lengths(policy: str, answers: Sequence[Row], marks: str) -> list[int]:
-    """The tokens of each answer without its reasoning, the end of turn included."""
-    tokens = [int(row["tokens"]) for row in answers]
-    texts, shown = [text_of(row["completion"]) for row in answers], shown_texts(answers, marks)
-    if shown != texts:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
-        for position, (text, answer) in enumerate(zip(texts, shown, strict=True)):
-            if answer != text:
-                end = int(answers[position]["finished"])
-                tokens[position] = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + end
-    return tokens
-
-
-def shown_texts(answers: Sequence[Row], marks: str) -> list[str]:
-    """What each answer says, without its reasoning."""
-    return [without_reasoning(text_of(row["completion"]), marks) for row in answers]
-
-
-def verdict_columns(answers: Sequence[Row], marks: str) -> dict[str, list[Any]]:
-    """The verdicts as columns of Score: the verifier's, or those by what the prompt's row states; None for a prompt without either."""
-    from plumbline.evaluation.scoring import VERDICT_COLUMNS, RightAnswers, stated_values, verdict_values
-
-    require_checkers(one for row in answers for one in row.get("instructions") or ())
-    right = RightAnswers()
-    values: list[dict[str, Any]] = []
-    for row, answer in zip(answers, shown_texts(answers, marks), strict=True):
-        verdict = verdict_values(row["prompt"], row["family"], answer)
-        values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right))
-    return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
-
-
-def wins(config: EvaluateStage, answers: Sequence[Row], opposing: Sequence[Row], work: Work) -> list[float | None]:
-    """The score of each answer against the opponent's: 1, 0.5 or 0; None without a judge or without a verdict."""
+def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Work) -> list[Path]:
+    """A pass that scores each answer against the opponent's: 1, 0.5 or 0; None without a verdict. No pass without a judge."""
     if config.judge.backend == NONE:
-        return [None] * len(answers)
+        return []
+    from plumbline.evaluation.answer_shards import pass_over
     from plumbline.evaluation.winrate import compare
     from plumbline.judging.building import load_judge
+    from plumbline.judging.judges import must_see_all
 
     # The budget is for these answers: what a crashed run spent counts when it runs again, what another policy spent does not.
     digests = [input_digest(ANSWERS / name / COMPLETIONS) for name in (config.policy, config.evaluate.against)]
     run_name = f"{work.name} {digests[0]} {digests[1]}"
     judge = load_judge(config.judge, seed=config.seed, run=run_name)
-    ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
-    scores = compare(judge, [row["prompt"] for row in answers], ours, theirs)
+
+    def columns(answers: list[Row], opposing: list[Row]) -> "Columns":
+        ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
+        return {"win": compare(judge, [row["prompt"] for row in answers], ours, theirs)}
+
+    shards = pass_over(folder, pairs, columns, afresh=must_see_all(config.judge))
     judge.finish()
     work.run.log_traces(judge.traces(work.name))
     work.log_timing(judge_calls=judge.ledger.calls, judge_bought=judge.ledger.bought, judge_cached=judge.ledger.cached)
-    return scores
+    return shards
 
 
-def rewards_of(folders: Sequence[Path], answers: Sequence[Row], work: Work) -> list[float | None]:
-    """The reward of each answer; None without a reward."""
+def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, work: Work) -> list[Path]:
+    """A pass that finds the reward of each answer. No pass without a reward."""
     if not folders:
-        return [None] * len(answers)
-    from plumbline.rewards.reward import finish, load_reward
+        return []
+    from plumbline.evaluation.answer_shards import pass_over
+    from plumbline.rewards.reward import finish, load_reward, score
 
     reward = load_reward(folders[0], f"{work.name} {work.key}")
-    rewards = reward([row["prompt"] for row in answers], [text_of(row["completion"]) for row in answers])
-    if counts := finish(reward):
-        work.log_timing(**{f"reward_{name}": count for name, count in counts.items()})
-    return [*rewards]
-
-
-def divergence_columns(config: EvaluateStage, answers: Sequence[Row]) -> dict[str, list[float | None]]:
-    """The estimates of KL(π ‖ π_against), in nats, by each answer, which was sampled from π at temperature 1; 0 if both are the same policy.
-
-    Summed over the answer's tokens, including its end-of-turn if it was reached; the mean over answers is unbiased. Both sides' log-probabilities
-    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, does not count as distance.
-    """
-    from plumbline.evaluation.divergence import Divergence, divergence, token_logps
-
-    policy, against = config.policy, config.evaluate.against
-    estimates = [Divergence(0.0, 0.0)] * len(answers)
-    if policy != against:
-        from transformers import AutoTokenizer
-
-        from plumbline.models.chat import prompt_ids
-        from plumbline.models.loading import load_policy
-
-        tokenizer = AutoTokenizer.from_pretrained(POLICIES / policy)
-        of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in answers if row["index"] == 0}
-        prompts, completions = [of_prompt[row["id"]] for row in answers], [row["ids"] for row in answers]
-        ours, theirs = (token_logps(load_policy(POLICIES / name), prompts, completions) for name in (policy, against))
-        estimates = [divergence(*logps) for logps in zip(ours, theirs, strict=True)]
-    return {name: [getattr(estimate, name) for estimate in estimates] for name in Divergence._fields}
+    shards = pass_over(folder, pairs, lambda answers, _: {"reward": score(reward, answers)[0]})
+    if counted := finish(reward):
+        work.log_timing(**{f"reward_{name}": count for name, count in counted.items()})
+    return shards
 
 
 def held_out(config: EvaluateStage) -> dict[str, float | int | None]:
@@ -271,31 +231,6 @@ def held_out(config: EvaluateStage) -> dict[str, float | int | None]:
         chosen_rows(file, config.held_out_rows, config.seed, column) for file, column in HELD_OUT.items()
     )
     return held_out_figures(policy, against, preferences, demonstrations, config.seed, [row["text"] for row in documents])
-
-
-def scored_at_1(config: EvaluateStage) -> "tuple[list[Score], list[Score]]":
-    """The scores of both policies' answers at temperature 1, with the policy's log-ratios; none if none were drawn."""
-    if not config.evaluate.samples_at_1:
-        return [], []
-    answers, opposing = paired_answers(config, COMPLETIONS_AT_1)
-    marks = config.evaluate.thinking_marks
-    return (
-        scored(answers, config.policy, marks, **divergence_columns(config, answers)),
-        scored(opposing, config.evaluate.against, marks),
-    )
-
-
-def scored(answers: Sequence[Row], policy: str, marks: str, **columns: Sequence[float | None]) -> "list[Score]":
-    """Each answer's scores: the verdicts, its length, and others column by column."""
-    from plumbline.evaluation.figures import Score
-    from plumbline.evaluation.repetition import repeated_fraction
-
-    texts = shown_texts(answers, marks)
-    of_texts = {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts]}
-    every = verdict_columns(answers, marks) | {"tokens": lengths(policy, answers, marks)} | of_texts | columns
-    kept = ("id", "index", "family", "language", "finished")
-    by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
-    return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
 
 
 def _shown(row: Row) -> Row:

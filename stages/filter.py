@@ -1,7 +1,7 @@
 """Drops the completions of a sample whose reward is out of bounds: a hard limit, which no other quality makes up for.
 
 Reads `artifacts/sample/<sample>` and `artifacts/reward/<reward>`; writes the rows that are left, unchanged, to
-`artifacts/sample/<entry>/completions.jsonl`, and their counts to `artifacts/figures/filter/<entry>.json`. With a cost model and `most: 0`, only
+`artifacts/sample/<entry>`, shard by shard, and their counts to `artifacts/figures/filter/<entry>.json`. With a cost model and `most: 0`, only
 completions are left that the model finds safe (Safe RLHF's constraint, arXiv:2310.12773).
 """
 
@@ -13,9 +13,13 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
-from plumbline.rewards.reward import finish, load_reward, outcomes
-from plumbline.rows import text_of
+from plumbline.pipeline.records import read_json, write_json
+from plumbline.pipeline.shard_files import read_shard, shard_paths, write_shard
+from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
+from plumbline.rewards.reward import finish, load_reward, score
+
+TABLE, BOUNDS = "completions.parquet", "bounds.json"
+"""A shard's files: the completions that are left, and the lowest and the highest reward."""
 
 
 @dataclass
@@ -53,27 +57,33 @@ def run(config: FilterStage, entry: str) -> None:
     """Scores every completion and keeps those within the bounds."""
     settings = config.filter
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
-    with executing("filter", entry, config, [sample, reward]) as work:
+    with executing("filter", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        rows = read_jsonl(sample / "completions.jsonl")
         scorer = load_reward(reward, f"{work.name} {work.key}")
-        rewards = scorer([row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows])
-        kept = [row for row, value in zip(rows, rewards, strict=True) if settings.allows(value)]
-        if not kept:
+
+        def compute(number: int, file: Path, shard: Path) -> None:
+            rows = read_shard(file)
+            rewards, counted = score(scorer, rows)
+            kept = [row for row, value in zip(rows, rewards, strict=True) if settings.allows(value)]
+            write_shard(shard / TABLE, kept)
+            write_json(shard / BOUNDS, [min(rewards, default=None), max(rewards, default=None)])
+            prompts = len({row["id"] for row in rows}) - len({row["id"] for row in kept})
+            write_counts(shard, {"completions": len(rows), "kept": len(kept), "prompts_without": prompts} | counted)
+
+        shards = by_shard(checkpoints, shard_paths(sample), compute)
+        total = counts(shards)
+        if not total["kept"]:
+            bounds = [value for shard in shards for value in read_json(shard / BOUNDS) if value is not None]
             raise ValueError(
-                f"filter: expected completions within the bounds, found none among {len(rows)}, whose rewards lie between {min(rewards):.3g} "
-                f"and {max(rewards):.3g}. Change `least` or `most`"
+                f"filter: expected completions within the bounds, found none among {total['completions']}, whose rewards lie between "
+                f"{min(bounds):.3g} and {max(bounds):.3g}. Change `least` or `most`"
             )
-        write_jsonl(work.output(f"artifacts/sample/{entry}") / "completions.jsonl", kept)
-        figures = {
-            "completions": len(rows),
-            "kept": len(kept),
-            "kept_fraction": len(kept) / len(rows),
-            "prompts_without": len({row["id"] for row in rows}) - len({row["id"] for row in kept}),
-            **outcomes(scorer),
-        }
+        as_table(shards, TABLE, work.output(f"artifacts/sample/{entry}"))
+        completions, kept, without = (total.pop(name) for name in ("completions", "kept", "prompts_without"))
+        figures = {"completions": completions, "kept": kept, "kept_fraction": kept / completions, "prompts_without": without}
+        figures |= sorted(total.items())  # the outcomes of checks
         write_json(work.output(f"artifacts/figures/filter/{entry}.json"), figures)
         work.run.log_figures(figures)
         if ledger := finish(scorer):

@@ -3,17 +3,20 @@
 With `judge: none` and `way: agreement`, a completion scores by its agreement with its prompt's other completions instead (FactTune-MC,
 arXiv:2311.08401; plumbline/labelling/agreement.py).
 
-Reads `artifacts/sample/<sample>/completions.jsonl`, conf/judge and, if people judged, data/annotations. Writes
+Reads `artifacts/sample/<sample>`, conf/judge and, if people judged, data/annotations. Writes
 `artifacts/label/<entry>/{train,validation}.jsonl`, every reply as it came in `artifacts/verdicts/<entry>.jsonl`, and
 `artifacts/figures/label/<entry>.json`.
 
 A judge outside its limits (`judge.gate`) fails the stage before any label is written. A verdict that cannot be read is asked for again,
 then counted, never guessed. 16,000 ratings by the simulated judge take 5 s. `known_agreement` says how good the labels are.
+
+Memory holds one shard of the sample, and a run that was killed continues at the shard it was at. What was bought of that is bought already.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +27,23 @@ from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import read_prompts, shard_paths
+from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 if TYPE_CHECKING:
     from plumbline.judging.gate import Quality
     from plumbline.judging.judge import Judge
-    from plumbline.labelling.known import Advantages
     from plumbline.labelling.opinions import Group, Judged, Opinion
 
 ANNOTATIONS = Path("data/annotations")
 CHUNK = 256  # prompts judged at a time, so that memory holds the replies of no more than these
+SPLITS = ("train", "validation")
+VERDICTS, QUALITY = "verdicts.jsonl", "quality.json"
+"""A shard's files, besides those of the splits: its verdicts, and what they say of the judge."""
+SHOWN = 40
+"""The number of preferences in MLflow's table."""
 WAYS = ("rating", "pairwise", "ranking", "principle", "agreement")
 HEADLINE = ("train", "margin_mean", "unparsed_fraction", "inconsistent_fraction", "known_agreement")
 """The figures that MLflow shows first."""
@@ -132,14 +141,6 @@ def outside_annotations(key: str, path: str) -> list[str]:
     return [] if Path(path).exists() else [f"{key}: expected a file or folder, found none at {path}"]
 
 
-def grouped(rows: list[Row]) -> "list[Group]":
-    """The rows of each prompt, in order of first appearance."""
-    groups: dict[str, Group] = defaultdict(list)
-    for row in rows:
-        groups[row["id"]].append(row)
-    return [*groups.values()]
-
-
 def opinions_on(judge: "Judge | None", groups: "list[Group]", config: LabelStage) -> "list[Opinion]":
     """The judge's opinion of each group, by the entry's way of judging; without a judge, how far each group agrees."""
     from plumbline.labelling import opinions
@@ -157,46 +158,33 @@ def opinions_on(judge: "Judge | None", groups: "list[Group]", config: LabelStage
     return opinions.rate(judge, groups)
 
 
-def verdicts(
-    config: LabelStage,
-    groups: "list[Group]",
-    judged: "list[Judged]",
-    quality: "Quality",
-    advantages: "Callable[[Group], Advantages]",
-    work: Work,
-) -> Iterator[Row]:
-    """Judges the groups chunk by chunk: yields the verdicts' rows, and fills `judged` and `quality`."""
+def judge_of(config: LabelStage, work: Work) -> "Judge | None":
+    """The judge; None if nobody is asked."""
+    if config.label.way == "agreement" or config.label.pairs == "strong_vs_weak":
+        return None
     from plumbline.judging.building import load_judge
-    from plumbline.labelling.opinions import observe
 
-    sample = Path("artifacts/sample") / config.label.sample
     # The budget is for these labels of this sample, so that what a crashed run spent counts when it is run again.
-    run_name = f"{work.name} {input_digest(sample)}"
-    judge = None
-    if config.label.way != "agreement":
-        judge = load_judge(config.judge, seed=config.seed, name=config.label.judge, run=run_name)
-    for start in range(0, len(groups), CHUNK):
-        chunk = groups[start : start + CHUNK]
+    run_name = f"{work.name} {input_digest(Path('artifacts/sample') / config.label.sample)}"
+    return load_judge(config.judge, seed=config.seed, name=config.label.judge, run=run_name)
+
+
+def opinions_of(
+    judge: "Judge | None", groups: "list[Group]", config: LabelStage, number: int, of: int
+) -> "Iterator[tuple[Group, Opinion]]":
+    """The groups of shard `number` of so many, each with the judge's opinion of it, which is asked for chunk by chunk."""
+    asked = 0
+    for chunk in chunked(groups, CHUNK):
+        asked += len(chunk)
         if judge:
-            judge.announce((start + len(chunk)) / len(groups))
-        for group, opinion in zip(chunk, opinions_on(judge, chunk, config), strict=True):
-            observe(quality, group, opinion, advantages(group), config.judge.thinking_marks)
-            judged.append(opinion.judged)
-            yield from opinion.rows
-    if judge:
-        judge.finish()
-        work.run.log_traces(judge.traces(work.name))
-        work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
+            judge.announce((number + asked / len(groups)) / of)
+        yield from zip(chunk, opinions_on(judge, chunk, config), strict=True)
 
 
 def preferences(
-    config: LabelStage, groups: "list[Group]", judged: "Sequence[Judged]"
+    config: LabelStage, groups: "Sequence[Group]", judged: "Sequence[Judged]"
 ) -> tuple[dict[str, list[Row]], dict[str, float | int]]:
-    """The rows of each split, and the figures of what was kept and left out.
-
-    Raises:
-        ValueError: nothing is left to train on.
-    """
+    """The rows of each split, and counts of what was kept and left out."""
     from plumbline.labelling.labels import kto_labels, pairs_of, preference_labels
 
     entry = config.label
@@ -205,9 +193,9 @@ def preferences(
         "model": str(getattr(config.judge, "model", config.judge.backend)),
         "way": entry.way if entry.pairs != "strong_vs_weak" else "none",
     }
-    splits: dict[str, list[Row]] = {"train": [], "validation": []}
-    counts: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
-    counts.update(dropped_unfinished=0, not_drawn=0, prompts_without_labels=0)
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    counted: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
+    counted.update(dropped_unfinished=0, not_drawn=0, prompts_without_labels=0)
     margins: list[float] = []
     for group, judgement in zip(groups, judged, strict=True):
         if entry.pairs == "unpaired":
@@ -219,17 +207,79 @@ def preferences(
                 group, judgement, candidates, source,
                 min_margin=entry.min_margin, keep_ties=entry.keep_ties, most=entry.pairs_per_prompt, seed=seed,
             )  # fmt: skip
-        counts.update(labels.counts)
-        counts["prompts_without_labels"] += not labels.rows
+        counted.update(labels.counts)
+        counted["prompts_without_labels"] += not labels.rows
         margins += labels.margins
         splits["validation" if held_out(group[0]["id"], entry.validation_fraction, config.seed) else "train"] += labels.rows
-    if not splits["train"]:
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    return splits, {**counted, **sizes, "margins": len(margins), "margin_sum": sum(margins)}
+
+
+def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path]:
+    """Judges each shard of the sample: its verdicts, what they say of the judge, the rows of each split, and counts."""
+    from plumbline.judging.gate import Quality
+    from plumbline.judging.judges import must_see_all
+    from plumbline.labelling.known import known_advantages
+    from plumbline.labelling.opinions import observe, unjudged
+
+    settings, marks = config.label, config.judge.thinking_marks
+    advantages, judge = known_advantages(settings.known, marks), judge_of(config, work)
+
+    sample = Path("artifacts/sample") / settings.sample
+    count = len(shard_paths(sample))
+
+    def compute(number: int, groups: "list[Group]", shard: Path) -> None:
+        quality = Quality()
+        judged: list[Judged] = []
+        rows: list[Row] = []
+        if settings.pairs == "strong_vs_weak":
+            judged = [unjudged(len(group)) for group in groups]
+        else:
+            of = min(count, -(-settings.prompts // max(1, len(groups)))) if settings.prompts else count
+            for group, opinion in opinions_of(judge, groups, config, number, of):
+                observe(quality, group, opinion, advantages(group), marks)
+                judged.append(opinion.judged)
+                rows += opinion.rows
+        write_jsonl(shard / VERDICTS, rows)
+        write_json(shard / QUALITY, quality.state())
+        splits, counted = preferences(config, groups, judged)
+        for split, of_split in splits.items():
+            write_jsonl(shard / f"{split}.jsonl", of_split)
+        write_counts(shard, counted | {"cost": sum(sum(judgement.costs) for judgement in judged)})
+
+    shards = by_shard(checkpoints, read_prompts(sample, settings.prompts), compute, afresh=must_see_all(config.judge))
+    if judge:
+        judge.finish()
+        work.run.log_traces(judge.traces(work.name))
+        work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
+    return shards
+
+
+def figures_of(shards: Sequence[Path]) -> dict[str, Any]:
+    """The counts of all shards.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    total = counts(shards)
+    margins, margin_sum, cost = (total.pop(name) for name in ("margins", "margin_sum", "cost"))
+    if not total["train"]:
+        kept = {name: count for name, count in total.items() if name not in SPLITS}
         raise ValueError(
-            f"label: expected preferences, found none in {len(groups)} prompts: {dict(counts)}. Lower label.min_margin, or "
+            f"label: expected preferences, found none in {total['prompts']} prompts: {kept}. Lower label.min_margin, or "
             "sample more completions at a higher temperature."
         )
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    return splits, {**counts, **sizes, "margin_mean": sum(margins) / len(margins) if margins else 0.0}
+    return {**total, "margin_mean": margin_sum / margins if margins else 0.0, "cost": round(cost, 9)}
+
+
+def quality_of(shards: Sequence[Path]) -> "Quality":
+    """What all shards say of the judge."""
+    from plumbline.judging.gate import Quality
+
+    quality = Quality()
+    for shard in shards:
+        quality.merge(Quality.of(read_json(shard / QUALITY)))
+    return quality
 
 
 def shown(row: Row) -> Row:
@@ -242,30 +292,24 @@ def shown(row: Row) -> Row:
 def run(config: LabelStage, entry: str) -> None:
     """Judges, holds the judge to its limits, makes preferences, saves."""
     settings, sample = config.label, Path("artifacts/sample") / config.label.sample
-    with executing("label", entry, config, [sample, ANNOTATIONS]) as work:
-        from plumbline.judging.gate import Quality, require
+    with executing("label", entry, config, [sample, ANNOTATIONS]) as work, work.checkpoints() as checkpoints:
+        from plumbline.judging.gate import require
         from plumbline.judging.judges import uses_gold
-        from plumbline.labelling.known import known_advantages
-        from plumbline.labelling.opinions import unjudged
 
-        groups = grouped(read_jsonl(sample / "completions.jsonl"))[: settings.prompts or None]
-        advantages = known_advantages(settings.known, config.judge.thinking_marks)
-        quality, judged = Quality(), []
-        output, replies = work.output(f"artifacts/label/{entry}"), work.output(f"artifacts/verdicts/{entry}.jsonl")
-        if settings.pairs == "strong_vs_weak":
-            judged = [unjudged(len(group)) for group in groups]
-            write_jsonl(replies, [])
-        else:
-            write_jsonl(replies, verdicts(config, groups, judged, quality, advantages, work))
+        shards = label_shards(config, work, checkpoints)
+        quality = quality_of(shards)
+        output = work.output(f"artifacts/label/{entry}")
+        as_lines(shards, VERDICTS, work.output(f"artifacts/verdicts/{entry}.jsonl"))
+        if settings.pairs != "strong_vs_weak":
             require(quality, config.judge.gate, settings.way if settings.way == "agreement" else settings.judge)
-        splits, counts = preferences(config, groups, judged)
-        for split, rows in splits.items():
-            write_jsonl(output / f"{split}.jsonl", rows)
-        costs = sum(sum(judgement.costs) for judgement in judged)
-        metrics = {**counts, **quality.metrics(), "cost": round(costs, 9), "uses_gold": uses_gold(config.judge)}
+        total = figures_of(shards)
+        for split in SPLITS:
+            as_lines(shards, f"{split}.jsonl", output / f"{split}.jsonl")
+        cost = total.pop("cost")
+        metrics = {**total, **quality.metrics(), "cost": cost, "uses_gold": uses_gold(config.judge)}
         write_json(work.output(f"artifacts/figures/label/{entry}.json"), metrics)
         work.run.log_figures(metrics, HEADLINE)
-        work.run.log_table("preferences", [shown(row) for row in splits["train"][:40]])
+        work.run.log_table("preferences", [shown(row) for row in islice(stream_jsonl(output / "train.jsonl"), SHOWN)])
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="label")

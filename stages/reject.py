@@ -6,27 +6,40 @@ for `method: sft`, or preferences) and `artifacts/figures/reject/<entry>.json`. 
 The strategies are best of n (Llama 2, arXiv:2307.09288, §3.2.3), a threshold or a fraction (RAFT, arXiv:2304.06767), and statistical rejection
 sampling (RSO, arXiv:2309.06657), whose accepted completions can be paired into preferences. The figure to look at is `reward_gain`, the mean
 reward of the kept completions minus that of all. It takes seconds.
+
+Memory holds one shard of the sample. Scoring and selecting are two passes, because a fraction of the whole sample is known only when all is scored.
 """
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import hydra
+import numpy as np
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, launched
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, outside
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
-from plumbline.rewards.rejection import best, matches, reject_statistically, top_fraction_threshold
-from plumbline.rewards.reward import finish, load_reward, outcomes
+from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import read_shard, shard_paths
+from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
+from plumbline.rewards.rejection import Floats, best, matches, reject_statistically, top_fraction_threshold
+from plumbline.rewards.reward import finish, load_reward, score
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
 PAIRS = ("none", "best_vs_worst", "first_round", "tournament")
 NONE = "none"
+SPLITS = ("train", "validation")
+REWARDS, KEPT = "rewards.npy", "kept.jsonl"
+"""A shard's files: the rewards of its completions; some of those that were kept, as text."""
+SHOWN = 40
+"""The number of kept completions in MLflow's table."""
 
 
 @dataclass
@@ -75,7 +88,7 @@ class RejectStage:
     reject: RejectEntry = field(default_factory=RejectEntry)
 
 
-def candidates(rows: list[Row]) -> dict[str, list[Row]]:
+def candidates(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows that may be kept, by prompt. A completion that was cut off (`finished` is false) is left out: it would teach not to stop."""
     finished: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -84,11 +97,15 @@ def candidates(rows: list[Row]) -> dict[str, list[Row]]:
     return finished
 
 
-def select(by_prompt: dict[str, list[Row]], entry: RejectEntry, seed: int) -> list[list[Row]]:
+def threshold_of(entry: RejectEntry, parts: Callable[[], Iterable[Floats]]) -> float | None:
+    """The lowest reward that may be kept: the entry's, or that of its fraction of all candidates, whose rewards `parts` returns; None without one."""
+    if entry.strategy == "fraction" and any(len(part) for part in parts()):
+        return top_fraction_threshold(parts, entry.fraction or 1.0)
+    return entry.threshold
+
+
+def select(by_prompt: dict[str, list[Row]], entry: RejectEntry, threshold: float | None, seed: int) -> list[list[Row]]:
     """The kept rows of each prompt that has any, by the entry's strategy. Random draws for a prompt do not depend on other prompts."""
-    threshold = entry.threshold
-    if entry.strategy == "fraction" and by_prompt:
-        threshold = top_fraction_threshold([row["reward"] for rows in by_prompt.values() for row in rows], entry.fraction or 1.0)
     kept = []
     for prompt_id, rows in by_prompt.items():
         if entry.strategy == "statistical":
@@ -133,52 +150,109 @@ def outcome(kept: list[list[Row]], entry: RejectEntry, seed: int) -> dict[str, l
     return splits
 
 
+class Scored(NamedTuple):
+    """A shard of the sample, and the folder with its rewards and counts."""
+
+    file: Path
+    shard: Path
+
+    def rows(self) -> list[Row]:
+        """The completions, each with its `reward`."""
+        rewards = np.load(self.shard / REWARDS).tolist()
+        return [{**row, "reward": value} for row, value in zip(read_shard(self.file), rewards, strict=True)]
+
+    def candidate_rewards(self) -> Floats:
+        """The rewards of the completions that may be kept."""
+        return np.array([row["reward"] for rows in candidates(self.rows()).values() for row in rows])
+
+
+def score_shards(work: Work, checkpoints: Path, sample: Path, reward: Path) -> list[Scored]:
+    """Scores the completions of each shard of the sample."""
+    # the name keeps a judge's budget: what a crashed attempt at this run has spent still counts when it runs again
+    scorer = load_reward(reward, f"{work.name} {work.key}")
+
+    def compute(number: int, file: Path, shard: Path) -> None:
+        rows = read_shard(file)
+        rewards, outcomes = score(scorer, rows)
+        np.save(shard / REWARDS, np.array(rewards, dtype=np.float64))
+        counted = {
+            "completions": len(rows),
+            "prompts": len({row["id"] for row in rows}),
+            "unfinished": sum(not row["finished"] for row in rows),
+            "reward": sum(rewards),
+        }
+        write_counts(shard, counted | outcomes)
+
+    files = shard_paths(sample)
+    shards = by_shard(checkpoints / "scored", files, compute)
+    if ledger := finish(scorer):
+        work.log_timing(**ledger)
+    return [*map(Scored, files, shards)]
+
+
+def select_shards(config: RejectStage, checkpoints: Path, scored: Sequence[Scored]) -> list[Path]:
+    """Selects among the completions of each scored shard: the rows of each split, some of the kept completions as text, and counts."""
+    settings = config.reject
+    threshold = threshold_of(settings, lambda: map(Scored.candidate_rewards, scored))
+
+    def compute(number: int, source: Scored, shard: Path) -> None:
+        kept = select(candidates(source.rows()), settings, threshold, config.seed)
+        splits = outcome(kept, settings, config.seed)
+        for split, rows in splits.items():
+            write_jsonl(shard / f"{split}.jsonl", rows)
+        chosen = [row for rows in kept for row in rows]
+        write_jsonl(shard / KEPT, map(_shown, chosen[:SHOWN]))
+        counted = {"kept": len(chosen), "prompts_kept": len(kept), "reward_kept": sum(row["reward"] for row in chosen)}
+        write_counts(shard, counted | {f"rows_{split}": len(rows) for split, rows in splits.items()})
+
+    return by_shard(checkpoints / "selected", scored, compute)
+
+
 def run(config: RejectStage, entry: str) -> None:
     """Scores the completions, selects some, and writes them with their figures."""
     settings = config.reject
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
-    with executing("reject", entry, config, [sample, reward]) as work:
+    with executing("reject", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        rows = read_jsonl(sample / "completions.jsonl")
-        # the name keeps a judge's budget: what a crashed attempt at this run has spent still counts when it runs again
-        scorer = load_reward(reward, f"{work.name} {work.key}")
-        rewards = scorer([row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows])
-        scored = [{**row, "reward": value} for row, value in zip(rows, rewards, strict=True)]
-        kept = select(candidates(scored), settings, config.seed)
-        splits = outcome(kept, settings, config.seed)
-        if not splits["train"]:
-            finished = sum(row["finished"] for row in rows)
+        scored = score_shards(work, checkpoints, sample, reward)
+        selected = select_shards(config, checkpoints, scored)
+        total, chosen = counts(one.shard for one in scored), counts(selected)
+        if not chosen["rows_train"]:
             raise ValueError(
-                f"reject: expected completions to keep, found none among {len(rows)} ({finished} finished). Lower threshold, raise beta, or "
-                "sample more"
+                f"reject: expected completions to keep, found none among {total['completions']} "
+                f"({total['completions'] - total['unfinished']} finished). Lower threshold, raise beta, or sample more"
             )
         output = work.output(f"artifacts/reject/{entry}")
-        for split, selected in splits.items():
-            write_jsonl(output / f"{split}.jsonl", selected)
-        metrics = figures(rows, rewards, kept) | {"rows": sum(map(len, splits.values()))} | outcomes(scorer)
+        for split in SPLITS:
+            as_lines(selected, f"{split}.jsonl", output / f"{split}.jsonl")
+        metrics = figures(total, chosen)
         write_json(work.output(f"artifacts/figures/reject/{entry}.json"), metrics)
         work.run.log_figures(metrics)
-        if ledger := finish(scorer):
-            work.log_timing(**ledger)
-        work.run.log_table("kept", [_shown(row) for rows in kept for row in rows][:40])
+        shown = (row for shard in selected for row in stream_jsonl(shard / KEPT))
+        work.run.log_table("kept", [*islice(shown, SHOWN)])
 
 
-def figures(rows: list[Row], rewards: list[float], kept: list[list[Row]]) -> dict[str, float | int]:
-    """Counts of the kept completions and of the prompts without any, and how far the kept rewards lie above the mean."""
-    prompts = len({row["id"] for row in rows})
-    chosen = [row["reward"] for selected in kept for row in selected]
-    mean, kept_mean = sum(rewards) / len(rewards), sum(chosen) / len(chosen)
+def figures(total: dict[str, Any], chosen: dict[str, Any]) -> dict[str, float | int]:
+    """Counts of the kept completions and of the prompts without any, and how far the kept rewards lie above the mean.
+
+    total: what scoring counted, the outcomes of checks among it; chosen: what selecting counted.
+    """
+    total = dict(total)
+    completions, prompts, unfinished, reward = (total.pop(name) for name in ("completions", "prompts", "unfinished", "reward"))
+    mean, kept_mean = reward / completions, chosen["reward_kept"] / chosen["kept"]
     return {
-        "completions": len(rows),
-        "unfinished": sum(not row["finished"] for row in rows),
-        "kept": len(chosen),
-        "kept_fraction": len(chosen) / len(rows),
-        "prompts_without": prompts - len(kept),
+        "completions": completions,
+        "unfinished": unfinished,
+        "kept": chosen["kept"],
+        "kept_fraction": chosen["kept"] / completions,
+        "prompts_without": prompts - chosen["prompts_kept"],
         "reward_mean": mean,
         "reward_kept": kept_mean,
         "reward_gain": kept_mean - mean,
+        "rows": chosen["rows_train"] + chosen["rows_validation"],
+        **dict(sorted(total.items())),
     }
 
 

@@ -1,16 +1,19 @@
 """Has responses criticised and rewritten by the principles of a constitution: the supervised half of Constitutional AI.
 
-Reads `artifacts/sample/<sample>/completions.jsonl`. Writes `artifacts/revise/<entry>/{train,validation}.jsonl` (the last revisions, as
+Reads `artifacts/sample/<sample>`. Writes `artifacts/revise/<entry>/{train,validation}.jsonl` (the last revisions, as
 demonstrations for `method: sft`), every round as it came in `artifacts/rounds/<entry>.jsonl`, and `artifacts/figures/revise/<entry>.json`.
 
 A response gets a critique by a principle drawn at random, and then a revision, in each of n rounds (SL-CAI, arXiv:2212.08073, §3.1). The other
 half, RL-CAI, is `way: pairwise` in conf/label.yaml with a judge that has principles. In the closed world, `harmful_fraction` falls with every
 round while `over_refusal_fraction` stays.
+
+Memory holds one shard of the sample, and a run that was killed continues at the shard it was at.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +24,20 @@ from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import read_prompts
+from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
 from plumbline.rows import Row, assistant, held_out, last_turn, text_of
 
 if TYPE_CHECKING:
     from plumbline.judging.panel import AskingJudge
 
 SHOWN = ("round", "principle", "critique", "response")
+SPLITS = ("train", "validation")
+ROUNDS = "rounds.jsonl"
+"""A shard's file of every round."""
+SUM, NUMBER = ".sum", ".n"
+"""Suffixes of what a shard counts of a figure that is a mean."""
 
 
 @dataclass
@@ -72,14 +82,11 @@ class ReviseStage:
         ]
 
 
-def responses(rows: Sequence[Row], prompts: int, each: int) -> list[Row]:
-    """The first `each` finished completions of each of the first `prompts` prompts (0: all)."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        group = groups.setdefault(row["id"], [])
-        if len(group) < each and row.get("finished", True):
-            group.append({**row, "response": text_of(row["completion"])})
-    return [row for group in list(groups.values())[: prompts or None] for row in group]
+def responses(sample: Path, prompts: int, each: int) -> Iterator[list[Row]]:
+    """Shard by shard, the first `each` finished completions of each of the first `prompts` prompts (0: all)."""
+    for groups in read_prompts(sample, prompts):
+        finished = ([row for row in group if row.get("finished", True)][:each] for group in groups)
+        yield [{**row, "response": text_of(row["completion"])} for group in finished for row in group]
 
 
 def revised(judge: "AskingJudge", rows: list[Row], principles: dict[str, Any], round_number: int, seed: int) -> list[Row]:
@@ -110,34 +117,50 @@ def revised(judge: "AskingJudge", rows: list[Row], principles: dict[str, Any], r
 
 
 def conduct(rows: Sequence[Row], round_number: int) -> dict[str, float]:
-    """The closed world's verdict on the responses after a round; empty if it does not know the prompts."""
+    """What the closed world's verifier says of the responses after a round, as sums and numbers; of prompts that it does not know it says nothing."""
     from plumbline.world.families.catalog import understand
     from plumbline.world.verify import verify_task
 
     tasks = [understand(row["prompt"]) for row in rows]
     verdicts = [verify_task(task, row["response"]) for task, row in zip(tasks, rows, strict=True) if task is not None]
-    shares: dict[str, list[Any]] = {
+    values: dict[str, list[float]] = {
         "harmful_fraction": [verdict.harmful for verdict in verdicts if verdict.family == "harmful"],
         "over_refusal_fraction": [verdict.over_refused for verdict in verdicts if verdict.family != "harmful"],
         "gold": [verdict.gold for verdict in verdicts],
     }
-    return {f"{name}_{round_number}": sum(values) / len(values) for name, values in shares.items() if values}
+    counted: dict[str, float] = {}
+    for name, of_responses in values.items():
+        counted |= summed(f"{name}_{round_number}", of_responses)
+    return counted
 
 
-def unread(rounds: Sequence[Row], limit: float, entry: str) -> float:
-    """The fraction of critiques and revisions that could not be read.
+def summed(figure: str, values: Sequence[float]) -> dict[str, float]:
+    """What a shard counts of a figure that is the mean of these values."""
+    return {figure + SUM: sum(values), figure + NUMBER: len(values)}
+
+
+def means(total: Mapping[str, float]) -> dict[str, float]:
+    """The figures in the counts of all shards; a mean of no values is left out."""
+    figures = {name: value for name, value in total.items() if not name.endswith((SUM, NUMBER))}
+    for name, number in total.items():
+        if name.endswith(NUMBER) and number:
+            figure = name.removesuffix(NUMBER)
+            figures[figure] = total[figure + SUM] / number
+    return figures
+
+
+def require_read(fraction: float, limit: float, entry: str, rounds: Iterable[Row]) -> None:
+    """Requires that few enough critiques and revisions could not be read.
 
     Raises:
-        ValueError: it is above the limit.
+        ValueError: they are more than the limit.
     """
-    fraction = sum((row["critique"] is None) + (row["revision"] is None) for row in rounds) / (2 * len(rounds))
     if fraction > limit:
-        first = [row["id"] for row in rounds if row["revision"] is None or row["critique"] is None][:3]
+        unread = (row["id"] for row in rounds if row["revision"] is None or row["critique"] is None)
         raise ValueError(
-            f"revise.{entry}: expected at most {limit} of critiques and revisions to be unreadable, found {fraction:.3f}; first: {first}, see "
-            f"artifacts/rounds/{entry}.jsonl. Choose another judge, or raise revise.unread_fraction."
+            f"revise.{entry}: expected at most {limit} of critiques and revisions to be unreadable, found {fraction:.3f}; first: "
+            f"{[*islice(unread, 3)]}, see artifacts/rounds/{entry}.jsonl. Choose another judge, or raise revise.unread_fraction."
         )
-    return fraction
 
 
 def demonstrations(rows: Sequence[Row], validation_fraction: float, seed: int) -> dict[str, list[Row]]:
@@ -150,10 +173,34 @@ def demonstrations(rows: Sequence[Row], validation_fraction: float, seed: int) -
     return splits
 
 
+def revise_shards(config: ReviseStage, judge: "AskingJudge", checkpoints: Path) -> list[Path]:
+    """Revises each shard of the sample, round by round: every round, the rows of each split, and counts."""
+    from plumbline.judging.judges import must_see_all
+
+    settings = config.revise
+
+    def compute(number: int, rows: list[Row], shard: Path) -> None:
+        counted: dict[str, float] = {"responses": len(rows), **conduct(rows, 0)}
+        rounds: list[Row] = []
+        for round_number in range(1, settings.rounds + 1):
+            before, rows = rows, revised(judge, rows, config.judge.principles, round_number, config.seed)
+            rounds += rows
+            changed = [old["response"] != new["response"] for old, new in zip(before, rows, strict=True)]
+            counted |= summed(f"changed_fraction_{round_number}", changed) | conduct(rows, round_number)
+        write_jsonl(shard / ROUNDS, rounds)
+        counted |= summed("unread_fraction", [row[text] is None for row in rounds for text in ("critique", "revision")])
+        for split, selected in demonstrations(rows, settings.validation_fraction, config.seed).items():
+            write_jsonl(shard / f"{split}.jsonl", selected)
+        write_counts(shard, counted)
+
+    parts = responses(Path("artifacts/sample") / settings.sample, settings.prompts, settings.responses)
+    return by_shard(checkpoints, parts, compute, afresh=must_see_all(config.judge))
+
+
 def run(config: ReviseStage, entry: str) -> None:
-    """Revises round by round, counts, saves."""
+    """Revises shard by shard, counts, saves."""
     settings, sample = config.revise, Path("artifacts/sample") / config.revise.sample
-    with executing("revise", entry, config, [sample]) as work:
+    with executing("revise", entry, config, [sample]) as work, work.checkpoints() as checkpoints:
         from plumbline.judging.building import load_judge
         from plumbline.judging.judges import uses_gold
         from plumbline.judging.panel import AskingJudge
@@ -162,26 +209,20 @@ def run(config: ReviseStage, entry: str) -> None:
         judge = load_judge(config.judge, seed=config.seed, name=settings.judge, run=run_name)
         if not isinstance(judge, AskingJudge):
             raise ValueError(f"revise.{entry}.judge: expected a judge that writes, such as a chat model, found {settings.judge}")
-        rows = responses(read_jsonl(sample / "completions.jsonl"), settings.prompts, settings.responses)
-        metrics: dict[str, float] = {"responses": len(rows), **conduct(rows, 0)}
-        rounds: list[Row] = []
-        for number in range(1, settings.rounds + 1):
-            before, rows = rows, revised(judge, rows, config.judge.principles, number, config.seed)
-            rounds += rows
-            changed = sum(old["response"] != new["response"] for old, new in zip(before, rows, strict=True))
-            metrics |= {f"changed_fraction_{number}": changed / len(rows), **conduct(rows, number)}
+        shards = revise_shards(config, judge, checkpoints)
         judge.finish()
-        output = work.output(f"artifacts/revise/{entry}")
-        write_jsonl(work.output(f"artifacts/rounds/{entry}.jsonl"), rounds)
-        metrics |= {"unread_fraction": unread(rounds, settings.unread_fraction, entry), "uses_gold": uses_gold(config.judge)}
-        for split, selected in demonstrations(rows, settings.validation_fraction, config.seed).items():
-            write_jsonl(output / f"{split}.jsonl", selected)
+        output, rounds = work.output(f"artifacts/revise/{entry}"), work.output(f"artifacts/rounds/{entry}.jsonl")
+        as_lines(shards, ROUNDS, rounds)
+        metrics: dict[str, Any] = means(counts(shards))
+        require_read(metrics.get("unread_fraction", 0.0), settings.unread_fraction, entry, stream_jsonl(rounds))
+        metrics["uses_gold"] = uses_gold(config.judge)
+        for split in SPLITS:
+            as_lines(shards, f"{split}.jsonl", output / f"{split}.jsonl")
         write_json(work.output(f"artifacts/figures/revise/{entry}.json"), metrics)
         work.run.log_figures(metrics)
         work.run.log_traces(judge.traces(work.name))
-        work.run.log_table(
-            "revisions", [{"prompt": last_turn(row["prompt"]), **{k: row[k] for k in SHOWN}} for row in rounds[:40]]
-        )
+        shown = islice(stream_jsonl(rounds), 40)
+        work.run.log_table("revisions", [{"prompt": last_turn(row["prompt"]), **{k: row[k] for k in SHOWN}} for row in shown])
         work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
 
 

@@ -14,8 +14,11 @@ from plumbline.models.decoding_values import Decoding
 from plumbline.models.loading import load_policy
 from plumbline.models.tokenizers import train_tokenizer
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.shard_files import read_table
 from stages.answer import AnswerStage, answer_row, run
+from tests.interrupting import require_resuming
 
+SHARD_PROMPTS = 2
 TEXTS = ["What is 3 plus 4?", "It is 7.", "사과는 무슨 색인가요?", "빨간색이에요."] * 4
 
 
@@ -58,8 +61,12 @@ def ask(project: Path, contents: list[str]) -> None:
 
 
 def answers(project: Path, evaluate: EvaluateSection) -> list[dict]:
-    run(AnswerStage(seed=3, threads=1, policy="sft", evaluate=evaluate))
-    return read_jsonl(project / "artifacts/answer/sft/completions.jsonl")
+    run(AnswerStage(seed=3, threads=1, policy="sft", shard_prompts=SHARD_PROMPTS, evaluate=evaluate))
+    return read_table(project / "artifacts/answer/sft/completions")
+
+
+def table_bytes(name: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(Path("artifacts/answer/sft", name).iterdir())}
 
 
 @pytest.fixture
@@ -85,25 +92,25 @@ def test_an_answer_is_the_text_of_its_tokens(world: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(world: Path) -> None:
-    file = world / "artifacts/answer/sft/completions.jsonl"
     answers(world, section())
-    first = file.read_bytes()
+    first = table_bytes("completions")
     answers(world, section())
-    assert file.read_bytes() == first
+    assert [*table_bytes("completions")] == ["000000.parquet", "000001.parquet"]
+    assert table_bytes("completions") == first
 
 
 def test_answers_at_temperature_1_stand_beside_those_at_another_from_the_same_seed(world: Path) -> None:
     answers(world, section(temperature=0.5, samples=3, samples_at_1=2))
-    beside = (world / "artifacts/answer/sft/completions_at_1.jsonl").read_bytes()
+    beside = table_bytes("completions_at_1")
     rows = answers(world, section(temperature=1.0, samples=2))
-    assert (world / "artifacts/answer/sft/completions.jsonl").read_bytes() == beside
+    assert table_bytes("completions") == beside
     assert [(row["id"], row["index"]) for row in rows] == [(f"q{n}", index) for n in range(3) for index in range(2)]
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 1.0, "samples_at_1": 2}, {"temperature": 0.5, "samples_at_1": 0}])
 def test_nothing_is_drawn_twice_at_temperature_1_nor_against_the_users_wish(world: Path, changes: dict[str, Any]) -> None:
     answers(world, section(**changes))
-    assert [file.name for file in (world / "artifacts/answer/sft").iterdir()] == ["completions.jsonl"]
+    assert [file.name for file in (world / "artifacts/answer/sft").iterdir()] == ["completions"]
 
 
 def test_the_model_is_loaded_once_for_both_temperatures(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +138,13 @@ def test_answers_of_any_other_decoding_stand_beside_those_of_the_whole_distribut
     narrow = answers(world, section(samples_at_1=2, **changes))
     assert {row["logp"] for row in narrow} == {None}
     assert [row["ids"] for row in narrow] != [row["ids"] for row in whole]
-    assert read_jsonl(world / "artifacts/answer/sft/completions_at_1.jsonl") == whole
+    assert read_table(world / "artifacts/answer/sft/completions_at_1") == whole
 
 
 def test_greedy_answers_are_allowed_once_for_each_prompt(world: Path) -> None:
     rows = answers(world, section(temperature=0.0, samples=1))
     assert {row["logp"] for row in rows} == {None}
-    assert all(row["logp"] < 0 for row in read_jsonl(world / "artifacts/answer/sft/completions_at_1.jsonl"))
+    assert all(row["logp"] < 0 for row in read_table(world / "artifacts/answer/sft/completions_at_1"))
     with pytest.raises(ValueError, match=r"evaluate\.samples: expected 1 at temperature 0 \(greedy\), .* found 2"):
         answers(world, section(temperature=0.0, samples=2))
 
@@ -161,7 +168,7 @@ def test_null_decodes_as_the_model_says_and_the_figures_hold_what_it_was(world: 
 def test_null_of_a_model_that_says_nothing_is_the_policy_itself(world: Path) -> None:
     whole = answers(world, section())
     assert answered_by(world, {}, **dict.fromkeys(Decoding._fields)) == whole  # with logp
-    assert not (world / "artifacts/answer/sft/completions_at_1.jsonl").exists()
+    assert not (world / "artifacts/answer/sft/completions_at_1").exists()
 
 
 def test_several_answers_of_a_model_that_is_greedy_by_itself_are_refused(world: Path) -> None:
@@ -195,7 +202,7 @@ def test_instructions_that_nothing_here_can_check_are_said_before_any_answer_is_
     rows = [row | {"instructions": [{"id": "punctuation:no_comma"}]} for row in read_jsonl("artifacts/data/prompts/test.jsonl")]
     write_jsonl("artifacts/data/prompts/test.jsonl", rows)
     monkeypatch.setattr("plumbline.checking.following.find_spec", lambda name: None)
-    monkeypatch.setattr("stages.answer.complete", lambda *_, **__: pytest.fail("answers were drawn"))
+    monkeypatch.setattr("stages.answer.Completer", lambda *_, **__: pytest.fail("answers were drawn"))
     with pytest.raises(ValueError, match="ifeval"):
         answers(world, section())
 
@@ -216,3 +223,17 @@ def test_a_section_that_cannot_work_is_refused_before_any_work(world: Path) -> N
     with pytest.raises(ValueError, match=r"evaluate\.samples: expected at least 1, found 0"):
         answers(world, section(samples=0))
     assert not (world / "artifacts/answer").exists()
+
+
+def test_an_interrupted_run_goes_on_from_its_shards_and_answers_alike(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(world, [f"What is {number} plus 4?" for number in range(7)])
+    outputs = ["artifacts/answer/sft", "artifacts/figures/answer/sft.json"]
+    require_resuming(monkeypatch, lambda: answers(world, section(temperature=0.5)), outputs, done=3)
+
+
+def test_an_answer_does_not_depend_on_the_shard_that_it_is_in(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(world, [f"What is {number} plus 4?" for number in range(5)])
+    small = answers(world, section())
+    monkeypatch.setitem(globals(), "SHARD_PROMPTS", 1024)
+    whole = answers(world, section())
+    assert [row["ids"] for row in small] == [row["ids"] for row in whole]

@@ -1,6 +1,8 @@
 """Claims about the figures of a policy: what counts where, what is null, and that likelihoods are right."""
 
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,6 +15,8 @@ from test_answer import make_policy, section
 from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
+from plumbline.evaluation.answer_shards import COLUMNS as FOUND
+from plumbline.evaluation.answer_shards import check_pairs, divergence_pass, pairs_of, pass_over
 from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.figures import HEADLINE, Score, headline_figures, policy_figures
 from plumbline.evaluation.scoring import (
@@ -26,10 +30,12 @@ from plumbline.evaluation.scoring import (
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.shard_files import write_table
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
 from plumbline.world.verify import verify
-from stages.evaluate import EvaluateStage, check_pairs, divergence_columns, run
+from stages.evaluate import EvaluateStage, run
+from tests.interrupting import contents, require_resuming
 
 NO_JUDGE = JudgeConfig(backend="none")
 
@@ -242,6 +248,16 @@ def test_logps_are_the_sum_over_completion_tokens_whatever_the_batch(tmp_path: P
     assert completion_logps(model, PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)
 
 
+def estimated(policy: str, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """The estimates of KL of a policy from `sft`, by answers that it gave, which are shared out among shards of three prompts."""
+    for name in (policy, "sft"):
+        write_table(Path("answers", policy, name), rows, 3)
+    pairs = pairs_of(Path("answers", policy, policy), Path("answers", policy, "sft"))
+    models = Path("artifacts/policy", policy), Path("artifacts/policy/sft")
+    columns = [read_json(shard / FOUND) for shard in divergence_pass(Path("passes", policy), pairs, *models)]
+    return {name: [value for of_shard in columns for value in of_shard[name]] for name in columns[0]}
+
+
 def test_log_ratio_is_policy_minus_opponent_and_zero_for_the_opponent_itself(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,10 +270,10 @@ def test_log_ratio_is_policy_minus_opponent_and_zero_for_the_opponent_itself(
         for n, (prompt, completion, logp) in enumerate(zip(PROMPTS, COMPLETIONS, ours, strict=True))
     ]
     difference = [a - b for a, b in zip(ours, theirs, strict=True)]
-    estimates = divergence_columns(stage("dpo"), rows)
+    estimates = estimated("dpo", rows)
     assert estimates["kl_k1"] == pytest.approx(difference, abs=1e-4)
     assert all(value > 0 for value in estimates["kl_k3"])
-    assert divergence_columns(stage("sft"), rows) == {"kl_k1": [0.0] * 4, "kl_k3": [0.0] * 4}
+    assert estimated("sft", rows) == {"kl_k1": [0.0] * 4, "kl_k3": [0.0] * 4}
 
 
 def test_both_estimators_of_samples_estimate_the_exact_kl(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +293,7 @@ def test_both_estimators_of_samples_estimate_the_exact_kl(project: Path, monkeyp
     rows = [
         {"id": "q", "index": n, "prompt": [7, 8], "ids": [token], "logp": float(ours[token])} for n, token in enumerate(drawn)
     ]
-    estimates = divergence_columns(stage("dpo"), rows)
+    estimates = estimated("dpo", rows)
     assert sum(estimates["kl_k1"]) / 4000 == pytest.approx(exact, abs=5 * float((ours - theirs).std()) / math.sqrt(4000))
     spread = float(torch.tensor(estimates["kl_k3"]).std())
     assert sum(estimates["kl_k3"]) / 4000 == pytest.approx(exact, abs=5 * spread / math.sqrt(4000))
@@ -317,10 +333,16 @@ def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "evaluate@dpo")
     for seed, policy in enumerate(("sft", "dpo")):
         make_policy(project / "artifacts/policy" / policy, seed)
-        write_jsonl(project / "artifacts/answer" / policy / "completions.jsonl", answer_rows(policy))
+        write_table(project / "artifacts/answer" / policy / "completions", answer_rows(policy), 5)
     for role in ("preferences", "sft", "pretrain"):
         write_jsonl(project / f"artifacts/data/{role}/validation.jsonl", [])
     return project
+
+
+def answer_with(policy: str, rows: list[dict[str, Any]], shard_prompts: int = 5) -> None:
+    folder = Path("artifacts/answer", policy, "completions")
+    shutil.rmtree(folder)
+    write_table(folder, rows, shard_prompts)
 
 
 def stage(policy: str, judge: Any = NO_JUDGE, **changes: Any) -> EvaluateStage:
@@ -369,7 +391,7 @@ def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered
             row | states[int(row["id"][1])] | {"completion": [{"role": "assistant", "content": texts[int(row["id"][1])]}]}
             for row in answer_rows(policy)
         ]
-        write_jsonl(answered / "artifacts/answer" / policy / "completions.jsonl", rows)
+        answer_with(policy, rows)
     seen: list[Any] = []
     judge = SimpleNamespace(ledger=SimpleNamespace(calls=0, bought=0, cached=0), finish=lambda: None, traces=lambda name: [])
     monkeypatch.setattr("plumbline.judging.building.load_judge", lambda config, seed, run: judge)
@@ -389,7 +411,7 @@ def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered
 def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None:
     for policy in ("sft", "dpo"):  # of another decoding
         rows = [row | {"logp": None} for row in answer_rows(policy)]
-        write_jsonl(answered / "artifacts/answer" / policy / "completions.jsonl", rows)
+        answer_with(policy, rows)
     run(stage("dpo", samples_at_1=0))
     figures = figures_of(answered, "dpo")
     assert {figures[key] for key in figures if key.endswith("_at_1") or key == "kl"} == {None}
@@ -402,20 +424,24 @@ def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
     expected = figures_of(answered, "dpo")
     for policy in ("sft", "dpo"):
         folder = answered / "artifacts/answer" / policy
-        (folder / "completions.jsonl").rename(folder / "completions_at_1.jsonl")
+        (folder / "completions").rename(folder / "completions_at_1")
         rows = [row | {"completion": [{"role": "assistant", "content": "headline"}], "logp": None} for row in answer_rows(policy)]
-        write_jsonl(folder / "completions.jsonl", rows)
+        write_table(folder / "completions", rows, 5)
     scored_texts: list[str] = []
-    monkeypatch.setattr(
-        "stages.evaluate.wins", lambda config, rows, opposing, work: scored_texts.extend(map(text, rows)) or [0.5] * 6
-    )
-    monkeypatch.setattr(
-        "stages.evaluate.rewards_of", lambda rewards, rows, work: scored_texts.extend(map(text, rows)) or [0.1] * 6
-    )
+
+    def seen(name: str, value: float) -> Callable[..., list[Path]]:
+        def columns(rows: list[dict[str, Any]], _: object) -> dict[str, list[float]]:
+            scored_texts.extend(map(text, rows))
+            return {name: [value] * len(rows)}
+
+        return lambda _, pairs, folder, work: pass_over(folder, pairs, columns)
+
+    monkeypatch.setattr("stages.evaluate.wins", seen("win", 0.5))
+    monkeypatch.setattr("stages.evaluate.rewards_of", seen("reward", 0.1))
     run(stage("dpo", samples_at_1=2))
     figures = figures_of(answered, "dpo")
     assert [figures[f"kl{end}"] for end in ("", "_low", "_high")] == [expected[f"kl{end}"] for end in ("", "_low", "_high")]
-    assert set(scored_texts) == {"headline"}
+    assert scored_texts == ["headline"] * 12
     assert {row["kl_k1"] for row in read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")} == {None}
 
 
@@ -474,3 +500,26 @@ def test_answers_to_other_prompts_are_refused() -> None:
         check_pairs(rows, rows[:-1])
     with pytest.raises(ValueError, match=r"\('q0', 0\) and \('other', 0\)"):
         check_pairs(rows, [{**rows[0], "id": "other"}, *rows[1:]])
+
+
+def test_an_interrupted_run_goes_on_from_its_shards(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two shards: log-probabilities under two models, estimates, scores."""
+    for policy in ("sft", "dpo"):
+        answer_with(policy, answer_rows(policy), shard_prompts=2)
+    outputs = ["metrics/dpo.json", "artifacts/evaluate/dpo"]
+    require_resuming(monkeypatch, lambda: run(stage("dpo")), outputs, done=5)
+
+
+def test_figures_do_not_depend_on_the_shards(answered: Path) -> None:
+    run(stage("dpo"))
+    whole = contents(["metrics/dpo.json", "artifacts/evaluate/dpo"])
+    for policy in ("sft", "dpo"):
+        answer_with(policy, answer_rows(policy), shard_prompts=1)
+    run(stage("dpo"))
+    assert contents(["metrics/dpo.json", "artifacts/evaluate/dpo"]) == whole
+
+
+def test_answers_in_other_shards_are_refused(answered: Path) -> None:
+    answer_with("sft", answer_rows("sft"), shard_prompts=1)
+    with pytest.raises(ValueError, match="found 6 in 1 shards and 6 in 3; answer both again"):
+        run(stage("dpo"))

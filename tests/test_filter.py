@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from plumbline.pipeline.composing import problems
-from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.records import read_json, write_json
+from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.rows import Row, assistant, text_of
 from stages.filter import FilterEntry, FilterStage, run
+from tests.interrupting import require_resuming
 
 ROWS: list[Row] = [
     {
@@ -30,7 +32,7 @@ def stage(least: float | None = None, most: float | None = None) -> FilterStage:
 def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sample whose reward is a quarter for each word."""
     monkeypatch.setenv("DVC_STAGE", "filter@some")
-    write_jsonl("artifacts/sample/s/completions.jsonl", ROWS)
+    write_table(Path("artifacts/sample/s"), ROWS, 1)
     rules = {"long": {"kind": "length", "weight": 1.0, "least": 4}}
     write_json("artifacts/reward/length/reward.json", {"kind": "rules", "rules": rules})
     return project
@@ -38,7 +40,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def lengths(**bounds: Any) -> list[int]:
     run(stage(**bounds), "some")
-    return [len(text_of(row["completion"]).split()) for row in read_jsonl("artifacts/sample/some/completions.jsonl")]
+    return [len(text_of(row["completion"]).split()) for row in read_table(Path("artifacts/sample/some"))]
 
 
 def test_both_bounds_are_inclusive_and_either_may_be_left_out(sampled: Path) -> None:
@@ -49,7 +51,7 @@ def test_both_bounds_are_inclusive_and_either_may_be_left_out(sampled: Path) -> 
 
 def test_kept_rows_are_unchanged_and_the_figures_count_them(sampled: Path) -> None:
     assert lengths(most=0.5) == [1, 2]
-    assert read_jsonl("artifacts/sample/some/completions.jsonl") == ROWS[:2]
+    assert read_table(Path("artifacts/sample/some")) == ROWS[:2]
     assert read_json("artifacts/figures/filter/some.json") == {
         "completions": 4, "kept": 2, "kept_fraction": 0.5, "prompts_without": 1,
     }  # fmt: skip
@@ -65,3 +67,8 @@ def test_bounds_that_drop_nothing_or_everything_are_problems() -> None:
     assert [complaint.partition(":")[0] for complaint in problems(stage())] == ["filter.least, most"]
     assert [complaint.partition(":")[0] for complaint in problems(stage(least=1.0, most=0.5))] == ["filter.least"]
     assert problems(stage(least=0.5, most=0.5)) == []
+
+
+def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = ["artifacts/sample/some", "artifacts/figures/filter/some.json"]
+    require_resuming(monkeypatch, lambda: run(stage(least=0.5), "some"), outputs, done=1)

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from judging_server import running
 
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_jsonl
+from plumbline.pipeline.shard_files import write_table
 
 ROOT = Path(__file__).parents[1]
 KEY, ORGANISATION = "planted/0123456789+abcdef", "org-planted-9876543210"
@@ -40,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
     params = yaml.safe_load((ROOT / "conf/recipe/default.yaml").read_text())
     params["label"]["round1"]["judge"] = "openai"
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_jsonl(project / "artifacts/sample/round1/completions.jsonl", judging_model.sample(10, 4, seed=3))
+    write_table(project / "artifacts/sample/round1", judging_model.sample(10, 4, seed=3), 1024)
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     return project
 

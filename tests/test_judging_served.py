@@ -17,7 +17,8 @@ from judging_model import LIKED, save_speaker
 from plumbline.judging.building import load_judge
 from plumbline.judging.judges import OpenaiJudge, SamplingConfig
 from plumbline.judging.panel import AskingJudge
-from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl
+from plumbline.pipeline.shard_files import write_table
 from plumbline.rows import assistant, text_of
 
 ROOT = Path(__file__).parents[1]
@@ -68,11 +69,11 @@ def label(project: Path, url: str, model: Path, *more: str) -> "subprocess.Compl
     """Runs the stage by hand on a sample in which every second completion contains the word LIKED; all are equally long."""
     (project / "data/annotations").mkdir(parents=True)
     (project / "params.yaml").write_text(PARAMS)
-    write_jsonl(project / "artifacts/sample/round1/completions.jsonl", (
+    write_table(project / "artifacts/sample/round1", (
         {"id": f"p{number}", "index": index, "prompt": [{"role": "user", "content": f"Describe the number {number}."}], "policy": "sft",
          "completion": assistant(f"It is a {LIKED if index % 2 else 'negligible'} number , {index} ."), "finished": True, "tokens": 5}
         for number in range(PROMPTS) for index in range(EACH)
-    ))  # fmt: skip
+    ), 1024)  # fmt: skip
     command = [sys.executable, "-m", "stages.label", "label=round1", f"judge.model={model}", f"judge.base_url={url}",
                "judge.needs_key=false", "judge.reasoning=false", "judge.criteria=[accuracy]", "judge.structured=true",
                "judge.sampling.temperature=0.7", "judge.sampling.max_tokens=24", "judge.concurrency=4", *more]  # fmt: skip

@@ -20,6 +20,7 @@ from plumbline.judging.verdicts import A, B
 from plumbline.labelling.known import known_advantages
 from plumbline.labelling.opinions import agree, compare, observe, rate
 from plumbline.pipeline.composing import problems
+from plumbline.pipeline.shard_files import write_table
 from plumbline.rows import assistant
 from tests.conftest import ROOT
 
@@ -145,8 +146,8 @@ def test_lengths_and_agreement_are_those_of_the_answers() -> None:
 
 def test_a_sheet_is_written_without_reasoning_and_refuses_unknown_marks(tmp_path: Path) -> None:
     rows = [row(PROMPT, THOUGHT + "4."), row(PROMPT, "5.")]
-    (tmp_path / "completions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    command = [sys.executable, "-m", "plumbline.judging.human", str(tmp_path / "completions.jsonl"), str(tmp_path / "out")]
+    write_table(tmp_path / "sample", rows, 1024)
+    command = [sys.executable, "-m", "plumbline.judging.human", str(tmp_path / "sample"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -1,26 +1,30 @@
 """Claims about labels: what is written, what is left out, and that a judge outside its limits labels nothing."""
 
 import dataclasses
+import json
 import random
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plumbline.judging.gate import GateError
+from plumbline.judging.gate import GateError, Quality
 from plumbline.judging.gold import VerifierJudge
 from plumbline.judging.judge import Comparison
 from plumbline.judging.judges import GateLimits, GoldJudge, HumanJudge, JudgeConfig, NoJudge, SimulatedJudge
 from plumbline.judging.sheets import export, item_code
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.rows import Preference, Row, assistant, text_of
 from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.answers import Style, write_answer
 from plumbline.world.families.catalog import FAMILIES, understand
 from plumbline.world.verify import verify
 from stages.label import LabelEntry, LabelStage, run
+from tests.interrupting import require_resuming
 
 PROMPTS, EACH = 40, 4
 STYLES = (
@@ -46,7 +50,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             text = write_answer(task, STYLES[index], rng)
             rows.append({"id": f"p{number}", "index": index, "prompt": prompt, "policy": "sft" if index < 2 else "base",
                          "completion": assistant(text), "finished": True, "tokens": 5})  # fmt: skip
-    write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
+    write_table(project / "artifacts/sample/round1", rows, 15)
     (project / "data/annotations").mkdir(parents=True)
     return project
 
@@ -128,7 +132,7 @@ def test_every_way_of_judging_gives_mostly_right_preferences(sampled: Path, way:
 
 def test_a_completions_pairwise_score_is_its_mean_win(sampled: Path) -> None:
     label(GoldJudge(), way="pairwise", pairs="all_pairs", min_margin=0.01)
-    sample = {(row["id"], row["index"]): row for row in read_jsonl("artifacts/sample/round1/completions.jsonl")}
+    sample = {(row["id"], row["index"]): row for row in read_table(Path("artifacts/sample/round1"))}
     worth = {key: gold(row, "completion") for key, row in sample.items()}
     for row in labels():
         chosen = worth[row["id"], row["index_chosen"]]
@@ -187,10 +191,11 @@ def test_principles_are_checked_one_by_one_and_the_share_kept_is_the_score(sampl
 
 def answers(rows: dict[str, list[str]], cut: tuple[str, ...] = ()) -> None:
     """Writes a sample with these completions of each prompt; those in `cut` were cut off."""
-    write_jsonl("artifacts/sample/round1/completions.jsonl", [
+    shutil.rmtree("artifacts/sample/round1")
+    write_table(Path("artifacts/sample/round1"), [
         {"id": name, "index": index, "prompt": [{"role": "user", "content": name}], "policy": "sft", "tokens": 5, "finished": text not in cut,
          "completion": assistant(text)} for name, completions in rows.items() for index, text in enumerate(completions)
-    ])  # fmt: skip
+    ], 1)  # fmt: skip
 
 
 def agreement_labels(**changes: Any) -> dict[str, Any]:
@@ -318,7 +323,7 @@ def test_pairs_that_are_left_out_are_counted(sampled: Path) -> None:
     metrics = label(GoldJudge(), pairs="all_pairs", min_margin=3.0)
     pairs = metrics["train"] + metrics["validation"] + metrics["dropped_ties"] + metrics["dropped_margin"]
     distinct: dict[str, set[str]] = {}
-    for row in read_jsonl("artifacts/sample/round1/completions.jsonl"):
+    for row in read_table(Path("artifacts/sample/round1")):
         distinct.setdefault(row["id"], set()).add(text_of(row["completion"]))
     assert pairs == sum(len(completions) * (len(completions) - 1) / 2 for completions in distinct.values())
     assert metrics["dropped_margin"] > 0
@@ -351,7 +356,7 @@ def test_the_judge_is_compared_with_a_file_of_human_preferences(sampled: Path) -
 
 @pytest.mark.parametrize("way", ["ranking", "rating", "pairwise"])
 def test_a_sheet_that_people_fill_becomes_labels_and_an_ai_judge_is_compared_with_it(sampled: Path, way: str) -> None:
-    rows = read_jsonl("artifacts/sample/round1/completions.jsonl")
+    rows = read_table(Path("artifacts/sample/round1"))
     export(rows, Path("blank"), way, seed=17)
     filled = []
     for row in read_jsonl("blank.jsonl"):
@@ -393,3 +398,43 @@ def test_pairs_that_are_not_drawn_are_counted(sampled: Path) -> None:
     assert everything["not_drawn"] == 0
     assert some["not_drawn"] == everything["train"] + everything["validation"] - some["train"] - some["validation"] > 0
     assert max(Counter(row["id"] for row in labels()).values()) == 2
+
+
+@pytest.mark.parametrize("way", ["rating", "pairwise"])
+def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    outputs = ["artifacts/label/round1", "artifacts/verdicts/round1.jsonl", "artifacts/figures/label/round1.json"]
+    settings: dict[str, Any] = {"way": way, "pairs": "all_pairs", "min_margin": 0.1, "known": "gold"}
+    require_resuming(monkeypatch, lambda: label(**settings), outputs, done=2)
+
+
+def test_people_are_asked_about_all_shards_in_one_run(sampled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Else the verdicts on shards of an interrupted run would be reported as those that nobody asked for."""
+    rows = read_table(Path("artifacts/sample/round1"))
+    export(rows, Path("blank"), "rating", seed=17)
+    filled = [{**row, "annotator": "ann", "verdict": str(5 + number % 3)} for number, row in enumerate(read_jsonl("blank.jsonl"))]
+    write_jsonl("data/annotations/filled.jsonl", filled)
+    people = HumanJudge(annotations="data/annotations/filled.jsonl")
+    outputs = ["artifacts/label/round1", "artifacts/figures/label/round1.json"]
+    require_resuming(monkeypatch, lambda: label(people), outputs, done=1, afresh=True)
+    assert "not among those to label" not in capsys.readouterr().err
+
+
+def test_the_first_prompts_are_labelled_across_shards(sampled: Path) -> None:
+    assert label(prompts=20)["prompts"] == 20
+    assert {row["id"] for row in labels() + labels("validation")} <= {f"p{number}" for number in range(20)}
+
+
+def test_what_shards_say_of_a_judge_adds_up_to_what_the_whole_says(sampled: Path) -> None:
+    rng, parts = random.Random(2), [Quality() for _ in range(3)]
+    whole, joined = Quality(), Quality()
+    for number in range(60):
+        opinions = {name: float(rng.randrange(3)) for name in ("ann", "bo", "cy") if rng.random() < 0.8}
+        for quality in (whole, parts[number // 20]):
+            quality.add_opinions(opinions)
+            quality.unparsed.add(number % 7 == 0, f"case {number}")
+            quality.add_preference("a", "bb", float(number % 3 - 1), where=str(number))
+    for part in parts:
+        joined.merge(Quality.of(json.loads(json.dumps(part.state()))))
+    assert joined.metrics() == whole.metrics()
+    assert 0 < abs(whole.metrics()["kappa"] or 0) < 1
+    assert joined.state() == whole.state()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from plumbline.pipeline.composing import problems
-from plumbline.pipeline.records import read_jsonl, write_jsonl
+from plumbline.pipeline.shard_files import read_shards, read_table, write_table
 from plumbline.rows import DEMONSTRATIONS, Row, assistant, text_of
 from stages.pool import PoolEntry, PoolStage, run
 
@@ -24,15 +24,15 @@ def stage(first: str = "one", second: str = "two") -> PoolStage:
 def pooled(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The pool of two samples whose prompts come in different orders, and of which `p` has a demonstration in both."""
     monkeypatch.setenv("DVC_STAGE", "pool@both")
-    write_jsonl("artifacts/sample/one/completions.jsonl", [
+    write_table(Path("artifacts/sample/one"), [
         row("p", 0, "p, a first", "a"), row("p", 1, "p, a second", "a"), row("p", 2, "p, by hand", DEMONSTRATIONS), row("q", 0, "q, a", "a"),
-    ])  # fmt: skip
-    write_jsonl("artifacts/sample/two/completions.jsonl", [
+    ], shard_prompts=1)  # fmt: skip
+    write_table(Path("artifacts/sample/two"), [
         row("r", 0, "r, b", "b"), row("q", 0, "q, b", "b"), row("q", 1, "q, by hand", DEMONSTRATIONS),
         row("p", 0, "p, b", "b"), row("p", 1, "p, by hand", DEMONSTRATIONS),
-    ])  # fmt: skip
+    ], shard_prompts=2)  # fmt: skip
     run(stage(), "both")
-    return read_jsonl("artifacts/sample/both/completions.jsonl")
+    return read_table(Path("artifacts/sample/both"))
 
 
 def test_a_prompts_completions_are_the_first_samples_then_the_seconds_numbered_anew(pooled: list[Row]) -> None:
@@ -41,6 +41,10 @@ def test_a_prompts_completions_are_the_first_samples_then_the_seconds_numbered_a
         ("q", 0, "q, a"), ("q", 1, "q, b"), ("q", 2, "q, by hand"),
         ("r", 0, "r, b"),
     ]  # fmt: skip
+
+
+def test_shards_have_as_many_prompts_as_the_first_samples(pooled: list[Row]) -> None:
+    assert [{row["id"] for row in rows} for rows in read_shards(Path("artifacts/sample/both"))] == [{"p"}, {"q"}, {"r"}]
 
 
 def test_rows_keep_their_other_columns(pooled: list[Row]) -> None:

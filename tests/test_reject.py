@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl, write_json
+from plumbline.pipeline.shard_files import write_table
 from plumbline.rewards.rejection import acceptance_probabilities, best, matches, reject_statistically, top_fraction_threshold
 from plumbline.rows import Row, assistant
-from stages.reject import RejectEntry, RejectStage, candidates, preferences, run, select
+from stages.reject import RejectEntry, RejectStage, candidates, preferences, run, select, threshold_of
+from tests.interrupting import require_resuming
 
 KOLMOGOROV = 1.95  # sqrt(n) times the largest distance of two distribution functions exceeds this once in a thousand samples
 
@@ -90,8 +93,18 @@ def test_best_takes_no_text_twice_and_the_first_of_equals() -> None:
 
 
 def test_a_fraction_is_of_the_whole_batch() -> None:
-    assert top_fraction_threshold([1, 5, 3, 4, 2], 0.4) == 4
-    assert top_fraction_threshold([1, 5], 0.01) == 5
+    assert top_fraction_threshold(lambda: [np.array([1.0, 5.0, 3.0]), np.array([4.0, 2.0])], 0.4) == 4
+    assert top_fraction_threshold(lambda: [np.array([1.0, 5.0])], 0.01) == 5
+    assert top_fraction_threshold(lambda: [np.array([1.0, 5.0])], 1.0) == 1
+
+
+def test_a_fractions_threshold_is_the_one_that_sorting_gives() -> None:
+    generator = np.random.default_rng(3)
+    spread = generator.normal(size=3000) * 10.0 ** generator.integers(-300, 300, 3000)
+    parts = [spread[:1000], np.round(generator.normal(size=2000)), spread[1000:], np.array([0.0, -0.0]), np.array([])]
+    ordered = sorted(np.concatenate(parts), reverse=True)
+    for count in (1, 2, 500, 1500, 2600, 2700, 4000, 5001, 5002):
+        assert top_fraction_threshold(lambda: parts, count / 5002) == ordered[count - 1]
 
 
 def test_a_first_round_pairs_all_and_a_tournament_until_one_is_left() -> None:
@@ -155,7 +168,9 @@ ROWS = [row(prompt, index, words) for prompt in range(3) for index, words in enu
 
 
 def kept(rows: list[Row], **changes: Any) -> list[list[float]]:
-    return [[row["reward"] for row in rows] for rows in select(candidates(rows), entry(**changes), 1)]
+    settings = entry(**changes)
+    threshold = threshold_of(settings, lambda: [np.array([row["reward"] for row in rows])])
+    return [[row["reward"] for row in rows] for rows in select(candidates(rows), settings, threshold, 1)]
 
 
 def test_each_strategy_keeps_what_it_says() -> None:
@@ -169,8 +184,8 @@ def test_each_strategy_keeps_what_it_says() -> None:
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others() -> None:
     rows = [row(prompt, index, index % 5) for prompt in range(5) for index in range(8)]
     settings = entry(strategy="statistical", beta=1.0, keep=0)
-    together = {selected[0]["id"]: selected for selected in select(candidates(rows), settings, 1)}
-    alone = select(candidates([row for row in rows if row["id"] == "p3"]), settings, 1)
+    together = {selected[0]["id"]: selected for selected in select(candidates(rows), settings, None, 1)}
+    alone = select(candidates([row for row in rows if row["id"] == "p3"]), settings, None, 1)
     assert together["p3"] == alone[0]
 
 
@@ -207,7 +222,7 @@ def test_values_that_do_not_fit_together_are_problems_under_their_key() -> None:
 @pytest.fixture
 def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "reject@rs")
-    write_jsonl("artifacts/sample/s/completions.jsonl", [{key: one[key] for key in one if key != "reward"} for one in ROWS])
+    write_table(Path("artifacts/sample/s"), [{key: one[key] for key in one if key != "reward"} for one in ROWS], 2)
     rules = {name: {"kind": "pattern", "expression": "word", "least": least} for name, least in (("long", 4), ("longer", 9))}
     write_json("artifacts/reward/long/reward.json", {"kind": "rules", "rules": rules})
     return project
@@ -240,3 +255,18 @@ def test_the_stage_writes_preferences_of_the_accepted(sampled: Path) -> None:
 def test_a_selection_of_nothing_says_how_to_get_some(sampled: Path) -> None:
     with pytest.raises(ValueError, match="Lower threshold"):
         run(stage(strategy="threshold", threshold=99.0, keep=0), "rs")
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """Two shards, which are first scored and then selected from."""
+    outputs = ["artifacts/reject/rs", "artifacts/figures/reject/rs.json"]
+    settings = stage(strategy="fraction", fraction=0.5, keep=0)
+    require_resuming(monkeypatch, lambda: run(settings, "rs"), outputs, done)
+
+
+def test_a_fraction_is_of_all_shards(sampled: Path) -> None:
+    """Of the rewards 0, 1, 0, 2; 0, 1, 0, 2 | 0, 1, 1, 2 the best quarter is the three 2."""
+    run(stage(strategy="fraction", fraction=0.25, keep=0), "rs")
+    figures = read_json("artifacts/figures/reject/rs.json")
+    assert (figures["kept"], figures["reward_kept"]) == (3, 2.0)

@@ -10,12 +10,14 @@ import yaml
 
 from plumbline.judging.judges import GoldJudge, NoJudge, SimulatedJudge
 from plumbline.judging.verdicts import parse_text
-from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl
+from plumbline.pipeline.shard_files import write_table
 from plumbline.rows import assistant, language_of, text_of
 from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.answers import Style, write_answer
 from plumbline.world.families.catalog import FAMILIES, understand
 from stages.revise import ReviseEntry, ReviseStage, run
+from tests.interrupting import require_resuming
 
 CONSTITUTION = Path(__file__).parents[1] / "conf/judge/constitutional.yaml"
 PRINCIPLES = yaml.safe_load(CONSTITUTION.read_text(encoding="utf-8"))["principles"]
@@ -34,7 +36,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         text = write_answer(task, Style(rng.choice(["right", "wrong"]), rng.choice(["kind", "rude"]), rng.random() < 0.5), rng)
         rows.append({"id": f"p{number}", "index": 0, "prompt": prompt, "policy": "sft", "finished": True, "tokens": 5,
                      "completion": assistant(text)})  # fmt: skip
-    write_jsonl(project / "artifacts/sample/round1/completions.jsonl", rows)
+    write_table(project / "artifacts/sample/round1", rows, 100)
     return project
 
 
@@ -69,7 +71,7 @@ def test_harm_falls_with_every_round_and_over_refusal_stays(sampled: Path) -> No
 def test_every_round_is_kept_and_the_last_becomes_the_demonstration(sampled: Path) -> None:
     revise(rounds=2)
     rounds = read_jsonl("artifacts/rounds/cai.jsonl")
-    assert [row["round"] for row in rounds] == [1] * 240 + [2] * 240
+    assert [row["round"] for row in rounds] == ([1] * 100 + [2] * 100) * 2 + [1] * 40 + [2] * 40  # shard by shard
     last = {row["id"]: row["response"] for row in rounds if row["round"] == 2}
     rows = read_jsonl("artifacts/revise/cai/train.jsonl") + read_jsonl("artifacts/revise/cai/validation.jsonl")
     assert {row["id"]: text_of(row["completion"]) for row in rows} == last
@@ -117,3 +119,8 @@ def test_the_constitution_says_everything_in_both_languages() -> None:
         assert set(principle) == {"judge", "critique", "revision"}
         for texts in principle.values():
             assert {language: language_of(text) for language, text in texts.items()} == {"en": "en", "ko": "ko"}
+
+
+def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = ["artifacts/revise/cai", "artifacts/rounds/cai.jsonl", "artifacts/figures/revise/cai.json"]
+    require_resuming(monkeypatch, lambda: revise(rounds=1), outputs, done=2)

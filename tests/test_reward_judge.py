@@ -29,6 +29,7 @@ from plumbline.judging.panel import AskingJudge, Member
 from plumbline.methods.job import OnlineJob
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.pipeline.tracking import Run
 from plumbline.rewards.judged import JudgeReward
 from plumbline.rewards.reward import WeightedSum, finish, held_out_accuracy, load_reward, outcomes
@@ -46,7 +47,7 @@ from tests.test_composing import stage
 ANNOTATOR = AnnotatorConfig(error_rate=0.1, position_bias=0.0, length_bias=0.0, revision_skill=0.7, seed=1)
 SIMULATED = SimulatedJudge(annotator=ANNOTATOR)
 PROMPT = [{"role": "user", "content": "Say something."}]
-SAMPLE = Path("artifacts/sample/round1/completions.jsonl")
+SAMPLE = Path("artifacts/sample/round1")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "by test")
     monkeypatch.setenv("DVC_ROOT", str(project))
     (project / "data/annotations").mkdir(parents=True)
-    write_jsonl(SAMPLE, sample(15, 4, seed=3))
+    write_table(SAMPLE, sample(15, 4, seed=3), 4)
     return project
 
 
@@ -99,7 +100,7 @@ def test_the_reward_is_the_rating_that_labelling_gives_from_0_to_1(sampled: Path
     run_label(LabelStage(seed=17, threads=1, label=label, judge=SIMULATED), "round1")
     ratings = [row["value"] for row in read_jsonl("artifacts/verdicts/round1.jsonl")]
     reward = load_reward(make(SIMULATED))
-    scores = reward(*columns_of(read_jsonl(SAMPLE)))
+    scores = reward(*columns_of(read_table(SAMPLE)))
     assert scores == [(rating - 1) / 9 for rating in ratings]
     assert len(set(scores)) > 5  # so that another scale would be seen
     assert outcomes(reward) == {"judge_read": 60}
@@ -120,7 +121,7 @@ def test_a_reward_from_the_verifier_is_marked(sampled: Path, judge: JudgeConfig,
 
 
 def test_a_perfect_judges_reward_is_gold(sampled: Path) -> None:
-    rows = read_jsonl(SAMPLE)
+    rows = read_table(SAMPLE)
     assert load_reward(make(GoldJudge(), "gold"))(*columns_of(rows)) == pytest.approx(gold_of(rows))
 
 
@@ -267,7 +268,7 @@ def test_a_panel_of_simulated_judges_scores_by_the_mean_of_its_members(sampled: 
         {"error_rate": rate, "position_bias": 0.0, "length_bias": 0.0, "revision_skill": 0.7, "seed": 1} for rate in (0.1, 0.3)
     ]
     members = {f"m{number}": {"backend": "simulated", "annotator": values} for number, values in enumerate(annotators)}
-    columns = columns_of(read_jsonl(SAMPLE))
+    columns = columns_of(read_table(SAMPLE))
     scores = load_reward(make(PanelJudge(members=members), "panel"))(*columns)
     singles = [load_reward(make(SimulatedJudge(annotator=AnnotatorConfig(**values)), "one"))(*columns) for values in annotators]
     assert scores == pytest.approx([(a + b) / 2 for a, b in zip(*singles, strict=True)])
@@ -287,7 +288,7 @@ def test_rejection_sampling_keeps_what_the_judge_rates_highest(sampled: Path) ->
     metrics = read_json("artifacts/figures/reject/rs.json")
     assert metrics["judge_read"] == metrics["completions"] == 60
     assert metrics["reward_gain"] > 0.1
-    kept, everything = gold_of(read_jsonl("artifacts/reject/rs/train.jsonl")), gold_of(read_jsonl(SAMPLE))
+    kept, everything = gold_of(read_jsonl("artifacts/reject/rs/train.jsonl")), gold_of(read_table(SAMPLE))
     assert sum(kept) / len(kept) > sum(everything) / len(everything) + 0.1
 
 

@@ -1,6 +1,11 @@
 """Claims about samples: which prompts are sampled, and what a sample of demonstrations holds."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,13 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.saving import save_policy
-from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, write_jsonl
+from plumbline.pipeline.shard_files import read_table
 from plumbline.rows import Row, assistant
 from stages import sample
 from stages.sample import SampleEntry, SampleStage
+from tests.conftest import ROOT
+from tests.interrupting import contents, require_resuming
 
 DEMONSTRATION = assistant("a b a b a b a b")  # longer than a sampled completion can be
 
@@ -31,9 +39,9 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def draw(entry: str, **changes: Any) -> list[Row]:
     settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
-    config = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 8, **changes})
+    config = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 8, "shard_prompts": 1024, **changes})
     sample.run(SampleStage(seed=3, threads=1, sample=config), entry)
-    return read_jsonl(f"artifacts/sample/{entry}/completions.jsonl")
+    return read_table(Path(f"artifacts/sample/{entry}"))
 
 
 def test_the_rollout_prompts_are_sampled_n_times_each_in_order(world: Path) -> None:
@@ -79,3 +87,52 @@ def test_another_source_of_prompts_is_refused_before_any_work(world: Path) -> No
     with pytest.raises(ValueError, match=r"sample\.of: expected one of rollout, demonstrations, found 'sft'"):
         draw("one", of="sft")
     assert not (world / "artifacts/sample").exists()
+
+
+def test_an_interrupted_run_goes_on_from_its_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = ["artifacts/sample/spin", "artifacts/figures/sample/spin.json"]
+    require_resuming(monkeypatch, lambda: draw("spin", of="demonstrations", shard_prompts=2), outputs, done=2)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from plumbline.models.completions import Completer
+from test_sample import draw
+
+complete, calls = Completer.complete, []
+
+def until_the_third(completer, prompts, first=0):
+    rows = complete(completer, prompts, first)
+    calls.append(first)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+Completer.complete = until_the_third
+draw("one", shard_prompts=2)
+"""
+
+
+def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(world: Path) -> None:
+    outputs = ["artifacts/sample/one", "artifacts/figures/sample/one.json"]
+    draw("one", shard_prompts=2)
+    undisturbed = contents(outputs)
+    shutil.rmtree("artifacts/sample/one")
+    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    environment = os.environ | {"DVC_STAGE": "sample@one", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    there = {
+        file.parent.name: file.stat().st_ino for file in Path(".checkpoints").glob("sample@one-*/00000?/completions.parquet")
+    }
+    assert [*sorted(there)] == ["000000", "000001"]
+    assert not Path("artifacts/sample/one").exists()
+    draw("one", shard_prompts=2)
+    assert {name: Path(f"artifacts/sample/one/{name}.parquet").stat().st_ino for name in there} == there  # not written again
+    assert contents(outputs) == undisturbed
+    assert [*Path(".checkpoints").glob("sample@one-*")] == []
+
+
+def test_a_completion_does_not_depend_on_the_shard_that_it_is_in(world: Path) -> None:
+    assert [row["ids"] for row in draw("one", shard_prompts=1)] == [row["ids"] for row in draw("one")]

@@ -24,7 +24,7 @@ from plumbline.data.duplicates import PERMUTATIONS, digest, signatures
 from plumbline.data.faults import Fault, RowFault
 from plumbline.data.formats import converter
 from plumbline.data.marks import compare_scores, refuse_bad_demonstration
-from plumbline.data.parallel import chunked, map_chunks
+from plumbline.data.parallel import map_chunks
 from plumbline.data.personal_data import apply_policy
 from plumbline.data.plans import RolePlan
 from plumbline.data.reading import Item, parsed
@@ -33,6 +33,7 @@ from plumbline.data.scripts import language
 from plumbline.data.spool import CHUNK_ROWS, COLUMNS, TRAIN, Drop, Pool
 from plumbline.data.texts import identity, prompt_text, question_text, whole_text
 from plumbline.data.transcripts import unrolled
+from plumbline.pipeline.records import chunked
 from plumbline.rows import Row
 
 

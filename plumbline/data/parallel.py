@@ -16,13 +16,6 @@ _PRELOAD = ["plumbline.data.gathering", "plumbline.data.writing"]
 _IN_FLIGHT = 3  # chunks for each process: enough to keep it busy, few enough to bound memory
 
 
-def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` consecutive items; the last may be shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
 def map_chunks(
     work: Callable[[Context, list[Item]], Result], context: Context, chunks: Iterable[list[Item]], processes: int
 ) -> Iterator[Result]:

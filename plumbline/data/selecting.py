@@ -7,10 +7,10 @@ import numpy as np
 from plumbline.data.decontamination import Overlaps, index_prompts, overlapping
 from plumbline.data.duplicates import PERMUTATIONS, first_of_equal, first_of_near
 from plumbline.data.faults import REASONS, DataError, Fault
-from plumbline.data.parallel import chunked
 from plumbline.data.schema import DEFAULT_LIMITS, Policy, Source
 from plumbline.data.spool import CHUNK_ROWS, TRAIN, Pool, Tally
 from plumbline.data.texts import question_text
+from plumbline.pipeline.records import chunked
 
 
 def select(pool: Pool, policy: Policy) -> None:

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from plumbline.data.faults import DataError, Fault
 from plumbline.data.gathering import id_of
-from plumbline.data.parallel import chunked, map_chunks
+from plumbline.data.parallel import map_chunks
 from plumbline.data.rendering import Fitted, Fitting, fit_rows
 from plumbline.data.schema import SPLITS, splits_of
 from plumbline.data.scripts import SCRIPTS, language, languages, scripts_by_text
 from plumbline.data.spool import CHUNK_ROWS, TRAIN, Pool
 from plumbline.data.texts import contents, whole_text
-from plumbline.pipeline.records import replacing
+from plumbline.pipeline.records import chunked, replacing
 from plumbline.rows import Row
 
 _EXAMPLE_ROWS = 200  # at the start of a split, among which examples are looked for

@@ -9,9 +9,9 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.reasoning import ALL, mark_problems
 
 NONE = "none"
-COMPLETIONS, COMPLETIONS_AT_1 = "completions.jsonl", "completions_at_1.jsonl"
-"""The files of artifacts/answer/<policy>: the answers that every figure is about, and answers of the whole distribution at temperature 1 if those are
-not."""
+COMPLETIONS, COMPLETIONS_AT_1 = "completions", "completions_at_1"
+"""The tables of artifacts/answer/<policy>: the answers that every figure is about, and, if those are not of the whole distribution at temperature 1,
+answers that are."""
 
 SPLITS = ("test", "validation")
 

@@ -38,10 +38,12 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def cohen_kappa(first: Sequence[str | float], second: Sequence[str | float], *, ordered: bool = False) -> float | None:
+def cohen_kappa(
+    first: Sequence[str | float], second: Sequence[str | float], *, ordered: bool = False, times: Sequence[int] | None = None
+) -> float | None:
     """Cohen's kappa: 1 for full agreement, 0 for agreement by chance; None if there is no case, or one answer throughout.
 
-    ordered: weigh a disagreement by the square of its size, as suits ratings.
+    ordered: weigh a disagreement by the square of its size, as suits ratings. times: how often each case occurred; None: once.
     """
     if not first or len({*first, *second}) < 2:
         return None
@@ -50,15 +52,22 @@ def cohen_kappa(first: Sequence[str | float], second: Sequence[str | float], *, 
     if ordered:
         scale = {value: rank for rank, value in enumerate(sorted({*first, *second}, key=float))}
         pairs = [scale[value] for value in first], [scale[value] for value in second]
-        return float(cohen_kappa_score(*pairs, weights="quadratic"))
-    return float(cohen_kappa_score([str(value) for value in first], [str(value) for value in second]))
+        return float(cohen_kappa_score(*pairs, weights="quadratic", sample_weight=times))
+    return float(cohen_kappa_score([str(value) for value in first], [str(value) for value in second], sample_weight=times))
 
 
-def mean_kappa(raters: Sequence[Sequence[str | float | None]], *, ordered: bool = False) -> float | None:
-    """The mean of Cohen's kappa over all pairs of raters, each over the cases that both rated."""
+def mean_kappa(
+    raters: Sequence[Sequence[str | float | None]], *, ordered: bool = False, times: Sequence[int] | None = None
+) -> float | None:
+    """The mean of Cohen's kappa over all pairs of raters, each over the cases that both rated.
+
+    times: how often each case occurred; None: once.
+    """
     kappas = []
+    weights = times or [1] * (len(raters[0]) if raters else 0)
     for position, first in enumerate(raters):
         for second in raters[position + 1 :]:
-            both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-            kappas.append(cohen_kappa([a for a, _ in both], [b for _, b in both], ordered=ordered))
+            both = [(a, b, n) for a, b, n in zip(first, second, weights, strict=True) if a is not None and b is not None]
+            columns = [a for a, _, _ in both], [b for _, b, _ in both]
+            kappas.append(cohen_kappa(*columns, ordered=ordered, times=[n for _, _, n in both]))
     return mean(kappas)

@@ -1,12 +1,16 @@
 """The gate: what is counted of a judge while it labels, held against limits before a label is written."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from plumbline.judging.aggregation import mean_kappa
 from plumbline.judging.judges import GateLimits
 
 EXAMPLES = 3
 LONGEST_EXAMPLE = 300
+TALLIES = ("unparsed", "inconsistent", "tied", "longer", "against_known")
+"""The attributes of Quality that count cases."""
 
 
 class GateError(ValueError):
@@ -28,14 +32,24 @@ class Tally:
             if len(self.examples) < EXAMPLES:
                 self.examples.append(example[:LONGEST_EXAMPLE])
 
+    def merge(self, later: "Tally") -> None:
+        """Counts what was counted after this."""
+        self.count += later.count
+        self.total += later.total
+        self.examples = (self.examples + later.examples)[:EXAMPLES]
+
     @property
     def fraction(self) -> float | None:
         """The fraction of cases among the observations; None if there are no observations."""
         return self.count / self.total if self.total else None
 
 
+Case = tuple[tuple[str, str | float | None], ...]
+"""Who said what of one case: (rater, opinion)."""
+
+
 class Quality:
-    """What is counted of a judge while it works."""
+    """What is counted of a judge while it works. It takes the same room however much was judged."""
 
     def __init__(self) -> None:
         self.unparsed = Tally()
@@ -43,8 +57,30 @@ class Quality:
         self.tied = Tally()
         self.longer = Tally()
         self.against_known = Tally()
-        self.raters: dict[str, list[str | float | None]] = {}
-        self._cases = 0
+        self.raters: list[str] = []
+        self.cases: Counter[Case] = Counter()
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Quality":
+        """What `state` returned."""
+        quality = cls()
+        for name in TALLIES:
+            vars(getattr(quality, name)).update(state[name])
+        quality.raters = list(state["raters"])
+        quality.cases = Counter({tuple((rater, opinion) for rater, opinion in case): times for case, times in state["cases"]})
+        return quality
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was counted, as JSON can hold it."""
+        tallies = {name: vars(getattr(self, name)) for name in TALLIES}
+        return {**tallies, "raters": self.raters, "cases": [[list(case), times] for case, times in self.cases.items()]}
+
+    def merge(self, later: "Quality") -> None:
+        """Counts what was counted after this, such as of a later shard."""
+        for name in TALLIES:
+            getattr(self, name).merge(getattr(later, name))
+        self.raters += [rater for rater in later.raters if rater not in self.raters]
+        self.cases.update(later.cases)
 
     def add_preference(self, first: str, second: str, difference: float | None, *, where: str) -> None:
         """Counts a pair of texts that a judge has scored: `difference` is the first's score minus the second's."""
@@ -62,23 +98,24 @@ class Quality:
 
     def add_opinions(self, opinions: Mapping[str, str | float | None]) -> None:
         """Notes each rater's opinion of one case."""
-        for rater in opinions:
-            self.raters.setdefault(rater, [None] * self._cases)
-        for rater, column in self.raters.items():
-            column.append(opinions.get(rater))
-        self._cases += 1
+        self.raters += [rater for rater in opinions if rater not in self.raters]
+        self.cases[tuple(opinions.items())] += 1
+
+    def columns(self) -> list[list[str | float | None]]:
+        """Each rater's opinion of each distinct case; None if it has none."""
+        return [[dict(case).get(rater) for case in self.cases] for rater in self.raters]
 
     def metrics(self) -> dict[str, float | int | None]:
         """The figures; None where nothing was counted."""
         disagreement = self.against_known.fraction
-        numbers = any(isinstance(opinion, float) for opinions in self.raters.values() for opinion in opinions)
+        numbers = any(isinstance(opinion, float) for case in self.cases for _, opinion in case)
         return {
             "unparsed_fraction": self.unparsed.fraction,
             "inconsistent_fraction": self.inconsistent.fraction,
             "tied_fraction": self.tied.fraction,
             "longer_fraction": self.longer.fraction,
             "known_agreement": None if disagreement is None else 1 - disagreement,
-            "kappa": mean_kappa([*self.raters.values()], ordered=numbers) if len(self.raters) > 1 else None,
+            "kappa": mean_kappa(self.columns(), ordered=numbers, times=[*self.cases.values()]) if len(self.raters) > 1 else None,
             "verdicts": self.unparsed.total,
             "pairs_compared": self.tied.total,
         }
@@ -115,7 +152,7 @@ def failures(quality: Quality, limits: GateLimits) -> list[str]:
 def _disagreements(quality: Quality) -> str:
     cases = [
         dict(zip(quality.raters, opinions, strict=True))
-        for opinions in zip(*quality.raters.values(), strict=True)
+        for opinions in zip(*quality.columns(), strict=True)
         if len({opinion for opinion in opinions if opinion is not None}) > 1
     ]
     return " Examples:" + "".join(f"\n      {case}" for case in cases[:EXAMPLES])

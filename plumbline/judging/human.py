@@ -1,6 +1,6 @@
 """People as judges: their verdicts on filled sheets, aggregated over annotators.
 
-`python -m plumbline.judging.human artifacts/sample/round1/completions.jsonl scratch/round1 --way ranking` writes a blank sheet as CSV and
+`python -m plumbline.judging.human artifacts/sample/round1 scratch/round1 --way ranking` writes a blank sheet as CSV and
 as JSON Lines (plumbline/judging/sheets.py says what is on it).
 """
 
@@ -17,7 +17,7 @@ from plumbline.judging.judge import Comparison, Judge, Principle, Prompts, Ranki
 from plumbline.judging.judges import HumanJudge
 from plumbline.judging.sheets import EXPECTED, WAYS, export, item_code, read_sheet
 from plumbline.judging.verdicts import COMPARISON, TIE, A, B, Ranks, parse_choice, parse_rating, ranks_of, scores_from_ranks
-from plumbline.pipeline.records import read_jsonl
+from plumbline.pipeline.shard_files import read_shards
 from plumbline.reasoning import ALL, mark_problems
 from plumbline.rows import Message, Row
 
@@ -147,7 +147,7 @@ def load_annotations(config: HumanJudge) -> AnnotatorsJudge:
     path = Path(config.annotations)
     if not path.exists():
         raise FileNotFoundError(
-            f"judge: human: {path} is missing. `python -m plumbline.judging.human artifacts/sample/<entry>/completions.jsonl "
+            f"judge: human: {path} is missing. `python -m plumbline.judging.human artifacts/sample/<entry> "
             f"scratch/{path.stem}` writes a blank sheet; put the filled one there (data/annotations/README.md)."
         )
     return AnnotatorsJudge(read_sheet(path), thinking_marks=config.thinking_marks)
@@ -156,7 +156,7 @@ def load_annotations(config: HumanJudge) -> AnnotatorsJudge:
 def main() -> None:
     """Writes a blank sheet."""
     parser = argparse.ArgumentParser(description="Writes a blank, blind sheet for annotators.")
-    parser.add_argument("completions", type=Path, help="artifacts/sample/<entry>/completions.jsonl")
+    parser.add_argument("sample", type=Path, help="artifacts/sample/<entry>")
     parser.add_argument("stem", type=Path, help="where to write, without a suffix")
     parser.add_argument("--way", choices=WAYS, default="ranking", help="rank all, rate each or compare pairs (default: ranking)")
     parser.add_argument("--prompts", type=int, default=0, help="how many prompts to annotate (default: all)")
@@ -168,7 +168,7 @@ def main() -> None:
     if complaints := mark_problems(options.thinking_marks, "--thinking-marks"):
         sys.exit(complaints[0])
     try:
-        rows = read_jsonl(options.completions)
+        rows = (row for shard in read_shards(options.sample) for row in shard)
         written = export(rows, options.stem, options.way, options.seed, options.prompts, options.thinking_marks)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -311,3 +311,18 @@ def uses_gold(judge: Any) -> bool:
     config = judge_config(judge)
     members = config.members.values() if isinstance(config, PanelJudge) else ()
     return "gold" in (config.backend, *(member.get("backend") for member in members))
+
+
+def is_dry_run(judge: Any) -> bool:
+    """Whether a judge, or a member of a panel, counts what it would be asked instead of being asked."""
+    config = judge_config(judge)
+    members = config.members.values() if isinstance(config, PanelJudge) else ()
+    return bool(getattr(config, "dry_run", False)) or any(member.get("dry_run") for member in members)
+
+
+def must_see_all(judge: Any) -> bool:
+    """Whether a judge sums up at the end what it was asked, so that it has to be asked about every shard of a sample in one run.
+
+    A dry run sums up the costs; people's sheets sum up the verdicts that nobody asked for.
+    """
+    return is_dry_run(judge) or judge_config(judge).backend == "human"

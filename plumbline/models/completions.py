@@ -1,6 +1,6 @@
-"""Completions of prompts by a policy: from a model folder to rows of JSON Lines."""
+"""Completions of prompts by a policy: from a model folder to rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,73 +20,107 @@ class Draws(NamedTuple):
     """Whether each row also gets `logp`: the completion's log-probability at the decoding's temperature, in nats."""
 
 
-def complete(
-    folder: Path,
-    prompts: Sequence[Mapping[str, Any]],
-    draws: Sequence[Draws],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    title: str,
-) -> list[list[dict[str, Any]]]:
-    """Samples completions of each prompt row from the policy in `folder`: the rows of each of `draws`.
+class Completer:
+    """A policy that completes prompts: loaded once, and then asked about any part of the prompts.
 
-    Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
-    `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
-    text again may give other tokens. All `draws` use the same seed. `title` heads the progress bar and error messages.
-
-    Raises:
-        ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, or greedy decoding is to give several
-            completions of a prompt.
+    What it draws for a prompt depends on the seed and on the prompt's number among all prompts, so that a part can be drawn alone.
     """
-    from tqdm import tqdm
-    from transformers import AutoTokenizer
 
-    from plumbline.models.chat import openings, prompt_ids
-    from plumbline.models.loading import context_of, load_policy
-    from plumbline.models.memory import rows_in_cache
-    from plumbline.models.sampling import sample
+    def __init__(
+        self,
+        folder: Path,
+        prompts: Iterable[Mapping[str, Any]],
+        draws: Sequence[Draws],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int,
+        title: str,
+    ) -> None:
+        """Loads the policy in `folder`, and makes sure that all prompts can be completed before the first is.
 
-    if not prompts:
-        raise ValueError(
-            f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
-        )
-    for n, decoding, _ in draws:
-        if decoding.temperature == 0 and n > 1:
+        prompts: all of them, which are read once. draws: how each is completed; all of them use the same seed. title: heads the progress bar
+        and error messages.
+
+        Raises:
+            ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, or greedy decoding is to give
+                several completions of a prompt.
+        """
+        from tqdm import tqdm
+        from transformers import AutoTokenizer
+
+        from plumbline.models.chat import prompt_ids
+        from plumbline.models.loading import context_of, load_policy
+        from plumbline.models.memory import rows_in_cache
+
+        for n, decoding, _ in draws:
+            if decoding.temperature == 0 and n > 1:
+                raise ValueError(
+                    f"{title}: expected one completion of each prompt by greedy decoding (temperature 0), where all are the same, found {n}. "
+                    "Draw one, or set a temperature above 0"
+                )
+        self.draws, self.max_new_tokens, self.seed = draws, max_new_tokens, seed
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = load_policy(folder)
+        tokens = (len(prompt_ids(self.tokenizer, row["prompt"])) for row in prompts)
+        fitting = require_room(tokens, context_of(self.model.config), max_new_tokens, title)
+        if not fitting.count:
             raise ValueError(
-                f"{title}: expected one completion of each prompt by greedy decoding (temperature 0), where all are the same, found {n}. Draw one, "
-                "or set a temperature above 0"
+                f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
             )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_policy(folder)
-    encoded = [prompt_ids(tokenizer, row["prompt"]) for row in prompts]
-    require_room(encoded, context_of(model.config), max_new_tokens, title)
-    starts = openings(tokenizer, [row["prompt"] for row in prompts])
-    longest = max(map(len, encoded)) + max_new_tokens
-    side_by_side = rows_in_cache(model, longest, batch_size, held=model.get_memory_footprint())
-    rows = []
-    for n, decoding, with_logp in draws:
-        with tqdm(total=n * len(prompts), desc=f"{title}, {decoding.words}", unit="completion") as bar:
-            samples = sample(
-                model,
-                tokenizer,
-                [ids for ids in encoded for _ in range(n)],
-                max_new_tokens=max_new_tokens,
-                decoding=decoding,
-                seed=seed,
-                batch_size=side_by_side,
-                with_logps=with_logp,
-                progress=bar.update,
-            )
-        texts = tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
-        rows.append(
-            [
-                _row(prompts[number // n], number % n, one, starts[number // n] + text)
-                for number, (one, text) in enumerate(zip(samples, texts, strict=True))
-            ]
+        longest, held = fitting.longest_tokens + max_new_tokens, self.model.get_memory_footprint()
+        self.batch_size = rows_in_cache(self.model, longest, batch_size, held=held)
+        words = "; ".join(one.decoding.words for one in draws)
+        self.bar = tqdm(total=fitting.count * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")
+
+    def complete(self, prompts: Sequence[Mapping[str, Any]], first: int = 0) -> list[list[dict[str, Any]]]:
+        """Samples completions of prompts that stand together, the first of which has the number `first`: the rows of each of the draws.
+
+        Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
+        `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
+        text again may give other tokens.
+        """
+        from plumbline.models.chat import openings, prompt_ids
+
+        encoded = [prompt_ids(self.tokenizer, row["prompt"]) for row in prompts]
+        starts = openings(self.tokenizer, [row["prompt"] for row in prompts])
+        before = first * sum(one.n for one in self.draws)
+        if self.bar.n < before:  # of a run that was interrupted
+            self.bar.initial = self.bar.n = before
+        return [self._drawn(prompts, encoded, starts, first, one) for one in self.draws]
+
+    def _drawn(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        encoded: Sequence[list[int]],
+        starts: Sequence[str],
+        first: int,
+        draws: Draws,
+    ) -> list[dict[str, Any]]:
+        from plumbline.models.sampling import sample
+        from plumbline.models.uniforms import uniforms_of
+
+        n = draws.n
+        samples = sample(
+            self.model,
+            self.tokenizer,
+            [ids for ids in encoded for _ in range(n)],
+            max_new_tokens=self.max_new_tokens,
+            decoding=draws.decoding,
+            uniforms=uniforms_of(self.seed, range(first * n, (first + len(prompts)) * n), self.max_new_tokens),
+            batch_size=self.batch_size,
+            with_logps=draws.with_logp,
+            progress=self.bar.update,
         )
-    return rows
+        texts = self.tokenizer.batch_decode([one.ids for one in samples], skip_special_tokens=True)
+        return [
+            _row(prompts[number // n], number % n, one, starts[number // n] + text)
+            for number, (one, text) in enumerate(zip(samples, texts, strict=True))
+        ]
+
+    def close(self) -> None:
+        """Ends the progress bar; nothing more will be completed."""
+        self.bar.close()
 
 
 def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -> dict[str, Any]:
@@ -101,28 +135,48 @@ def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -
     } | ({} if logps is None else {"logp": round(sum(logps), 6)})
 
 
-def drawn_figures(rows: Sequence[Mapping[str, Any]], decoding: Decoding) -> dict[str, float]:
+def drawn_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What `drawn_figures` needs to know of sampled completions; counts of parts may be summed."""
+    return {
+        "drawn": len(rows),
+        "drawn_finished": sum(row["finished"] for row in rows),
+        "drawn_tokens": sum(row["tokens"] for row in rows),
+    }
+
+
+def drawn_figures(counts: Mapping[str, int], decoding: Decoding) -> dict[str, float]:
     """How many completions ended before the token limit, their mean length in tokens, and the decoding they were drawn by."""
     return {
-        "finished_fraction": sum(row["finished"] for row in rows) / len(rows),
-        "length_tokens": sum(row["tokens"] for row in rows) / len(rows),
+        "finished_fraction": counts["drawn_finished"] / counts["drawn"],
+        "length_tokens": counts["drawn_tokens"] / counts["drawn"],
         **decoding._asdict(),
     }
 
 
-def require_room(encoded: Sequence[Sequence[int]], context_tokens: int | None, max_new_tokens: int, title: str) -> None:
+class Fitting(NamedTuple):
+    """Prompts that leave room for an answer: how many, and the longest, in tokens."""
+
+    count: int
+    longest_tokens: int
+
+
+def require_room(prompt_tokens: Iterable[int], context_tokens: int | None, max_new_tokens: int, title: str) -> Fitting:
     """Refuses prompts that leave no room for an answer, instead of truncating them.
 
-    context_tokens: the longest sequence that the model can read; None if there is no limit.
+    prompt_tokens: the length of each prompt. context_tokens: the longest sequence that the model can read; None if there is no limit.
 
     Raises:
         ValueError: a prompt and `max_new_tokens` together exceed the context.
     """
-    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    if context_tokens and len(encoded[longest]) + max_new_tokens > context_tokens:
-        over = sum(len(ids) + max_new_tokens > context_tokens for ids in encoded)
+    count = longest = position = over = 0
+    for count, tokens in enumerate(prompt_tokens, 1):
+        over += bool(context_tokens) and tokens + max_new_tokens > (context_tokens or 0)
+        if tokens > longest:
+            longest, position = tokens, count - 1
+    if over:
         raise ValueError(
-            f"{title}: {over} of {len(encoded)} prompts leave no room for max_new_tokens {max_new_tokens} in a context of "
-            f"{context_tokens} tokens (longest: {len(encoded[longest])} tokens, prompt {longest}). Lower max_new_tokens, or have `prepare` "
+            f"{title}: {over} of {count} prompts leave no room for max_new_tokens {max_new_tokens} in a context of "
+            f"{context_tokens} tokens (longest: {longest} tokens, prompt {position}). Lower max_new_tokens, or have `prepare` "
             "drop long prompts (policy.answer_tokens in conf/data)."
         )
+    return Fitting(count, longest)

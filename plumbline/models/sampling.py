@@ -11,7 +11,7 @@ copying the key-value cache at every token. Three things make this module severa
 - one uniform number per row and token is compared with the cumulative distribution, instead of noise for every entry of the
   vocabulary.
 
-Reproducibility: row i uses row i of one table of uniform numbers. So what it draws does not depend on the batch size, on the rows
+Reproducibility: what row i draws is decided by numbers of its own (uniforms.py). So it does not depend on the batch size, on the rows
 that share its batch, or on the order of work. (Logits themselves differ in the last bit between batch shapes, so a draw within that
 bit of a boundary may fall on the other side.) The same call with the same thread count gives the same ids.
 """
@@ -35,6 +35,7 @@ from transformers import (
 from plumbline.models.cache import next_logits, read_prompts
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.decoding_values import NEUTRAL, Decoding
+from plumbline.models.uniforms import uniforms_of
 
 # Finished rows are dropped once they are this share of the batch. The share is low because dropping moves no more rows than have finished.
 COMPACT_FRACTION = 1 / 16
@@ -71,7 +72,8 @@ def sample(
     Args:
         prompts_ids: rendered prompts, including the generation prompt. Repeat a prompt to sample it several times.
         with_logps: whether to report `per_token_logps`, of greedy decoding those at temperature 1.
-        uniforms: (prompts, max_new_tokens), numbers in [0, 1), so that several processes can share one table; None: drawn from `seed`.
+        uniforms: (prompts, max_new_tokens), numbers in [0, 1), so that several processes can share one table, or a part of the
+            rows be drawn alone; None: those of (seed, row), where rows are counted from 0 (uniforms.py).
         progress: called with the number of rows that have just finished, for example `tqdm(...).update`.
 
     Raises:
@@ -80,10 +82,7 @@ def sample(
     _check_arguments(prompts_ids, decoding, max_new_tokens=max_new_tokens, batch_size=batch_size, with_logps=with_logps)
     end_id = end_of_turn_id(tokenizer)
     if uniforms is None:
-        # One row per prompt; float64, so that every token of a large vocabulary can be drawn.
-        uniforms = torch.rand(
-            len(prompts_ids), max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
+        uniforms = uniforms_of(seed, range(len(prompts_ids)), max_new_tokens)
 
     # Not `batches_by_length`: equal prompts must be neighbours, so that a batch reads them once.
     order = sorted(range(len(prompts_ids)), key=lambda row: (len(prompts_ids[row]), tuple(prompts_ids[row])))

@@ -13,6 +13,7 @@ from plumbline.models.cache import next_logits, read_prompts
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.sampling import draw, penalised, truncations
+from plumbline.models.uniforms import uniforms_of
 
 
 def stream(
@@ -30,8 +31,7 @@ def stream(
     may read from one model.
     """
     end_id, warpers = end_of_turn_id(tokenizer), truncations(decoding)
-    uniforms = torch.rand(1, max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    uniforms = uniforms.to(model.device)
+    uniforms = uniforms_of(seed, [0], max_new_tokens).to(model.device)
     ids = torch.tensor([list(prompt)], device=model.device)
     padding = torch.zeros(1, dtype=torch.long, device=model.device)
     with torch.inference_mode():  # not around a `yield`: the mode would be the reader's too

@@ -1,4 +1,4 @@
-"""JSON and JSON Lines files, written whole or not at all.
+"""Files of records, JSON and JSON Lines, written whole or not at all.
 
 A file appears under its name only when it is complete (temporary file, then `os.replace`): a crash leaves the old one, and
 the cache, which may share the file by reflink or hardlink, is never written through.
@@ -8,19 +8,28 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+Item = TypeVar("Item")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[TextIO]:
     """Opens a text file for writing that takes `path`'s place when the block ends without an error."""
+    with replacing_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def replacing_path(path: str | Path) -> Iterator[Path]:
+    """A path to write a file to, which takes `path`'s place when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,6 +90,13 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             count += 1
     return count
+
+
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` consecutive items; the last may be shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 def read_json(path: str | Path) -> Any:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from plumbline.judging.building import load_judge
 from plumbline.judging.gate import GateError, Quality, failures
 from plumbline.judging.judge import Judge, Rating
-from plumbline.judging.judges import GateLimits, PanelJudge, judge_config
+from plumbline.judging.judges import GateLimits, is_dry_run, judge_config
 from plumbline.judging.templates import template_digest
 from plumbline.rows import Message, prompt_key
 
@@ -89,13 +89,12 @@ def unsuitable(judge: Any) -> str:
     config = judge_config(judge)
     if config.backend == "none":
         return "judge: expected a judge, found none: name a file of conf/judge, such as simulated, openai or transformers"
-    members = config.members.values() if isinstance(config, PanelJudge) else ()  # which their panel complains of itself
     if config.backend == "human":
         return (
             "judge: expected a judge that can be asked while a policy trains, found people: label a sample with `judge: human`, and train a "
             "reward model on that (`reward_model`, `signal: label/<entry>`)"
         )
-    if getattr(config, "dry_run", False) or any(member.get("dry_run") for member in members):
+    if is_dry_run(config):
         return (
             "judge.dry_run: expected false for a reward, whose questions depend on what is sampled, found true: estimate with an entry of "
             "`label`, and let max_cost limit the reward"

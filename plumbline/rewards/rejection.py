@@ -7,8 +7,16 @@ M = max p/q. With M estimated from the largest reward among the candidates, that
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+DIGIT_BITS, DIGITS = np.uint64(16), 2**16
+LOWEST_DIGIT, SIGN = np.uint64(DIGITS - 1), np.uint64(1 << 63)
 
 
 def acceptance_probabilities(log_ratios: Sequence[float], log_bound: float | None = None) -> list[float]:
@@ -63,10 +71,35 @@ def best(rewards: Sequence[float], texts: Sequence[str], keep: int) -> list[int]
     return sorted(distinct, key=lambda index: (-rewards[index], index))[: keep or None]
 
 
-def top_fraction_threshold(rewards: Sequence[float], fraction: float) -> float:
-    """The lowest reward among the best `fraction` of all completions: RAFT's selection over the whole batch (arXiv:2304.06767)."""
-    count = max(1, round(fraction * len(rewards)))
-    return sorted(rewards, reverse=True)[count - 1]
+def top_fraction_threshold(parts: Callable[[], Iterable[Floats]], fraction: float) -> float:
+    """The lowest reward among the best `fraction` of all completions: RAFT's selection over the whole batch (arXiv:2304.06767).
+
+    parts: returns the rewards, part after part, each time that it is called. They are never in memory together: as a float64's bits order like its
+    value, the threshold is found 16 bits at a time, from the highest, by counting.
+    """
+    wanted = max(1, round(fraction * sum(len(part) for part in parts())))
+    prefix = np.uint64(0)
+    for shift in map(np.uint64, (48, 32, 16, 0)):
+        histogram = np.zeros(DIGITS, dtype=np.int64)
+        for part in parts():
+            digits = _ordered_bits(part) >> shift
+            within = digits if shift == 48 else digits[digits >> DIGIT_BITS == prefix]
+            histogram += np.bincount((within & LOWEST_DIGIT).astype(np.int64), minlength=DIGITS)
+        reached = np.cumsum(histogram[::-1])  # the number of rewards with at least this digit, from the highest digit down
+        position = int(np.searchsorted(reached, wanted))
+        wanted -= int(reached[position - 1]) if position else 0
+        prefix = (prefix << DIGIT_BITS) | np.uint64(DIGITS - 1 - position)
+    return _from_ordered_bits(prefix)
+
+
+def _ordered_bits(values: Floats) -> NDArray[np.uint64]:
+    """The bits of float64 numbers as unsigned integers that are in the same order: all flipped if negative, else the sign alone."""
+    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
+    return np.where(bits & SIGN, ~bits, bits | SIGN)
+
+
+def _from_ordered_bits(ordered: np.uint64) -> float:
+    return float((ordered ^ SIGN if ordered & SIGN else ~ordered).view(np.float64))
 
 
 class Match(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.sources import code_digest
-from plumbline.rows import Message
+from plumbline.rows import Message, Row, text_of
 
 DESCRIPTION = "reward.json"
 
@@ -125,6 +125,13 @@ def outcomes(reward: Reward) -> dict[str, int]:
     for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
         counts.update(outcomes(part))
     return dict(sorted(counts.items()))
+
+
+def score(reward: Reward, rows: Sequence[Row]) -> tuple[list[float], dict[str, int]]:
+    """The reward of each completion of a shard, and the outcomes (`outcomes`) of these alone."""
+    before = outcomes(reward)
+    rewards = reward([row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows])
+    return rewards, {name: count - before.get(name, 0) for name, count in outcomes(reward).items()}
 
 
 def finish(reward: Reward) -> dict[str, float]:

@@ -31,7 +31,7 @@ def expected_gold(golds: list[float], keys: list[float], n: int) -> float:
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Mean gold with bounds, a row for each chooser and n."""
     from plumbline.evaluation.statistics import bootstrap_mean
-    from plumbline.models.completions import Draws, complete
+    from plumbline.models.completions import Completer, Draws
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.records import read_jsonl
     from plumbline.rewards.reward import load_reward
@@ -40,10 +40,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     make_deterministic(arguments.seed, arguments.threads)
     prompts = read_jsonl(Path("artifacts/data/prompts/validation.jsonl"))
-    [answers] = complete(
+    completer = Completer(
         Path(arguments.policy), prompts, [Draws(arguments.answers)], max_new_tokens=48, batch_size=512, seed=arguments.seed,
         title="best of n",
     )  # fmt: skip
+    [answers] = completer.complete(prompts)
     texts = [text_of(answer["completion"]) for answer in answers]
     rewards = load_reward(Path(arguments.reward))([answer["prompt"] for answer in answers], texts)
     golds = [verify(answer["prompt"], text).gold for answer, text in zip(answers, texts, strict=True)]

@@ -1,6 +1,6 @@
 """Measures planted faults of the simulated judge on a policy's answers.
 
-    python tests/benchmarks/judging_closed_world.py artifacts/sample/round1/completions.jsonl
+    python tests/benchmarks/judging_closed_world.py artifacts/sample/round1
 
 Does asking in both orders remove a position bias? Does the gate show a length bias? Do rounds of revision remove harm, and leave look-alikes
 alone?
@@ -30,7 +30,8 @@ from plumbline.judging.building import load_judge
 from plumbline.judging.gate import Quality, failures
 from plumbline.judging.judge import Comparison
 from plumbline.judging.judges import SimulatedJudge, judge_config
-from plumbline.pipeline.records import read_json, read_jsonl
+from plumbline.pipeline.records import read_json
+from plumbline.pipeline.shard_files import read_table
 from plumbline.rows import Message, Row, text_of
 from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.verify import verify
@@ -133,7 +134,7 @@ def constitution(sample: Path, rounds: int) -> None:
         os.chdir(folder)
         os.environ.update(DVC_STAGE="revise@cai", DVC_ROOT=folder)
         Path("artifacts/sample").mkdir(parents=True)
-        Path("artifacts/sample/round1").symlink_to(sample.resolve().parent)
+        Path("artifacts/sample/round1").symlink_to(sample.resolve())
         revise(ReviseStage(seed=17, threads=1, revise=entry, judge=judge_config(values)), "cai")
         metrics = read_json("artifacts/figures/revise/cai.json")
     print(f"constitution: {metrics['responses']} responses, unread {metrics['unread_fraction']}")
@@ -143,11 +144,11 @@ def constitution(sample: Path, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("completions", type=Path, help="artifacts/sample/<entry>/completions.jsonl of the closed world")
+    parser.add_argument("completions", type=Path, help="artifacts/sample/<entry> of the closed world")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
-    pairs = decided_pairs(read_jsonl(options.completions), options.seed)
+    pairs = decided_pairs(read_table(options.completions), options.seed)
     position_bias(pairs)
     length_bias(pairs)
     constitution(options.completions, options.rounds)

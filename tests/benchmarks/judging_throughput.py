@@ -107,7 +107,8 @@ def read_back(count: int) -> dict[str, float]:
 
 def label_stage(count: int) -> dict[str, float]:
     """The whole stage `label` over a sample of `count` completions whose verdicts are all in the store."""
-    from plumbline.pipeline.records import read_jsonl, write_jsonl
+    from plumbline.pipeline.records import read_jsonl
+    from plumbline.pipeline.shard_files import shard_paths, write_table
     from plumbline.rows import assistant
     from stages.label import LabelEntry, LabelStage, run
 
@@ -118,7 +119,7 @@ def label_stage(count: int) -> dict[str, float]:
          "tokens": 30}
         for n in range(count)
     )  # fmt: skip
-    write_jsonl("artifacts/sample/round1/completions.jsonl", rows)
+    write_table(Path("artifacts/sample/round1"), rows, 1024)
     entry = LabelEntry(
         sample="round1", judge="openai", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0,
         opponents=0, prompts=0, strong=None, weak=None, known="none", validation_fraction=0.1,
@@ -128,7 +129,7 @@ def label_stage(count: int) -> dict[str, float]:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     labels = len(read_jsonl("artifacts/label/bench/train.jsonl"))
-    sample_mib = Path("artifacts/sample/round1/completions.jsonl").stat().st_size / 2**20
+    sample_mib = sum(file.stat().st_size for file in shard_paths(Path("artifacts/sample/round1"))) / 2**20
     return {"seconds": seconds, "mib_before": before, "peak_mib": peak, "sample_file_mib": sample_mib, "labels": labels}
 
 

@@ -107,7 +107,7 @@ def run(name: str) -> dict[str, Any]:
 def aligned_again(policy: str, seed: int) -> dict[str, float]:
     """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
     from plumbline.evaluation.statistics import bootstrap_gain
-    from plumbline.models.completions import Draws, complete
+    from plumbline.models.completions import Completer, Draws
     from plumbline.models.decoding_values import read_decoding
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.composing import load_params
@@ -122,15 +122,17 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     section = params["evaluate"]
     make_deterministic(params["seed"], params["threads"])
-    [answers] = complete(
+    prompts = read_jsonl(Path("artifacts/data/prompts") / f"{section['split']}.jsonl")
+    completer = Completer(
         trial / "artifacts/policy" / policy,
-        read_jsonl(Path("artifacts/data/prompts") / f"{section['split']}.jsonl"),
+        prompts,
         [Draws(section["samples"], read_decoding(Path("artifacts/figures/answer") / f"{section['against']}.json"))],
         max_new_tokens=section["max_new_tokens"],
         batch_size=512,
         seed=params["seed"],
         title=f"answers of {policy}",
     )
+    [answers] = completer.complete(prompts)
     against = read_jsonl(Path("artifacts/evaluate") / section["against"] / "answers.jsonl")
     golds = [verify(row["prompt"], text_of(row["completion"])).gold for row in answers]
     ids = [row["id"] for row in answers]

@@ -52,7 +52,8 @@ def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
     tokenizer = AutoTokenizer.from_pretrained(job.init)
     policy = load_causal_lm(job.init, dtype=training_dtype(config.lora_rank))
     prompts = prompts_of(read_jsonl(job.prompts), config.families, method)
-    require_room([prompt_ids(tokenizer, prompt) for prompt in prompts], context_of(policy.config), config.max_new_tokens, method)
+    tokens = (len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
+    require_room(tokens, context_of(policy.config), config.max_new_tokens, method)
     return Start(policy, tokenizer, prompts)
 
 

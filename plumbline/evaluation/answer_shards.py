@@ -1,0 +1,213 @@
+"""Scores a policy's answers beside its opponent's, shard by shard.
+
+Whatever needs a model or a judge passes over all shards alone, so that memory holds one model at a time, and one shard. A pass keeps what it found
+as columns of Score, in a folder for each shard (plumbline/pipeline/shard_work.py); `score_shards` puts the columns of all passes together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plumbline.checking.following import require_checkers
+from plumbline.evaluation.divergence import Divergence, divergence, token_logps
+from plumbline.evaluation.figures import Score
+from plumbline.evaluation.repetition import repeated_fraction
+from plumbline.evaluation.scoring import (
+    VERDICT_COLUMNS,
+    RightAnswers,
+    right_answer,
+    stated_values,
+    unread_figures,
+    verdict_values,
+)
+from plumbline.pipeline.records import read_json, stream_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import count_rows, read_shard, shard_paths
+from plumbline.pipeline.shard_work import by_shard, write_counts
+from plumbline.reasoning import without_reasoning
+from plumbline.rows import Row, text_of
+
+Columns = Mapping[str, Sequence[float | None]]
+"""Columns of Score, each with a value for each answer of a shard."""
+
+COLUMNS, LOGPS = "columns.json", "logps.npy"
+"""A shard's file in a pass: the columns; or the log-probabilities of all tokens of its answers, one after another."""
+OURS, THEIRS, ANSWERS = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
+"""A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
+
+
+class Pair(NamedTuple):
+    """A shard of the policy's answers, and that of the opponent's answers to the same prompts."""
+
+    ours: Path
+    theirs: Path
+
+    def read(self) -> tuple[list[Row], list[Row]]:
+        """Both policies' answers, which `check_pairs` has compared."""
+        answers, opposing = read_shard(self.ours), read_shard(self.theirs)
+        check_pairs(answers, opposing)
+        return answers, opposing
+
+
+def pairs_of(ours: Path, theirs: Path) -> list[Pair]:
+    """The shards of two tables of answers.
+
+    Raises:
+        ValueError: they have another number of shards or rows.
+    """
+    files = shard_paths(ours), shard_paths(theirs)
+    sizes = count_rows(ours), count_rows(theirs)
+    if len(files[0]) != len(files[1]) or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"evaluate: expected answers to the same prompts from both policies, found {sizes[0]} in {len(files[0])} shards and {sizes[1]} in "
+            f"{len(files[1])}; answer both again with the same data and `evaluate` section"
+        )
+    return [Pair(*files_of_shard) for files_of_shard in zip(*files, strict=True)]
+
+
+def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
+    """Requires that both policies answered the same prompts, equally often and in the same order.
+
+    Raises:
+        ValueError: they did not; the message names the first difference.
+    """
+    ours, theirs = ([(row["id"], row["index"]) for row in rows] for rows in (answers, opposing))
+    if ours != theirs:
+        first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (len(ours), len(theirs)))
+        raise ValueError(
+            f"evaluate: expected answers to the same prompts from both policies, found {len(ours)} and {len(theirs)} answers that "
+            f"first differ at {first[0]} and {first[1]}; answer both again with the same data and `evaluate` section"
+        )
+
+
+def pass_over(
+    folder: Path, pairs: Sequence[Pair], columns: Callable[[list[Row], list[Row]], Columns], *, afresh: bool = False
+) -> list[Path]:
+    """The folders of a pass that finds `columns` for each shard's answers, from them and the opponent's; afresh: as of `by_shard`."""
+
+    def compute(number: int, pair: Pair, shard: Path) -> None:
+        write_json(shard / COLUMNS, columns(*pair.read()))
+
+    return by_shard(folder, pairs, compute, afresh=afresh)
+
+
+def divergence_pass(folder: Path, pairs: Sequence[Pair], policy: Path, against: Path) -> list[Path]:
+    """The estimates of KL(π ‖ π_against), in nats, by each answer, which was sampled from π at temperature 1; 0 if both are the same policy.
+
+    Summed over the answer's tokens, including its end-of-turn if it was reached; the mean over answers is unbiased. Both sides' log-probabilities
+    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, does not count as distance.
+
+    policy, against: the folders of both models, of which one is in memory at a time.
+    """
+    if policy == against:
+        return pass_over(folder / "estimates", pairs, lambda rows, _: dict.fromkeys(Divergence._fields, [0.0] * len(rows)))
+    ours, theirs = (_logps_pass(folder / f"logps_{number}", pairs, policy, name) for number, name in enumerate((policy, against)))
+
+    def compute(number: int, pair: Pair, shard: Path) -> None:
+        rows = read_shard(pair.ours)
+        bounds = [*pairwise(np.cumsum([0, *(len(row["ids"]) for row in rows)]))]
+        log_ratios = (np.load(one[number] / LOGPS) for one in (ours, theirs))
+        logps, reference = ([tokens[begin:end] for begin, end in bounds] for tokens in log_ratios)
+        estimates = [divergence(*both) for both in zip(logps, reference, strict=True)]
+        write_json(shard / COLUMNS, {name: [getattr(one, name) for one in estimates] for name in Divergence._fields})
+
+    return by_shard(folder / "estimates", pairs, compute)
+
+
+def _logps_pass(folder: Path, pairs: Sequence[Pair], policy: Path, model: Path) -> list[Path]:
+    """The log-probabilities under `model` of the tokens of each shard's answers, which `policy` has sampled."""
+    from transformers import AutoTokenizer
+
+    from plumbline.models.chat import prompt_ids
+    from plumbline.models.loading import load_policy
+
+    tokenizer, loaded = AutoTokenizer.from_pretrained(policy), load_policy(model)
+
+    def compute(number: int, pair: Pair, shard: Path) -> None:
+        rows = read_shard(pair.ours)
+        of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in rows if row["index"] == 0}
+        logps = token_logps(loaded, [of_prompt[row["id"]] for row in rows], [row["ids"] for row in rows])
+        np.save(shard / LOGPS, np.concatenate(logps))
+
+    return by_shard(folder, pairs, compute)
+
+
+def score_shards(
+    folder: Path, pairs: Sequence[Pair], passes: Sequence[Sequence[Path]], policies: tuple[Path, Path], marks: str
+) -> list[Path]:
+    """The scores of each shard: of the policy's answers, with what the passes found, and of the opponent's.
+
+    policies: the folders of both; marks: what sets reasoning apart from an answer.
+    """
+
+    def compute(number: int, pair: Pair, shard: Path) -> None:
+        answers, opposing = pair.read()
+        columns: dict[str, Sequence[float | None]] = {}
+        for of_pass in passes:
+            columns |= read_json(of_pass[number] / COLUMNS)
+        scores = scored(answers, policies[0], marks, columns)
+        write_jsonl(shard / OURS, map(vars, scores))
+        write_jsonl(shard / THEIRS, map(vars, scored(opposing, policies[1], marks, {})))
+        write_jsonl(shard / ANSWERS, map(_answer, scores, answers))
+        write_counts(shard, unread_figures(answers, [score.refused for score in scores]))
+
+    return by_shard(folder, pairs, compute)
+
+
+def scores_of(shards: Sequence[Path], file: str) -> list[Score]:
+    """The scores of all shards, of the policy (OURS) or of the opponent (THEIRS)."""
+    return [Score(**row) for shard in shards for row in stream_jsonl(shard / file)]
+
+
+def scored(answers: Sequence[Row], policy: Path, marks: str, columns: Columns) -> list[Score]:
+    """Each answer's scores: the verdicts, its length, and others column by column."""
+    texts = shown_texts(answers, marks)
+    of_texts = {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts]}
+    every: dict[str, Sequence[Any]] = {
+        **_verdicts(answers, texts),
+        "tokens": lengths(policy, answers, texts),
+        **of_texts,
+        **columns,
+    }
+    kept = ("id", "index", "family", "language", "finished")
+    by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
+    return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]
+
+
+def shown_texts(answers: Sequence[Row], marks: str) -> list[str]:
+    """What each answer says, without its reasoning."""
+    return [without_reasoning(text_of(row["completion"]), marks) for row in answers]
+
+
+def lengths(policy: Path, answers: Sequence[Row], shown: Sequence[str]) -> list[int]:
+    """The tokens of each answer without its reasoning (`shown` is what it says without it), the end of turn included."""
+    tokens = [int(row["tokens"]) for row in answers]
+    texts = [text_of(row["completion"]) for row in answers]
+    if [*shown] != texts:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(policy)
+        for position, (text, answer) in enumerate(zip(texts, shown, strict=True)):
+            if answer != text:
+                end = int(answers[position]["finished"])
+                tokens[position] = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + end
+    return tokens
+
+
+def _verdicts(answers: Sequence[Row], shown: Sequence[str]) -> dict[str, list[Any]]:
+    """The verdicts as columns of Score: the verifier's, or those by what the prompt's row states; None for a prompt without either."""
+    require_checkers(one for row in answers for one in row.get("instructions") or ())
+    right = RightAnswers()
+    values: list[dict[str, Any]] = []
+    for row, answer in zip(answers, shown, strict=True):
+        verdict = verdict_values(row["prompt"], row["family"], answer)
+        values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right))
+    return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
+
+
+def _answer(score: Score, row: Row) -> Row:
+    """A row of answers.jsonl."""
+    right = right_answer(row["prompt"], row["family"]) or row.get("answer")
+    return score.row() | {"prompt": row["prompt"], "completion": row["completion"], "right_answer": right}

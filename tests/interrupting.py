@@ -1,0 +1,49 @@
+"""Interrupts a stage between two shards, and runs it again."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+
+class Interrupted(BaseException):
+    """The stage ends here, as if it were killed."""
+
+
+def contents(outputs: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of all files in these folders or files."""
+    files = [file for path in map(Path, outputs) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    return {file.as_posix(): file.read_bytes() for file in sorted(files)}
+
+
+def require_resuming(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], outputs: Sequence[str], done: int, *, afresh: bool = False
+) -> None:
+    """Requires that `run`, interrupted once `done` shards are there, computes the others alone when it runs again, and gives the same bytes.
+
+    afresh: it computes all shards instead.
+    """
+    computed = 0
+    limit: int | None = None
+    replace = os.replace
+
+    def counting(source: str | Path, target: str | Path) -> None:
+        nonlocal computed
+        if str(source).endswith(".partial"):
+            if computed == limit:
+                raise Interrupted
+            computed += 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", counting)
+    run()
+    undisturbed, total = contents(outputs), computed
+    assert total > done > 0, "the test needs more shards"
+    computed, limit = 0, done
+    with pytest.raises(Interrupted):
+        run()
+    computed, limit = 0, None
+    run()
+    assert computed == (total if afresh else total - done)
+    assert contents(outputs) == undisturbed
