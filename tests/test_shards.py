@@ -59,7 +59,10 @@ def test_any_row_of_json_is_read_as_it_was_written(tmp_path_factory: pytest.Temp
 
 
 def test_what_fits_no_column_stays_apart_from_an_absent_value(tmp_path: Path) -> None:
-    rows = [row("p", family=None, finished=True, ids=[1, 2]), row("q", prompt=[{"role": "user", "content": "?", "name": "Ann"}])]
+    rows = [
+        row("p", family=None, finished=True, ids=[1, 2]),
+        row("q") | {"prompt": [{"role": "user", "content": "?", "name": "Ann"}]},
+    ]
     write_shard(tmp_path / "000000.parquet", rows)
     first, second = read_shard(tmp_path / "000000.parquet")
     assert (first["family"], "family" in second) == (None, False)
