@@ -164,13 +164,8 @@ def scores_of(shards: Sequence[Path], file: str) -> list[Score]:
 def scored(answers: Sequence[Row], policy: Path, marks: str, columns: Columns) -> list[Score]:
     """Each answer's scores: the verdicts, its length, and others column by column."""
     texts = shown_texts(answers, marks)
-    of_texts = {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts]}
-    every: dict[str, Sequence[Any]] = {
-        **_verdicts(answers, texts),
-        "tokens": lengths(policy, answers, texts),
-        **of_texts,
-        **columns,
-    }
+    every: dict[str, Sequence[Any]] = {**_verdicts(answers, texts), "tokens": lengths(policy, answers, texts)}
+    every |= {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts], **columns}
     kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
     return [Score(**{key: row[key] for key in kept}, **values) for row, values in zip(answers, by_answer, strict=True)]

@@ -64,14 +64,14 @@ class Completer:
         self.model = load_policy(folder)
         tokens = (len(prompt_ids(self.tokenizer, row["prompt"])) for row in prompts)
         fitting = require_room(tokens, context_of(self.model.config), max_new_tokens, title)
-        if not fitting.count:
+        if not fitting.prompts:
             raise ValueError(
                 f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
             )
         longest, held = fitting.longest_tokens + max_new_tokens, self.model.get_memory_footprint()
         self.batch_size = rows_in_cache(self.model, longest, batch_size, held=held)
         words = "; ".join(one.decoding.words for one in draws)
-        self.bar = tqdm(total=fitting.count * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")
+        self.bar = tqdm(total=fitting.prompts * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")
 
     def complete(self, prompts: Sequence[Mapping[str, Any]], first: int = 0) -> list[list[dict[str, Any]]]:
         """Samples completions of prompts that stand together, the first of which has the number `first`: the rows of each of the draws.
@@ -156,7 +156,7 @@ def drawn_figures(counts: Mapping[str, int], decoding: Decoding) -> dict[str, fl
 class Fitting(NamedTuple):
     """Prompts that leave room for an answer: how many, and the longest, in tokens."""
 
-    count: int
+    prompts: int
     longest_tokens: int
 
 
