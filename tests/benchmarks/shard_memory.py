@@ -1,13 +1,13 @@
-"""Peak memory of stages that work on shards, by the number of prompts.
+"""Peak memory of stages that work on shards, as more and more prompts are done.
 
-    python tests/benchmarks/shard_memory.py sample --prompts 1000 10000 100000     # of a policy and of prompts, below; --n completions of each
-    python tests/benchmarks/shard_memory.py label --prompts 10000 125000           # of 8 completions of each prompt, by the simulated judge
-    python tests/benchmarks/shard_memory.py reject --prompts 10000 125000          # by the closed world's verifier
+    python tests/benchmarks/shard_memory.py sample --prompts 10000 100000 1000000     # one completion of each, of an untrained policy
+    python tests/benchmarks/shard_memory.py sample --prompts 10000 --policy artifacts/policy/sft --n 8
+    python tests/benchmarks/shard_memory.py label --prompts 1250 12500 125000         # 8 completions of each, by the simulated judge
+    python tests/benchmarks/shard_memory.py reject --prompts 1250 12500 125000        # by the closed world's verifier, the best eighth of all
 
-Each stage runs in a process of its own, in a temporary folder, on questions of the closed world. `sample` draws from the policy in `--policy`, or
-from an untrained one of a few thousand parameters. The greatest of `--prompts` is what it samples, and the others are points at which the peak so
-far is noted. `label` and `reject` read completions that are written for them. A line says how many completions there were, the peak of the process
-before the work and after it, and the seconds.
+A stage runs once, in a temporary folder, on as many questions of the closed world as the greatest of `--prompts` says; `label` and `reject` read
+completions that are written for them. The line that is printed holds the number of completions, the peak of the process when so many prompts
+were done, before the work and after it, in MiB, and the seconds.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import json
 import os
 import random
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -68,9 +68,27 @@ def completions(count: int) -> Iterator[dict[str, Any]]:
             yield row | answer | {"index": index, "policy": "sft"}
 
 
-def sample(marks: list[int], policy: str, n: int) -> dict[str, Any]:
-    """The stage `sample` on the greatest number of prompts; the peak when each number has been reached."""
-    from plumbline.models.completions import Completer
+@contextmanager
+def noted(marks: Sequence[int]) -> Iterator[dict[str, int]]:
+    """The peak when a shard is done that reaches one of these numbers of prompts; of several passes, that of the last."""
+    peaks: dict[str, int] = {}
+    replace = os.replace
+
+    def noting(source: Any, target: Any) -> None:
+        replace(source, target)
+        if str(source).endswith(".partial"):
+            done = (int(Path(target).name) + 1) * SHARD_PROMPTS
+            peaks.update({str(mark): round(peak_mib()) for mark in marks if done - SHARD_PROMPTS < mark <= done})
+
+    os.replace = noting
+    try:
+        yield peaks
+    finally:
+        os.replace = replace
+
+
+def sample(count: int, policy: str, n: int) -> int:
+    """The stage `sample` on so many prompts; returns the number of completions."""
     from plumbline.pipeline.records import write_jsonl
     from stages.sample import SampleEntry, SampleStage, run
 
@@ -82,27 +100,18 @@ def sample(marks: list[int], policy: str, n: int) -> dict[str, Any]:
         from test_answer import make_policy
 
         make_policy(target, seed=1, context_tokens=512)
-    write_jsonl("artifacts/data/prompts/train.jsonl", questions(marks[-1]))
+    write_jsonl("artifacts/data/prompts/train.jsonl", questions(count))
     write_jsonl("artifacts/data/sft/train.jsonl", [])
-    os.environ["DVC_STAGE"] = "sample@bench"
-    peaks: dict[int, float] = {}
-    complete = Completer.complete
-
-    def watched(self: Completer, prompts: Any, first: int = 0) -> Any:
-        peaks.update({mark: peak_mib() for mark in marks if mark <= first and mark not in peaks})
-        return complete(self, prompts, first)
-
-    Completer.complete = watched  # type: ignore[method-assign]
     entry = SampleEntry(
         policy="sft", of="rollout", n=n, prompts=0, max_new_tokens=48 if policy else 4, batch_size=512, shard_prompts=SHARD_PROMPTS,
         temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
     )  # fmt: skip
     run(SampleStage(seed=17, threads=2, sample=entry), "bench")
-    return {"completions": marks[-1] * n, "peaks_mib": {str(mark): round(peak) for mark, peak in peaks.items()}}
+    return count * n
 
 
-def label(count: int) -> dict[str, Any]:
-    """The stage `label` on a sample of so many prompts."""
+def label() -> None:
+    """The stage `label` on the sample."""
     from plumbline.judging.judges import SimulatedJudge
     from plumbline.world.annotate import AnnotatorConfig
     from stages.label import LabelEntry, LabelStage, run
@@ -115,13 +124,11 @@ def label(count: int) -> dict[str, Any]:
         sample="bench", judge="simulated", way="rating", pairs="best_vs_worst", min_margin=1.0, keep_ties=False, pairs_per_prompt=0,
         opponents=0, prompts=0, strong=None, weak=None, known="none", validation_fraction=0.1,
     )  # fmt: skip
-    os.environ["DVC_STAGE"] = "label@bench"
     run(LabelStage(seed=17, threads=2, label=entry, judge=judge), "bench")
-    return {"completions": count * EACH}
 
 
-def reject(count: int) -> dict[str, Any]:
-    """The stage `reject` on a sample of so many prompts, with the threshold of a fraction."""
+def reject() -> None:
+    """The stage `reject` on the sample, with the threshold of a fraction."""
     from plumbline.pipeline.records import write_json
     from stages.reject import RejectEntry, RejectStage, run
 
@@ -130,31 +137,29 @@ def reject(count: int) -> dict[str, Any]:
         sample="bench", reward="gold", strategy="fraction", keep=0, threshold=None, fraction=0.125, beta=None, pairs="none", min_margin=0.0,
         validation_fraction=0.1,
     )  # fmt: skip
-    os.environ["DVC_STAGE"] = "reject@bench"
     run(RejectStage(seed=17, threads=2, reject=entry), "bench")
-    return {"completions": count * EACH}
 
 
-def measured(stage: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One measurement in this process, whose folder is the project."""
-    os.environ |= {"MLFLOW_TRACKING_URI": "off", "DVC_ROOT": os.getcwd()}
+def measured(stage: str, marks: Sequence[int], policy: str, n: int) -> dict[str, Any]:
+    """One measurement, in the current folder."""
+    os.environ |= {"MLFLOW_TRACKING_URI": "off", "DVC_ROOT": os.getcwd(), "DVC_STAGE": f"{stage}@bench"}
     if stage != "sample":
-        import torch  # noqa: F401  which the stages import: not part of what grows
-
         from plumbline.pipeline.shard_files import write_table
 
-        write_table(Path("artifacts/sample/bench"), completions(options.prompts[-1]), SHARD_PROMPTS)
+        write_table(Path("artifacts/sample/bench"), completions(marks[-1]), SHARD_PROMPTS)
     before, started = peak_mib(), time.perf_counter()
-    if stage == "sample":
-        figures = sample(sorted(options.prompts), options.policy, options.n)
-    else:
-        figures = {"label": label, "reject": reject}[stage](options.prompts[-1])
+    count = marks[-1] * EACH
+    with noted(marks) as peaks:
+        if stage == "sample":
+            count = sample(marks[-1], policy, n)
+        else:
+            {"label": label, "reject": reject}[stage]()
+    seconds = round(time.perf_counter() - started)
     return {
         "stage": stage,
-        **figures,
-        "before_mib": round(before),
-        "peak_mib": round(peak_mib()),
-        "seconds": round(time.perf_counter() - started),
+        "completions": count,
+        "mib": {"before": round(before), **peaks, "after": round(peak_mib())},
+        "seconds": seconds,
     }
 
 
@@ -164,25 +169,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--policy", default="", help="a policy's folder, for sample")
     parser.add_argument("--n", type=int, default=1, help="completions of each prompt, for sample")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", default=None, help="where the temporary folder is made (default: the system's place)")
     options = parser.parse_args()
-    if options.here:
-        print(json.dumps(measured(options.stage, options)))
-        return
-    numbers = [sorted(options.prompts)] if options.stage == "sample" else [[count] for count in options.prompts]
-    for counts in numbers:
-        with TemporaryDirectory() as folder:
-            arguments = [
-                options.stage,
-                "--here",
-                "--policy",
-                options.policy and str(Path(options.policy).resolve()),
-                "--n",
-                str(options.n),
-            ]
-            command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--prompts", *map(str, counts)]
-            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-        print(done.stdout.splitlines()[-1], flush=True)
+    policy = options.policy and str(Path(options.policy).resolve())
+    with TemporaryDirectory(dir=options.scratch) as folder:
+        os.chdir(folder)
+        print(json.dumps(measured(options.stage, sorted(options.prompts), policy, options.n)))
+        os.chdir("/")
 
 
 if __name__ == "__main__":
