@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbline.models.uniforms import uniforms_of
+from plumbline.pipeline.records import write_jsonl
 from plumbline.pipeline.shard_files import (
     COLUMNS,
     MORE,
@@ -164,6 +166,31 @@ def test_a_table_of_shards_leaves_the_shards_where_they_are(
     as_table(shards, "table.parquet", tmp_path / "table")
     assert read_table(tmp_path / "table") == rows
     assert [read_shard(shard / "table.parquet") for shard in shards] == [[one] for one in rows]
+
+
+def peak_bytes(folder: Path, prompts: int) -> int:
+    """The most that Python holds at once while so many prompts are written, read shard by shard and written again."""
+    rows = (row(str(number), index, ids=[*range(1000, 1040)]) for number in range(prompts) for index in range(8))
+    tracemalloc.start()
+    write_table(folder / "table", rows, 20)
+    files = shard_paths(folder / "table")
+    shards = by_shard(folder / "work", files, lambda number, file, shard: as_both(read_shard(file), shard))
+    as_table(shards, "table.parquet", folder / "out")
+    as_lines(shards, "lines.jsonl", folder / "lines.jsonl")
+    assert sum(1 for _ in read_groups(folder / "out")) == prompts
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def as_both(rows: list[Row], shard: Path) -> None:
+    write_shard(shard / "table.parquet", rows)
+    write_jsonl(shard / "lines.jsonl", rows)
+
+
+def test_memory_holds_one_shard_whatever_the_number_of_prompts(tmp_path: Path) -> None:
+    peak_bytes(tmp_path / "first", 20)  # what is imported stays
+    assert peak_bytes(tmp_path / "many", 640) < 1.3 * peak_bytes(tmp_path / "few", 160)
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
