@@ -177,7 +177,8 @@ def comparisons_file(comparisons: "Comparisons | None") -> dict[str, Any]:
     for pair in comparisons.pairs:
         values = pair._asdict()
         values |= flat("difference", values.pop("difference")) | {"prompts": pair.difference.n}
-        pairs.append(values | {key: round(values[key], 6) for key in ("p_value", "detectable")})
+        rounded = {key: value if value is None else round(value, 6) for key in ("p_value", "detectable") for value in [values[key]]}
+        pairs.append(values | rounded)
     return {"measure": comparisons.measure, "ratings": ratings, "pairs": pairs}
 
 

@@ -153,6 +153,12 @@ def test_equal_answers_are_not_different_and_no_number_of_prompts_shows_it() -> 
     assert (pair.differs, pair.p_value, pair.prompts_needed) == (False, 1.0, None)
 
 
+def test_a_single_prompt_says_nothing_of_how_many_it_would_take() -> None:
+    [pair] = compare_pairs(answers(a=[0.2], b=[0.9]), "gold", 1)
+    assert (pair.policy, pair.differs, pair.p_value) == ("b", False, 1.0)
+    assert (pair.prompts_needed, pair.detectable) == (None, None)
+
+
 def test_equal_means_that_were_summed_in_another_order_are_not_different() -> None:
     values = [0.1, 0.2, 0.3]
     rows = {

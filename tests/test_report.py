@@ -24,7 +24,7 @@ from plumbline.report.layout import layered
 from plumbline.report.material import Material, learns_from_gold
 from plumbline.report.page import leaders, pick_examples, render
 from plumbline.report.ranking import line, rounded
-from stages.report import ReportSection, ReportStage, read_calibration, read_curves, read_stage_figures, run, summary
+from stages.report import ReportSection, ReportStage, comparisons_file, read_calibration, read_curves, read_stage_figures, run, summary
 
 FAMILIES = ("fact", "harmful", "list", "lookalike", "python")
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -505,6 +505,16 @@ def test_a_pair_that_cannot_be_told_apart_has_what_the_prompts_would_have_shown_
         "b and a cannot be told apart with 2,120 prompts, which would show a difference of 0.006 or more.", False,
         "+0.003 [−0.001, 0.008]", "0.140", "about 7,800",
     )  # fmt: skip
+
+
+def test_a_single_prompt_tells_no_policies_apart() -> None:
+    pair = Pair("b", "a", Interval(0.4, 0.4, 0.4, 1), 1.0, differs=False, prompts_needed=None, detectable=None)
+    assert line(pair, "fine") == ("b and a cannot be told apart with a single prompt.", False, "+0.400", "1.000", tables.DASH)
+    answers = {policy: rows[:2] for policy, rows in material().answers.items()}
+    rows = ranking_rows(render(material(answers=answers)))
+    assert rows[1].startswith("dpo +")
+    assert not [row for row in rows if "[" in row]  # a single prompt has no interval
+    assert comparisons_file(compare_policies(answers, "sft", 17))["pairs"][0]["detectable"] is None
 
 
 def test_ratings_are_those_against_the_opponent() -> None:

@@ -56,9 +56,9 @@ class Pair(NamedTuple):
     differs: bool
     """Whether p_value is at most 5 %."""
     prompts_needed: int | None
-    """How many prompts would show a difference of this size with a power of 80 %; None if there is no difference at all."""
-    detectable: float
-    """The difference that as many prompts as there are show with a power of 80 %."""
+    """How many prompts would show a difference of this size with a power of 80 %; None for no difference at all, or for a single prompt."""
+    detectable: float | None
+    """The difference that as many prompts as there are show with a power of 80 %; None for a single prompt, which says nothing of the spread."""
 
 
 class Comparisons(NamedTuple):
@@ -134,8 +134,8 @@ def compare_pairs(answers: Answers, column: str, seed: int) -> list[Pair]:
             *of_pair[:3],
             p_value,
             differs=p_value <= 1 - CONFIDENCE,
-            prompts_needed=prompts_needed(of_pair.difference.value, of_pair.deviation, alpha),
-            detectable=detectable(of_pair.difference.n, of_pair.deviation, alpha),
+            prompts_needed=None if of_pair.deviation is None else prompts_needed(of_pair.difference.value, of_pair.deviation, alpha),
+            detectable=None if of_pair.deviation is None else detectable(of_pair.difference.n, of_pair.deviation, alpha),
         )
         for of_pair, p_value in zip(found, holm([of_pair.p_value for of_pair in found]), strict=True)
     ]
@@ -145,8 +145,8 @@ class _Found(NamedTuple):
     policy: str
     other: str
     difference: Interval
-    deviation: float
-    """The standard deviation of a prompt's difference."""
+    deviation: float | None
+    """The standard deviation of a prompt's difference; None for a single prompt."""
     p_value: float
 
 
@@ -161,7 +161,7 @@ def _compare(answers: Answers, policy: str, other: str, column: str, seed: int) 
     values = {name: np.array([of_policy[prompt] for prompt in prompts]) for name, of_policy in means.items()}
     first, second = (policy, other) if values[policy].mean() >= values[other].mean() else (other, policy)
     differences = np.round(values[first] - values[second], DIGITS)
-    deviation = float(differences.std(ddof=1)) if len(prompts) > 1 else 0.0
+    deviation = float(differences.std(ddof=1)) if len(prompts) > 1 else None
     difference = bootstrap_mean(differences.tolist(), prompts, seed=seed)
     assert difference is not None, "there are prompts"
     return _Found(first, second, difference, deviation, paired_p_value(difference.value, deviation, len(prompts)))
@@ -175,9 +175,12 @@ def _means(rows: Sequence[Row], column: str) -> dict[str, float]:
     return {prompt: sum(of_prompt) / len(of_prompt) for prompt, of_prompt in values.items()}
 
 
-def paired_p_value(difference: float, deviation: float, n: int) -> float:
-    """The two-sided p-value of a paired t-test: how often n prompts would show so large a mean difference if there were none."""
-    if n < 2 or difference == 0:
+def paired_p_value(difference: float, deviation: float | None, n: int) -> float:
+    """The two-sided p-value of a paired t-test: how often n prompts would show so large a mean difference if there were none.
+
+    deviation: of a prompt's difference; None, for a single prompt, gives 1.
+    """
+    if deviation is None or difference == 0:
         return 1.0
     return 2 * float(stdtr(n - 1, -abs(difference) * n**0.5 / deviation)) if deviation else 0.0
 

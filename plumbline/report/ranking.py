@@ -40,7 +40,7 @@ def ranking(material: Material) -> dict[str, Any] | None:
         "prompts": prompts,
         "pairs": [line(pair, _style(comparisons)) for pair in comparisons.pairs],
         "rated": [
-            (one.policy, *_rating(one.rating), show(float(expit(one.rating.value / ELO)), "percent"))
+            (one.policy, *_rating(one.rating, prompts), show(float(expit(one.rating.value / ELO)), "percent"))
             if one.policy != material.against
             else (one.policy, "0", "the opponent", DASH)
             for one in comparisons.rated
@@ -55,6 +55,8 @@ def line(pair: Pair, style: str) -> Line:
     bounds = show_bounds({"_low": difference.low, "_high": difference.high}, "", style)
     if pair.differs:
         sentence = f"{pair.policy} is better than {pair.other}."
+    elif pair.detectable is None:
+        sentence = f"{pair.policy} and {pair.other} cannot be told apart with a single prompt."
     elif not pair.detectable:
         sentence = f"{pair.policy} and {pair.other} are equal on each of the {n} prompts."
     else:
@@ -62,9 +64,10 @@ def line(pair: Pair, style: str) -> Line:
             f"{pair.policy} and {pair.other} cannot be told apart with {n} prompts, which would show a difference of "
             f"{show(pair.detectable, style).lstrip('+')} or more."
         )
+    bounds = f" {bounds}" if difference.n > 1 else ""
     p_value = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
     needed = f"about {rounded(pair.prompts_needed)}" if pair.prompts_needed else DASH
-    return Line(sentence, pair.differs, f"{show(difference.value, style)} {bounds}", p_value, needed)
+    return Line(sentence, pair.differs, f"{show(difference.value, style)}{bounds}", p_value, needed)
 
 
 def rounded(count: int) -> str:
@@ -77,13 +80,16 @@ def _style(comparisons: Comparisons) -> str:
     return STYLES.get(comparisons.measure, "points")
 
 
-def _rating(rating: Any) -> tuple[str, str]:
+def _rating(rating: Any, prompts: int) -> tuple[str, str]:
+    """The rating and its interval as text; a dash for the interval of a single prompt, which cannot be resampled."""
     texts = [f"{value:+.0f}".replace("-", MINUS) if round(value) else "0" for value in rating[:3]]
+    if prompts < 2:
+        return texts[0], DASH
     return texts[0], f"[{texts[1].removeprefix('+')}, {texts[2].removeprefix('+')}]"
 
 
 def _bars(material: Material, comparisons: Comparisons) -> list[charts.Bar]:
     return [
-        charts.Bar(policy, charts.policy_colour(material.number(policy)), *rating[:3], _rating(rating)[0])
+        charts.Bar(policy, charts.policy_colour(material.number(policy)), *rating[:3], _rating(rating, rating.n)[0])
         for policy, rating in comparisons.rated
     ]

@@ -88,9 +88,9 @@ def _show(value: float, style: str, decimals: int) -> str:
 
 
 def significance(figures: Figures, key: str) -> str:
-    """`up` or `down` if the interval of a difference excludes zero, else empty."""
+    """`up` or `down` if the interval of a difference excludes zero, else empty; always empty for a single prompt, whose interval has no width."""
     low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
-    if low is None or high is None:
+    if low is None or high is None or figures.get("n") == 1:
         return ""
     return "up" if low > 0 else "down" if high < 0 else ""
 
