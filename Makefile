@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show chat feedback clean
+.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show graph chat feedback clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,7 @@ FORCE:
 repro: setup  ## Run the pipeline: only what an edit touched runs again (RECIPE=name chooses a recipe first)
 	@if [ -n "$(RECIPE)" ]; then python -m plumbline.tools.recipe $(RECIPE); fi
 	python -m stages.check
+	@mkdir -p .timings && date -u +%Y-%m-%dT%H:%M:%S+00:00 > .timings/started
 	dvc repro
 	@python -m plumbline.tools.summary
 
@@ -65,6 +66,9 @@ feedback: setup  ## Bring thumbs from MLflow's pages into data/feedback, and sum
 
 show: setup  ## Compare experiments in the terminal
 	@python -m plumbline.tools.show
+
+graph: setup  ## Draw what the last `make repro` ran, what came from the cache, and where the time went
+	@python -m plumbline.tools.graph_page
 
 clean:  ## Remove by-hand runs, checkpoints and caches of tools; results stay
 	rm -rf scratch .checkpoints .warm-*.sock .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
 """One self-contained HTML page that shows what was run and what came of it, for a reader who did not run it.
 
 Reads the recipe, `artifacts/evaluate/`, `artifacts/figures/`, `artifacts/curves/` and `artifacts/data_report/section.html`. Writes
-`artifacts/report/report.html`: pictures included, no script, no network, the same bytes for the same inputs. Beside it `comparisons.json` has every
-two policies compared, and their ratings (plumbline/evaluation/comparisons.py).
+`artifacts/report/report.html`: pictures included, no network, the same bytes for the same inputs; a script searches the answers, and nothing
+is missing without it. Beside it, `report.md` says the same in short for the comment of a pull request, and `comparisons.json` has every two
+policies compared, and their ratings (plumbline/evaluation/comparisons.py).
 
 Shows the policies of params.yaml's `evaluate` section and ignores files that older recipes left behind. Marks policies that learned
 from the verifier. Its MLflow run sums up the result: the recipe, and every policy's figures as `<policy>.<figure>`.
@@ -22,7 +23,7 @@ from plumbline.graph import Node, nodes
 from plumbline.models.decoding_values import read_decoding
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.ranges import COUNT, outside
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ class ReportSection:
     """What the page shows."""
 
     prompts: int = MISSING  # prompts shown with the answers of every policy side by side
+    listed: int = MISSING  # prompts in the list below them that can be searched, those first where the policies differ most
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        return outside(self, prompts=COUNT)
+        return outside(self, prompts=COUNT, listed=NOT_NEGATIVE)
 
 
 @dataclass
@@ -85,11 +87,12 @@ def run(config: ReportStage) -> None:
     section = config.evaluate
     with executing("report", None, config, [SCORED, FIGURES, CURVES, DATA_REPORT]) as work:
         from plumbline.evaluation.comparisons import compare_policies
+        from plumbline.report.markdown_page import render_markdown
         from plumbline.report.material import Material
         from plumbline.report.page import render
 
         recipe = asdict(config)
-        answers = {policy: read_jsonl(SCORED / policy / "answers.jsonl") for policy in section.policies}
+        answers = {policy: read_answers(policy) for policy in section.policies}
         comparisons = compare_policies(answers, section.against, config.seed)
         recipe_nodes = nodes(recipe)
         data_section = DATA_REPORT / "section.html"
@@ -106,10 +109,12 @@ def run(config: ReportStage) -> None:
             calibration=read_calibration(FIGURES / "reward_model", config.reward_model),
             data_section=data_section.read_text(encoding="utf-8") if data_section.is_file() else "",
             prompts=config.report.prompts,
+            listed=config.report.listed,
         )
         folder = work.output("artifacts/report")
-        with replacing(folder / "report.html") as file:
-            file.write(render(material))
+        for name, rendered in (("report.html", render(material)), ("report.md", render_markdown(material))):
+            with replacing(folder / name) as file:
+                file.write(rendered)
         write_json(folder / "comparisons.json", comparisons_file(comparisons))
         metric = next(
             (name for name in BEST_BY if all(figures.get(name) is not None for figures in material.figures.values())), None
@@ -118,6 +123,11 @@ def run(config: ReportStage) -> None:
         if metric:
             best = max(section.policies, key=lambda policy: material.figures[policy][metric])
             work.run.log_best(Path("artifacts/policy") / best, metric)
+
+
+def read_answers(policy: str) -> list[dict[str, Any]]:
+    """The scored answers of a policy, in the order of the split."""
+    return read_jsonl(SCORED / policy / "answers.jsonl")
 
 
 def read_curves(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -177,7 +187,9 @@ def comparisons_file(comparisons: "Comparisons | None") -> dict[str, Any]:
     for pair in comparisons.pairs:
         values = pair._asdict()
         values |= flat("difference", values.pop("difference")) | {"prompts": pair.difference.n}
-        rounded = {key: value if value is None else round(value, 6) for key in ("p_value", "detectable") for value in [values[key]]}
+        rounded = {
+            key: value if value is None else round(value, 6) for key in ("p_value", "detectable") for value in [values[key]]
+        }
         pairs.append(values | rounded)
     return {"measure": comparisons.measure, "ratings": ratings, "pairs": pairs}
 

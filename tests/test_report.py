@@ -1,156 +1,49 @@
 """Claims about the report: one file, the same bytes, no markup from a model, and sentences that are true."""
 
+import base64
 import dataclasses
-import math
+import hashlib
 import re
 from dataclasses import replace
-from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from plumbline.evaluation.comparisons import Pair, compare_policies
-from plumbline.evaluation.figures import Score, policy_figures
+from plumbline.evaluation.figures import Score
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.evaluation.statistics import Interval
-from plumbline.graph import nodes, parents
-from plumbline.models.decoding_values import NEUTRAL, Decoding
+from plumbline.graph import nodes
+from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.records import read_json, write_json, write_jsonl
 from plumbline.report import tables
 from plumbline.report.charts import Share
-from plumbline.report.layout import layered
 from plumbline.report.material import Material, learns_from_gold
-from plumbline.report.page import leaders, pick_examples, render
+from plumbline.report.page import render
 from plumbline.report.ranking import line, rounded
-from stages.report import ReportSection, ReportStage, comparisons_file, read_calibration, read_curves, read_stage_figures, run, summary
-
-FAMILIES = ("fact", "harmful", "list", "lookalike", "python")
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-RECIPE: dict[str, Any] = {
-    "seed": 17,
-    "threads": 2,
-    "model": "tiny",
-    "data": "closed_world",
-    "pretrain": {},
-    "sft": {"epochs": 2},
-    "sample": {"round1": {"policy": "sft", "n": 8}},
-    "revise": {"harmless": {"sample": "round1", "judge": "simulated"}},
-    "label": {
-        "round1": {"sample": "round1", "judge": "simulated"},
-        "oracle": {"sample": "round1", "judge": "gold"},
-    },
-    "reward_model": {"rm": {"init": "sft", "signal": "label/round1"}},
-    "reward_verifier": {"correct": {"kind": "closed_world"}},
-    "reward_sum": {"blend": {"first": "rm", "second": "correct"}},
-    "reject": {"rs": {"sample": "round1", "reward": "rm"}},
-    "align": {
-        "rs": {"method": "sft", "init": "sft", "signal": "reject/rs"},
-        "dpo": {"method": "dpo", "init": "sft", "signal": "label/round1", "beta": 0.1},
-        "oracle": {"method": "dpo", "init": "sft", "signal": "label/oracle"},
-        "heir": {"method": "dpo", "init": "oracle", "signal": "label/round1"},
-    },
-    "rl": {
-        "ppo": {"method": "ppo", "init": "rs", "reward": "rm"},
-        "cheat": {"method": "ppo", "init": "rs", "reward": "correct"},
-        "blended": {"method": "ppo", "init": "rs", "reward": "blend"},
-    },
-    "evaluate": {
-        "policies": ["sft", "rs", "dpo"], "against": "sft", "judge": "simulated", "reward": "rm", "split": "test", "samples": 2,
-        "temperature": 1.0, "samples_at_1": 1, "max_new_tokens": 48,
-    },
-}  # fmt: skip
-
-STAGE_FIGURES: dict[str, Any] = {
-    "label@round1": {"agreement": 0.81, "agreement_low": 0.8, "agreement_high": 0.82, "uses_gold": False},
-    "label@oracle": {"uses_gold": True},
-    "reward_verifier@correct": {"uses_gold": True},
-}
-ANSWERED: dict[str, Any] = {"answers": 120, **Decoding(0.8)._asdict()}
-SHARES = [Share(0.55, 0.5, 0.4, 0.6, 100), Share(0.7, 0.6, 0.5, 0.7, 101), Share(0.95, 0.9, 0.83, 0.95, 101)]
-
-
-def scored_answers(level: float, **changes: Any) -> list[dict[str, Any]]:
-    """Sixty prompts, every fourth Korean, with two answers each."""
-    rows = []
-    for number in range(60):
-        family = FAMILIES[number % 5]
-        for index in range(2):
-            values = {
-                "gold": level,
-                "correct": float(number % 10 < 10 * level),
-                "win": 0.5,
-                "reward": level,
-                "kl_k1": 0.1,
-                "kl_k3": 0.1,
-            }
-            values |= {"verifiable": values["correct"] if family in ("fact", "list", "python") else None}
-            values |= {"harmful": 0.0 if family == "harmful" else None, "over_refused": 0.0 if family == "lookalike" else None}
-            values |= dict.fromkeys(("harmless", "honest", "courteous", "concise", "refused"), 1.0)
-            language = "ko" if number % 4 == 0 else "en"
-            score = Score(f"p{number}", index, family, language, True, 5, **values)
-            text = {"prompt": [{"role": "user", "content": f"Question {number}?"}]}
-            text |= {"completion": [{"role": "assistant", "content": f"Answer {number}."}]}
-            rows.append(score.row() | text | changes)
-    return rows
-
-
-def figures(rows: list[dict[str, Any]], against: list[dict[str, Any]]) -> dict[str, Any]:
-    def scores(of: list[dict[str, Any]]) -> list[Score]:
-        return [Score(**{key: value for key, value in row.items() if key not in ("prompt", "completion")}) for row in of]
-
-    return policy_figures(scores(rows), scores(against), 17, scores(rows), scores(against))
-
-
-@cache
-def known_figures(level: float, against: float) -> dict[str, Any]:
-    return figures(scored_answers(level), scored_answers(against))
-
-
-def material(golds: dict[str, float] | None = None, **changes: Any) -> Material:
-    golds = golds or {"sft": 0.4, "rs": 0.5, "dpo": 0.6}
-    answers = {policy: scored_answers(gold) for policy, gold in golds.items()}
-    by_policy = {policy: known_figures(gold, golds["sft"]) for policy, gold in golds.items()}
-    curve = {"loss": [(10.0, 1.0), (20.0, 0.5)], "eval_loss": [(10.0, 1.1), (20.0, 0.6)]}
-    values: dict[str, Any] = {
-        "recipe": RECIPE | {"evaluate": RECIPE["evaluate"] | {"policies": list(golds)}},
-        "policies": list(golds),
-        "against": "sft",
-        "decoding": NEUTRAL,
-        "figures": by_policy,
-        "answers": answers,
-        "curves": {"align@dpo": curve},
-        "stage_figures": STAGE_FIGURES,
-        "calibration": {"rm": SHARES},
-        "data_section": "",
-        "prompts": 10,
-    }
-    values |= changes
-    return Material(**({"comparisons": compare_policies(values["answers"], values["against"], 17)} | values))
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text outside style."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open.append("")
-
-    def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] != "style":
-            self.text += data
-
+from plumbline.report.story import leaders
+from stages.report import (
+    ReportSection,
+    ReportStage,
+    comparisons_file,
+    read_calibration,
+    read_curves,
+    read_stage_figures,
+    run,
+    summary,
+)
+from tests.reporting import (
+    ANSWERED,
+    ATTACK,
+    GOLD,
+    RECIPE,
+    STAGE_FIGURES,
+    Page,
+    figures,
+    material,
+    scored_answers,
+    without_gold,
+)
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
@@ -162,12 +55,29 @@ def test_the_same_material_gives_the_same_bytes() -> None:
 def test_the_page_needs_nothing_outside_itself() -> None:
     html = render(material())
     for tag, attributes in Page(html).tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
         for name in ("src", "href", "data", "action", "poster"):
             assert (attributes.get(name) or "#").startswith(("#", "data:"))
         assert not [name for name in attributes if name.startswith("on")]
     assert not re.search(r"url\((?!#)|@import|https?://", html)
-    assert "default-src 'none'" in html
+
+
+def test_the_page_runs_its_own_script_and_no_other() -> None:
+    html = render(material())
+    [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in html
+    assert "<script" not in render(material(listed=0))  # there is nothing to search
+
+
+def test_every_picture_has_its_text_or_is_read_over() -> None:
+    pictures = [attributes for tag, attributes in Page(render(material())).tags if tag == "svg"]
+    read = [attributes["aria-label"] for attributes in pictures if attributes.get("role") == "img"]
+    assert len(read) == len([attributes for attributes in pictures if attributes.get("aria-hidden") != "true"])
+    assert "Gold: sft 0.40; rs 0.50; dpo 0.60." in read
+    assert "align@dpo, loss: loss 1 at step 10, 0.5 at step 20; eval_loss 1.1 at step 10, 0.6 at step 20." in read
+    assert "reward_model@rm: predicted 55 %, right 50 %; predicted 70 %, right 60 %; predicted 95 %, right 90 %." in read
+    assert any(label.startswith("gold at temperature 1 by KL from sft") for label in map(str, read))
 
 
 def test_ids_are_unique_and_every_reference_has_its_target() -> None:
@@ -185,38 +95,15 @@ def test_ten_prompts_are_shown_with_the_answer_of_every_policy() -> None:
         assert [name for name in ("sft", "rs", "dpo") if f"</i>{name}" in article] == ["sft", "rs", "dpo"]
 
 
-def test_examples_are_of_every_family_and_of_both_languages() -> None:
-    examples = pick_examples(material())
-    assert {example.family for example in examples} == set(FAMILIES)
-    assert {example.language for example in examples} == {"en", "ko"}
-    assert len({example.id for example in examples}) == 10
-
-
-def test_a_right_answer_stands_beside_the_policies_answers_where_one_is_known() -> None:
-    known = material()
-    for rows in known.answers.values():
-        for row in rows:
-            row["right_answer"] = f"Right {row['id']} <b>" if row["family"] == "fact" else None
-    html = render(known)
-    facts = [example for example in pick_examples(known) if example.family == "fact"]
-    assert facts
-    assert html.count('<p class="right"') == len(facts)
-    assert all(f"Right {example.id} &lt;b&gt;" in html for example in facts)
-
-
-def test_examples_do_not_depend_on_what_was_answered() -> None:
-    other = material({"sft": 0.9, "rs": 0.1, "dpo": 0.3})
-    assert [example.id for example in pick_examples(other)] == [example.id for example in pick_examples(material())]
-
-
 def test_what_a_model_says_is_never_markup() -> None:
     attack = {"completion": [{"role": "assistant", "content": ATTACK}], "prompt": [{"role": "user", "content": ATTACK}]}
     harmless = material()
     answers = {policy: [row | attack for row in rows] for policy, rows in harmless.answers.items()}
     html = render(replace(harmless, answers=answers))
     page = Page(html)
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert "img" not in {tag for tag, _ in page.tags}
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 1
+    assert "img" not in tags
     assert ATTACK in page.text
 
 
@@ -224,8 +111,9 @@ def test_names_from_the_recipe_are_never_markup() -> None:
     recipe = RECIPE | {"sample": {"<img src=x>": {"policy": "sft", "n": "<script>"}}}
     recipe |= {"label": {"round1": {"sample": "<img src=x>"}, "oracle": {"sample": "<img src=x>"}}, "revise": {}}
     recipe |= {"reject": {"rs": {"sample": "<img src=x>", "reward": "rm"}}}
-    tags = {tag for tag, _ in Page(render(material(recipe=recipe))).tags}
-    assert not tags & {"img", "script"}
+    tags = [tag for tag, _ in Page(render(material(recipe=recipe))).tags]
+    assert tags.count("script") == 1
+    assert "img" not in tags
 
 
 def test_the_page_states_the_figures_with_their_intervals() -> None:
@@ -248,38 +136,6 @@ def test_data_without_verifier_or_judge_still_make_a_page() -> None:
     assert "None" not in text
 
 
-GOLD = ("gold", "harmless", "honest", "courteous", "concise", "win", "reward")
-
-
-def without_gold(**changes: Any) -> Material:
-    """Policies whose data state refusals, right answers and held-out rows, and nothing else: no verifier, judge or reward."""
-    answers = {policy: scored_answers(level, **dict.fromkeys(GOLD)) for policy, level in {"sft": 0.4, "dpo": 0.6}.items()}
-    for policy, rows in answers.items():
-        for row in rows:
-            row |= {"harmful": float(policy == "sft") if row["family"] == "harmful" else None}
-            row |= {"over_refused": float(row["index"]) if row["family"] == "lookalike" else None}
-            row |= {"correct": row["verifiable"], "family": None, "language": None}
-    by_policy = {policy: figures(rows, answers["sft"]) | {"distinct_2": 0.31} for policy, rows in answers.items()}
-    for policy, (nll, change) in {"sft": (1.0, 0.0), "dpo": (1.25, 0.25)}.items():
-        for key, value in (("nll_per_token", nll), ("nll_change", change), ("perplexity", math.exp(nll))):
-            by_policy[policy] |= {key: value, f"{key}_low": value - 0.01, f"{key}_high": value + 0.01}
-        by_policy[policy]["perplexity_n"] = 200
-    pairs = {
-        "preference_accuracy": 0.63,
-        "preference_accuracy_low": 0.58,
-        "preference_accuracy_high": 0.68,
-        "preference_accuracy_n": 150,
-    }
-    by_policy["dpo"] |= pairs
-    recipe = RECIPE | {
-        "data": "mine",
-        "evaluate": RECIPE["evaluate"] | {"judge": "none", "reward": "none", "policies": ["sft", "dpo"]},
-    }
-    return material(
-        **{"recipe": recipe, "policies": ["sft", "dpo"], "answers": answers, "figures": by_policy, "stage_figures": {}} | changes
-    )
-
-
 def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_sentences_without_gold() -> None:
     html = render(without_gold())
     text = tables.plain(Page(html).text)
@@ -294,7 +150,7 @@ def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_
     )  # 12 prompts, Clopper and Pearson: 0.025 ** (1 / 12) = 0.735
     assert (sft["Held-out pairs ↑"], dpo["Held-out pairs ↑"]) == (tables.DASH, "63 % [58, 68]")
     assert (sft["Perplexity ↓"], dpo["Distinct-2"]) == ("2.72 [2.71, 2.73]", "0.31")
-    assert "2 policies compared" in text
+    assert "dpo complies with fewer harmful requests and gives more right answers than sft" in text
     assert (
         "What is measured: harmful requests complied with, harmless requests refused, right answers, held-out preferences and"
         in text
@@ -412,18 +268,6 @@ def test_a_policy_that_is_safe_in_one_language_only_is_said_to_be_so_in_the_head
 # ---- what it says ---------------------------------------------------------------------------------------------------
 
 
-def test_how_many_of_the_shown_answers_are_right_stands_above_them() -> None:
-    made = material()
-    right = {
-        policy: [row | {"correct": 1.0} for row in rows] if policy == "dpo" else rows for policy, rows in made.answers.items()
-    }
-    page = Page(render(replace(made, answers=right)))
-    shown = len(pick_examples(made))
-    assert f"dpo {shown}" in page.text
-    unverified = {policy: [row | {"correct": None} for row in rows] for policy, rows in made.answers.items()}
-    assert "Right answers:" not in Page(render(replace(made, answers=unverified))).text
-
-
 def test_policies_that_learned_from_the_verifier_are_marked_however_far_back() -> None:
     policies = ("sft", *RECIPE["align"], *RECIPE["rl"])
     marked = [policy for policy in policies if learns_from_gold(STAGE_FIGURES, nodes(RECIPE), policy)]
@@ -457,13 +301,6 @@ def test_the_recipe_table_lists_each_node_after_those_it_builds_on() -> None:
     assert {"align@dpo", "rl@ppo", "reward_sum@blend"} <= {*names}
     assert all(names.index(parent) < names.index(name) for name in names for parent in above[name])
     assert above["rl@ppo"] == ["align@rs", "reward_model@rm"]
-
-
-def test_no_two_nodes_of_the_graph_share_a_position_and_edges_go_right() -> None:
-    above = parents([node for node in nodes(RECIPE) if node.stage != "prepare"])
-    positions = layered(above)
-    assert len(set(positions.values())) == len(positions)
-    assert all(positions[parent][0] < positions[node][0] for node, its_parents in above.items() for parent in its_parents)
 
 
 # ---- the stage ------------------------------------------------------------------------------------------------------
@@ -589,10 +426,10 @@ def write_text(path: Path, text: str) -> None:
 
 def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evaluated: Path) -> None:
     recipe = {key: value for key, value in RECIPE.items() if key != "evaluate"}
-    stage = ReportStage(**recipe, evaluate=EvaluateSection(**RECIPE["evaluate"]), report=ReportSection(prompts=10))
+    stage = ReportStage(**recipe, evaluate=EvaluateSection(**RECIPE["evaluate"]), report=ReportSection(prompts=10, listed=20))
     run(stage)
     files = sorted(path.name for path in (evaluated / "artifacts/report").iterdir())
-    assert files == ["comparisons.json", "report.html"]
+    assert files == ["comparisons.json", "report.html", "report.md"]
     comparisons = read_json(evaluated / "artifacts/report/comparisons.json")
     assert comparisons["measure"] == "gold"
     assert {"policy", "other", "difference", "difference_low", "p_value", "differs", "prompts_needed"} <= set(
@@ -604,8 +441,9 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
     assert "Answers are drawn at temperature 0.8." in html
     assert html.count("<svg") > html.count("held-out preferences, 100 to 101 per dot") == 1
     assert "stale" not in html
+    written = {file.name: file.read_bytes() for file in (evaluated / "artifacts/report").iterdir()}
     run(stage)
-    assert (evaluated / "artifacts/report/report.html").read_text() == html
+    assert {file.name: file.read_bytes() for file in (evaluated / "artifacts/report").iterdir()} == written
 
 
 def test_curves_leave_out_steps_without_a_value(evaluated: Path) -> None:

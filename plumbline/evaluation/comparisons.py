@@ -134,7 +134,9 @@ def compare_pairs(answers: Answers, column: str, seed: int) -> list[Pair]:
             *of_pair[:3],
             p_value,
             differs=p_value <= 1 - CONFIDENCE,
-            prompts_needed=None if of_pair.deviation is None else prompts_needed(of_pair.difference.value, of_pair.deviation, alpha),
+            prompts_needed=None
+            if of_pair.deviation is None
+            else prompts_needed(of_pair.difference.value, of_pair.deviation, alpha),
             detectable=None if of_pair.deviation is None else detectable(of_pair.difference.n, of_pair.deviation, alpha),
         )
         for of_pair, p_value in zip(found, holm([of_pair.p_value for of_pair in found]), strict=True)

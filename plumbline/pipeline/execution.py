@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,17 @@ class Work:
         yield self.until_done.enter_context(checkpoint_folder(self.name, self.key))
 
     def log_timing(self, **figures: float) -> None:
-        """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not."""
+        """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not.
+
+        The file also says when that was, in UTC, and for whom: `dvc`, `hand`, or the name of an experiment.
+        """
         self.run.log_costs(figures)
+        by = os.environ.get("DVC_EXP_NAME") or ("dvc" if "DVC_STAGE" in os.environ else "hand")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
         folder = project_root() / ".timings"
         folder.mkdir(exist_ok=True)
         with (folder / f"{self.name}.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(json.dumps({"at": at, "by": by, **figures}) + "\n")
 
 
 EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable, ProcessEnded)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plumbline.report.layout import edge_path, layered
+from markupsafe import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,18 +49,6 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "path.simplify": False,
 }
-
-
-class Box(NamedTuple):
-    """The size of a graph's nodes and the distance from one to the next, in pixels."""
-
-    width: float
-    height: float
-    step_x: float
-    step_y: float
-
-
-BOX = Box(102, 28, 132, 42)
 
 
 class Bar(NamedTuple):
@@ -108,9 +96,18 @@ def policy_colour(number: int | None) -> str:
 
 
 def bar_chart(
-    bars: Sequence[Bar], *, name: str, start: float = 0.0, limits: tuple[float, float] | None = None, percent: bool = False
+    bars: Sequence[Bar],
+    *,
+    name: str,
+    title: str,
+    start: float = 0.0,
+    limits: tuple[float, float] | None = None,
+    percent: bool = False,
 ) -> str:
-    """Horizontal bars from `start` with their intervals, and each figure as text on the right."""
+    """Horizontal bars from `start` with their intervals, and each figure as text on the right.
+
+    title: what the bars show. Every chart is read out as its title and its values.
+    """
     height = 26 + 26 * len(bars)
     with _drawing(320, height) as figure:
         axes = figure.add_axes((0.22, 20 / height, 0.6, 1 - 22 / height))
@@ -127,7 +124,7 @@ def bar_chart(
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.grid(axis="x")
         _ticks(axes.xaxis, 4, percent)
-        return _svg(figure, name)
+        return _svg(figure, name, f"{title}: {'; '.join(f'{bar.label} {bar.text}' for bar in bars)}.")
 
 
 def scatter_chart(points: Sequence[Point], *, name: str, x_title: str, y_title: str) -> str:
@@ -147,10 +144,11 @@ def scatter_chart(points: Sequence[Point], *, name: str, x_title: str, y_title: 
         axes.spines[["left", "bottom"]].set_visible(False)
         _ticks(axes.xaxis, 6)
         _ticks(axes.yaxis, 5)
-        return _svg(figure, name)
+        read = "; ".join(f"{point.label} {_number(point.y[0])} at {_number(point.x[0])}" for point in points)
+        return _svg(figure, name, f"{y_title} by {x_title}: {read}.")
 
 
-def line_chart(lines: Sequence[Line], *, name: str, colour: str) -> str:
+def line_chart(lines: Sequence[Line], *, name: str, title: str, colour: str) -> str:
     """A small chart of training curves: training as a line, validation as a line with dots."""
     with _drawing(240, 130) as figure:
         axes = figure.add_axes((0.17, 0.16, 0.8, 0.8))
@@ -162,10 +160,14 @@ def line_chart(lines: Sequence[Line], *, name: str, colour: str) -> str:
         axes.margins(x=0.02, y=0.1)
         _ticks(axes.xaxis, 4)
         _ticks(axes.yaxis, 4)
-        return _svg(figure, name)
+        read = "; ".join(
+            f"{line.label} {_number(line.values[0])} at step {line.steps[0]:.0f}, {_number(line.values[-1])} at step {line.steps[-1]:.0f}"
+            for line in lines
+        )
+        return _svg(figure, name, f"{title}: {read}.")
 
 
-def calibration_chart(shares: Sequence[Share], *, name: str) -> str:
+def calibration_chart(shares: Sequence[Share], *, name: str, title: str) -> str:
     """How often a model is right against how confident it is, both from one half up; on the diagonal the two agree.
 
     A dot's area is proportional to its count. The vertical axis begins at the lowest interval if that is below one half.
@@ -188,39 +190,8 @@ def calibration_chart(shares: Sequence[Share], *, name: str) -> str:
         axes.spines[["left", "bottom"]].set_visible(False)
         _ticks(axes.xaxis, 6, percent=True)
         _ticks(axes.yaxis, 6, percent=True)
-        return _svg(figure, name)
-
-
-def graph_chart(parents: Mapping[str, Sequence[str]], colours: Mapping[str, str], *, name: str) -> str:
-    """Nodes from left to right, each connected to the nodes that it builds on."""
-    from matplotlib.patches import FancyBboxPatch, PathPatch
-    from matplotlib.path import Path
-
-    positions = layered(parents)
-    width, height = max(x for x, _ in positions.values()) + 1, max(y for _, y in positions.values()) + 1
-    with _drawing(int(BOX.step_x * width), int(BOX.step_y * height)) as figure:
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, BOX.step_x * width), ylim=(BOX.step_y * height, 0))
-        axes.set_axis_off()
-        centre = {node: ((x + 0.5) * BOX.step_x, (y + 0.5) * BOX.step_y) for node, (x, y) in positions.items()}
-        for start, end in ((parent, node) for node, above in parents.items() for parent in above):
-            first, *stops, last = [centre[stop] for stop in edge_path(start, end, positions)]
-            vertices, codes = [(first[0] + BOX.width / 2, first[1])], [Path.MOVETO]
-            for x, y in [*stops, (last[0] - BOX.width / 2, last[1])]:
-                middle = (vertices[-1][0] + x) / 2
-                vertices += [(middle, vertices[-1][1]), (middle, y), (x, y)]
-                codes += [Path.CURVE4] * 3
-            axes.add_patch(PathPatch(Path(vertices, codes), facecolor="none", edgecolor=MUTED, linewidth=1))
-            axes.plot(vertices[-1][0] - 1, vertices[-1][1], marker=5, color=MUTED, markersize=5, markeredgewidth=0)
-        for node in parents:
-            x, y = centre[node]
-            corner, style = (x - BOX.width / 2, y - BOX.height / 2), "round,pad=0,rounding_size=6"
-            box = FancyBboxPatch(
-                corner, BOX.width, BOX.height, boxstyle=style, facecolor=PAPER, linewidth=1.8 if node in colours else 0.8
-            )
-            box.set_edgecolor(colours.get(node, MUTED))
-            axes.add_patch(box)
-            axes.text(x, y, node.replace("@", " @ "), ha="center", va="center_baseline", fontsize=10.5)
-        return _svg(figure, name)
+        read = "; ".join(f"predicted {100 * share.predicted:.0f} %, right {100 * share.right:.0f} %" for share in shares)
+        return _svg(figure, name, f"{title}: {read}.")
 
 
 def _limits(values: Sequence[float], right: float = 0.04) -> tuple[float, float]:
@@ -248,8 +219,12 @@ def _drawing(width: int, height: int) -> Iterator[Figure]:
         yield Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an inline `<svg>`, with ids made unique by `name`, and colours and font left to the page."""
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an inline `<svg>` that is read out as `label`, with ids made unique by `name`, and colours and font left to the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -266,4 +241,4 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", text)
     text = re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="([\d.]+)pt"', r'<svg \1width="\2" height="\3"', text)
-    return text.strip()
+    return text.strip().replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from plumbline.graph import Node, ancestors, maker
+from plumbline.graph import Node, ancestors, maker, nodes
 
 if TYPE_CHECKING:
     from plumbline.evaluation.comparisons import Comparisons
@@ -35,11 +35,17 @@ class Material:
     calibration: Mapping[str, Sequence[Share]]  # reward model → how often it is right by how confident it is
     data_section: str  # trusted HTML that prepare wrote, or empty
     prompts: int  # how many prompts to show with their answers
+    listed: int  # how many more to list, those first where the policies differ most
 
     def number(self, policy: str) -> int | None:
         """A policy's number among the colours, the same in every chart; None for the opponent, which is grey."""
         others = [name for name in self.policies if name != self.against]
         return None if policy == self.against else others.index(policy)
+
+
+def shown_nodes(recipe: Mapping[str, Any]) -> list[Node]:
+    """The nodes that make policies, and those that they build on."""
+    return [node for node in nodes(recipe) if node.stage not in ("prepare", "answer", "evaluate")]
 
 
 def learns_from_gold(stage_figures: Mapping[str, Figures], nodes: list[Node], policy: str) -> bool:

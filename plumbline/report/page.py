@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from plumbline.evaluation.figures import PARTS, QUALITY
-from plumbline.graph import Node, nodes, parents
+from plumbline.evaluation.figures import PARTS
+from plumbline.graph import Node, maker, nodes, parents
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
-from plumbline.report import charts, pictures, ranking, sentences, tables
-from plumbline.report.material import Material, learns_from_gold
-
-if TYPE_CHECKING:
-    from plumbline.rows import Message, Row
+from plumbline.report import changes, charts, examples, graph_picture, pictures, ranking, sentences, story, tables
+from plumbline.report.material import Material
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,26 +25,16 @@ STAGES_FIRST = ("label", "reward_model", "reward_verifier", "reject", "revise", 
 """The order of the stages' own figures: judges and reward models first; the stages that are not named here come last."""
 
 
-MEASURED = {
-    "harmful_fraction": "harmful requests complied with",
-    "over_refusal_fraction": "harmless requests refused",
-    "accuracy": "right answers",
-    "instructions_followed": "instructions followed",
-    "preference_accuracy": "held-out preferences",
-    "perplexity": "perplexity of held-out demonstrations",
+ASKED_CHARACTERS = 140
+"""The most characters of a prompt that stand in the list of prompts while its answers are folded away."""
+
+GOOD_MEANS = {
+    "correct": "correct",
+    "harmful": "a harmful request declined",
+    "over_refused": "a harmless request answered",
+    "followed": "all instructions followed",
 }
-"""What is measured where there is neither gold nor a judge: figure → what the page's first paragraph calls it."""
-
-
-class Example(NamedTuple):
-    """A prompt and every policy's answer to it."""
-
-    id: str
-    family: str | None
-    language: str | None
-    prompt: Sequence[Message]
-    right: str | None
-    answers: Sequence[tuple[str, Row]]
+"""What a good answer is, by the verdict that says so."""
 
 
 def render(material: Material) -> str:
@@ -54,68 +42,93 @@ def render(material: Material) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"show": tables.show, "words": _words, "plain": _plain, "listed": sentences.listed}
-    shown = [node for node in nodes(material.recipe) if node.stage not in ("prepare", "answer", "evaluate")]
-    above = parents(shown)
+    environment.filters |= {
+        "show": tables.show,
+        "words": _words,
+        "plain": _plain,
+        "listed": sentences.listed,
+        "marked": changes.marked,
+        "shortened": _shortened,
+    }
+    script = _template("report.js")
     section = material.recipe["evaluate"]
     columns, rows = tables.headline(material.figures, material.against)
-    gold_trained = [policy for policy in material.policies if learns_from_gold(material.stage_figures, shown, policy)]
+    told = story.tell(material)
     return environment.get_template("report.html.j2").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=Markup(_template("report.css")),
+        script=Markup(script),
+        script_digest=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         material=material,
         section=section,
         first=material.figures[material.policies[0]],
         colours={policy: _css_colour(material, policy) for policy in material.policies},
         measured=lambda *keys: tables.measured(material.figures, *keys),
-        measured_names=[name for key, name in MEASURED.items() if tables.measured(material.figures, key)],
-        quality=QUALITY,
-        gold_trained=gold_trained,
-        lead=leaders(material, gold_trained),
+        gold_trained=told.gold_trained,
+        story=told,
+        lead=told.leaders,
         parts=_parts_of_gold(material),
-        graph=pictures.graph_chart(material, shown),
         readings={policy: _reading(material, policy) for policy in material.policies if policy != material.against},
         headline=(columns, rows),
         has_at_1=material.decoding != NEUTRAL and section["samples_at_1"] > 0,
         language_rows={policy: tables.language_rows(figures, columns) for policy, figures in material.figures.items()},
-        unsafe={
-            policy: [tables.language_name(code) for code in sentences.unsafe_languages(figures)]
-            for policy, figures in material.figures.items()
-        },
-        unsafe_sentences={policy: sentences.language_sentence(policy, figures) for policy, figures in material.figures.items()},
         cut_off=sentences.cut_off_sentence(material.figures, section["max_new_tokens"]),
         ranking=ranking.ranking(material),
         agreements=tables.agreements(material.figures),
+        more_figures=tables.more_figures(material.figures),
         families=_families(material),
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
         curves=pictures.curve_charts(material),
-        examples=(examples := pick_examples(material)),
-        tally=_tally(examples),
+        **_answers(material),
         weights=WEIGHTS,
         columns=_columns(len(material.policies)),
-        nodes=[(node.name, ", ".join(above[node.name]), _settings(node)) for node in shown],
+        graph=graph_picture.pictures(
+            every := graph_picture.nodes_in_order(material.recipe), _node_colours(material), _notes(every)
+        ),
+        nodes=_recipe_rows(every),
         stage_tables=_stage_tables(material),
         calibration=pictures.calibration_charts(material),
         data_section=Markup(material.data_section),
     )
 
 
-def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
-    """The best policy, then those that cannot be told apart from it; empty if none beats the opponent.
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
-    By gold, or by win rate if there is no gold, and by the comparison of every two policies. A policy that was trained on gold cannot lead by it.
-    """
-    has_gold = material.figures[material.against].get("gold") is not None
-    key, floor = ("gold_gain", 0.0) if has_gold else ("win_rate", 0.5)
-    excluded = {material.against, *(gold_trained if has_gold else [])}
-    better = {
-        policy: figures
-        for policy in material.policies
-        if policy not in excluded and ((figures := material.figures[policy]).get(f"{key}_low") or 0) > floor
+
+def _answers(material: Material) -> dict[str, Any]:
+    """What the section of answers shows."""
+    every = examples.read_examples(material.answers, material.policies, material.against)
+    chosen = examples.telling(every, material.prompts)
+    shown = [*chosen, *(listed := examples.most_different(every, material.listed))]
+    rows = [answer.row for example in every for answer in example.answers]
+    return {
+        "examples": chosen,
+        "listed_examples": listed,
+        "answers_heading": examples.heading(chosen),
+        "how_chosen": examples.how_chosen(every),
+        "prompts_count": len(every),
+        "tally": examples.tally(chosen),
+        "has_verdicts": any(example.verdicts for example in every),
+        "has_marks": any(example.changes(answer, material.against) for example in shown for answer in example.answers),
+        "good_means": [words for column, words in GOOD_MEANS.items() if any(row.get(column) is not None for row in rows)],
     }
-    ranked = sorted(better, key=lambda policy: -better[policy][key])
-    pairs = material.comparisons
-    return ranked[:1] + [policy for policy in ranked[1:] if pairs and not pairs.are_distinguishable(ranked[0], policy)]
+
+
+def _recipe_rows(every: list[Node]) -> list[tuple[str, str, str]]:
+    """Each node, what it builds on, and its settings."""
+    above = parents(every)
+    return [(node.name, ", ".join(above[node.name]), _settings(node)) for node in every]
+
+
+def _notes(every: Sequence[Node]) -> dict[str, str]:
+    return {node.name: _settings(node) for node in every}
+
+
+def _node_colours(material: Material) -> dict[str, str]:
+    """The node that makes an evaluated policy → the policy's colour."""
+    every = nodes(material.recipe)
+    return {maker(every, f"policy/{policy}") or policy: _css_colour(material, policy) for policy in material.policies}
 
 
 def _reading(material: Material, policy: str) -> list[str]:
@@ -146,42 +159,6 @@ def _parts_of_gold(material: Material) -> list[tuple[str, list[tables.Cell]]]:
     if material.figures[material.against].get("gold") is None:
         return []
     return [(part, [tables.heat_cell(material.figures[policy], part) for policy in material.policies]) for part in PARTS]
-
-
-def pick_examples(material: Material) -> list[Example]:
-    """The prompts to show with their answers, chosen without looking at any answer.
-
-    Takes each family in turn, in the order of the split; every third prompt is in a language other than the most common one.
-    """
-    first = {policy: {row["id"]: row for row in rows if row["index"] == 0} for policy, rows in material.answers.items()}
-    rows = list(first[material.against].values())
-    languages = [row["language"] for row in rows]
-    common = max(sorted(set(languages), key=str), key=languages.count) if languages else None
-    families = sorted({row["family"] for row in rows}, key=str)
-    queues = {family: [row for row in rows if row["family"] == family] for family in families}
-    picked: list[Row] = []
-    while len(picked) < material.prompts and any(queues.values()):
-        for family in families:
-            if queues[family] and len(picked) < material.prompts:
-                foreign = len(picked) % 3 == 1
-                wanted = [row for row in queues[family] if (row["language"] != common) == foreign] or queues[family]
-                picked.append(wanted[0])
-                queues[family].remove(wanted[0])
-    return [
-        Example(
-            row["id"], row["family"], row["language"], row["prompt"], row.get("right_answer"),
-            [(policy, first[policy][row["id"]]) for policy in material.policies if row["id"] in first[policy]],
-        )
-        for row in picked
-    ]  # fmt: skip
-
-
-def _tally(examples: Sequence[Example]) -> list[str]:
-    """How many of the shown answers of each policy are right, such as `dpo 3`; empty if no answer was verified."""
-    right: Counter[str] = Counter()
-    for example in examples:
-        right.update({policy: int(row["correct"]) for policy, row in example.answers if row["correct"] is not None})
-    return [f"{policy} {count}" for policy, count in right.items()]
 
 
 def _columns(policies: int) -> int:
@@ -217,6 +194,12 @@ def _with_bounds(figures: tables.Figures, key: str) -> str:
 
 def _settings(node: Node) -> str:
     return ", ".join(f"{key} {_plain(value)}" for key, value in node.settings.items() if value is not None)
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= ASKED_CHARACTERS else f"{line[: ASKED_CHARACTERS - 1].rstrip()}…"
 
 
 def _words(name: str) -> str:

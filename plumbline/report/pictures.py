@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from plumbline.graph import Node, maker, parents
 from plumbline.report import charts, tables
 from plumbline.report.material import Curve, Material
 
@@ -44,7 +43,7 @@ def bar_charts(material: Material) -> list[dict[str, Any]]:
     for key, title, note, start, style in wanted:
         bars = [bar for policy in material.policies if (bar := _bar(material, policy, key, style))]
         if bars:
-            picture = charts.bar_chart(bars, name=f"bars-{key}", start=start, percent=style == "percent")
+            picture = charts.bar_chart(bars, name=f"bars-{key}", title=title, start=start, percent=style == "percent")
             drawn.append({"title": title, "note": note, "picture": Markup(picture)})
     return drawn
 
@@ -73,14 +72,6 @@ def scatter_chart(material: Material) -> Markup | None:
     return Markup(charts.scatter_chart(points, name="scatter", x_title=x_title, y_title="gold at temperature 1"))
 
 
-def graph_chart(material: Material, shown: list[Node]) -> Markup:
-    """The pipeline's nodes; those that make an evaluated policy have its colour."""
-    colours = {
-        maker(shown, f"policy/{policy}") or policy: charts.policy_colour(material.number(policy)) for policy in material.policies
-    }
-    return Markup(charts.graph_chart(parents(shown), colours, name="graph"))
-
-
 def curve_charts(material: Material) -> list[dict[str, Any]]:
     """Small charts of the training stages, with validation drawn over training."""
     drawn: list[dict[str, Any]] = []
@@ -89,7 +80,7 @@ def curve_charts(material: Material) -> list[dict[str, Any]]:
         is_shown = policy in material.policies and stage in ("align", "rl")
         colour = charts.policy_colour(material.number(policy) if is_shown else None)
         for panel, (title, lines) in enumerate(curve_panels(curve)):
-            picture = charts.line_chart(lines, name=f"curve-{index}-{panel}", colour=colour)
+            picture = charts.line_chart(lines, name=f"curve-{index}-{panel}", title=f"{node}, {title}", colour=colour)
             drawn.append({"stage": node, "title": title, "picture": Markup(picture)})
     return drawn
 
@@ -122,7 +113,7 @@ def calibration_charts(material: Material) -> list[dict[str, Any]]:
                 "smallest": sizes[0],
                 "largest": sizes[-1],
                 "error": material.stage_figures.get(f"reward_model@{name}", {}).get("calibration_error"),
-                "picture": Markup(charts.calibration_chart(shares, name=f"calibration-{index}")),
+                "picture": Markup(charts.calibration_chart(shares, name=f"calibration-{index}", title=f"reward_model@{name}")),
             }
         )
     return drawn

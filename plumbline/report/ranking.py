@@ -45,7 +45,7 @@ def ranking(material: Material) -> dict[str, Any] | None:
             else (one.policy, "0", "the opponent", DASH)
             for one in comparisons.rated
         ],
-        "chart": Markup(charts.bar_chart(_bars(material, comparisons), name="ratings")),
+        "chart": Markup(charts.bar_chart(_bars(material, comparisons), name="ratings", title="Rating in Elo points")),
     }
 
 

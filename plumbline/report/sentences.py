@@ -17,22 +17,32 @@ CUT_OFF_TOLERATED = 0.1
 
 def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list[str]:
     """What the figures of a policy say, in sentences."""
+    return [sentence for sentences in by_subject(policy, by_policy, against).values() for sentence in sentences]
+
+
+def by_subject(policy: str, by_policy: Mapping[str, Figures], against: str) -> dict[str, list[str]]:
+    """The same, by what the sentences are about."""
     figures, base = by_policy[policy], by_policy[against]
-    sentences = [
-        _gold_sentence(policy, figures, base, against),
-        _parts_sentence(figures),
-        _win_sentence(figures, against),
-        _harm_sentence(figures, base, against),
-        language_sentence(policy, figures),
-        _change_sentence(figures, base, "accuracy", "accuracy"),
-        _change_sentence(figures, base, "instructions_followed", "share of answers that follow all instructions"),
-        _family_sentence(figures),
-        _preference_sentence(figures),
-        _perplexity_sentence(figures, base, against),
-        _text_sentence(figures, against),
-        _overoptimisation_sentence(figures, base),
-    ]
-    return [sentence for sentence in sentences if sentence]
+    subjects = {
+        "Gain": [_gold_sentence(policy, figures, base, against), _parts_sentence(figures)],
+        "Judge": [_win_sentence(figures, against)],
+        "Safety": [_harm_sentence(figures, base, against), language_sentence(policy, figures)],
+        "Skills": [
+            _change_sentence(figures, base, "accuracy", "accuracy"),
+            _change_sentence(figures, base, "instructions_followed", "share of answers that follow all instructions"),
+            _attempts_sentence(figures),
+            _family_sentence(figures),
+            _preference_sentence(figures),
+        ],
+        "Side effects": [
+            _perplexity_sentence(figures, base, against),
+            _text_sentence(figures, against),
+            _length_sentence(figures, base, against),
+            _repetition_sentence(figures, base, against),
+        ],
+        "Trust": [_overoptimisation_sentence(figures, base)],
+    }
+    return {subject: [sentence for sentence in sentences if sentence] for subject, sentences in subjects.items()}
 
 
 def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -> str:
@@ -181,6 +191,37 @@ def _text_sentence(figures: Figures, against: str) -> str:
     return f"It finds {figures['text_n']} held-out texts less likely than {against} does: {change}."
 
 
+def _attempts_sentence(figures: Figures) -> str:
+    """How many prompts are answered rightly in several attempts, with the most attempts there are; empty for one attempt."""
+    attempts = [int(key.removeprefix("pass_at_")) for key in figures if key.startswith("pass_at_") and key[-1].isdigit()]
+    most = max((k for k in attempts if figures[f"pass_at_{k}"] is not None), default=1)
+    if most < 2:
+        return ""
+    key = f"pass_at_{most}"
+    rate = f"{show(figures[key], 'percent')} {show_bounds(figures, key, 'percent')}"
+    return f"In {most} attempts it is right on {rate} of the prompts with a right answer (pass@{most})."
+
+
+def _length_sentence(figures: Figures, base: Figures, against: str) -> str:
+    """How much longer or shorter answers became; empty unless the intervals of both policies lie apart."""
+    key = "length_tokens"
+    if any(of.get(f"{key}_low") is None for of in (figures, base)):
+        return ""
+    if figures[f"{key}_low"] <= base[f"{key}_high"] and figures[f"{key}_high"] >= base[f"{key}_low"]:
+        return ""
+    how = "longer" if figures[key] > base[key] else "shorter"
+    return f"Its answers are {how} than {against}’s: {show(base[key], 'long')} → {show(figures[key], 'long')} tokens."
+
+
+def _repetition_sentence(figures: Figures, base: Figures, against: str) -> str:
+    """That a policy repeats itself more than the opponent; empty unless the intervals of both lie apart."""
+    key = "repeated_fraction"
+    if any(of.get(f"{key}_low") is None for of in (figures, base)) or figures[f"{key}_low"] <= base[f"{key}_high"]:
+        return ""
+    levels = f"{show(base[key], 'percent')} → {show(figures[key], 'percent')}"
+    return f"It repeats itself more than {against}: {levels} of its spans of four words are repetitions."
+
+
 def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:
     if figures.get("reward") is None or base.get("reward") is None or significance(figures, "gold_gain") != "down":
         return ""
@@ -199,15 +240,16 @@ def cut_off_sentence(by_policy: Mapping[str, Figures], max_new_tokens: int) -> s
     if not often:
         return ""
     return (
-        f"Many answers were cut off at {max_new_tokens} tokens (evaluate.max_new_tokens): {_enumeration(often)}. Length, refusals and right "
+        f"Many answers were cut off at {max_new_tokens} tokens (evaluate.max_new_tokens): {enumeration(often)}. Length, refusals and right "
         "answers are of what is there."
     )
 
 
 def listed(names: Sequence[str]) -> str:
     """Names as an enumeration: `a, b and c`."""
-    return _enumeration([name.replace("_", " ") for name in names])
+    return enumeration([name.replace("_", " ") for name in names])
 
 
-def _enumeration(words: Sequence[str]) -> str:
+def enumeration(words: Sequence[str]) -> str:
+    """Words as an enumeration, as they are; a policy's name keeps its underscores."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

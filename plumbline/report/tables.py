@@ -46,6 +46,23 @@ HEADLINE = (
 )
 
 
+MORE = (
+    Column("win_rate_length_controlled", "win rate, length controlled", "percent", "higher"),
+    Column("win_rate_tie_fraction", "comparisons without a winner", "percent", ""),
+    Column("win_rate_unparsed_fraction", "verdicts that could not be read", "percent", ""),
+    Column("each_instruction_followed", "instructions followed, one by one", "percent", "higher"),
+    Column("refused_fraction", "answers that decline, whatever was asked", "percent", ""),
+    Column("repeated_fraction", "spans of four words that an answer repeats", "percent", "lower"),
+    Column("finished_fraction", "answers that end before the token limit", "percent", ""),
+    Column("accuracy_at_1", "accuracy at temperature 1", "percent", "higher"),
+    Column("harmful_fraction_at_1", "harmful at temperature 1", "percent", "lower"),
+    Column("over_refusal_fraction_at_1", "over-refusal at temperature 1", "percent", "lower"),
+    Column("kl_k3", "KL by the k3 estimator", "number", ""),
+    Column("text_nll_change", "held-out text, nats per token more than the opponent’s", "fine", "lower"),
+)
+"""Figures for those who look closer: the titles of rows."""
+
+
 class Cell(NamedTuple):
     """A figure as it is shown."""
 
@@ -200,6 +217,26 @@ def agreements(by_policy: Mapping[str, Figures]) -> list[tuple[str, list[Cell]]]
 
 def _pairs(figures: Figures, key: str) -> str:
     return f"{figures[f'{key}_n']:,} pairs" if figures.get(key) is not None else ""
+
+
+def more_figures(by_policy: Mapping[str, Figures]) -> list[tuple[str, list[Cell]]]:
+    """A row of cells for each figure that no other table shows: its name, and each policy's."""
+    attempts = sorted({key for of in by_policy.values() for key in of if key.startswith("pass_at_") and key[-1].isdigit()})
+    columns = [
+        *MORE,
+        *(Column(key, f"pass@{key.removeprefix('pass_at_')}: right in as many attempts", "percent", "") for key in attempts),
+    ]
+    return [
+        (
+            column.title,
+            [
+                Cell(show(figures.get(column.key), column.style), show_bounds(figures, column.key, column.style))
+                for figures in by_policy.values()
+            ],
+        )
+        for column in columns
+        if measured(by_policy, column.key)
+    ]
 
 
 def plain_table(by_policy: Mapping[str, Figures], against: str) -> str:

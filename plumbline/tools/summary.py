@@ -39,7 +39,8 @@ Gain, win rate and KL are against {section["against"]}. {at_1}Brackets hold 95 %
 
   {REPORT}   the report: open it in a browser
   make ui                        every run with its curves and tables, in MLflow on 127.0.0.1
-  make show                      this result next to earlier ones"""
+  make show                      this result next to earlier ones
+  make graph                     what ran, what came from the cache, and where the time went"""
 
 
 def main() -> None:

@@ -1,0 +1,221 @@
+"""What came of the recipe, in a headline, a sentence, and a few points: what every form of the report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from plumbline.evaluation.comparisons import MEASURES
+from plumbline.evaluation.figures import QUALITY
+from plumbline.report import sentences, tables
+from plumbline.report.material import Material, learns_from_gold, shown_nodes
+from plumbline.report.tables import Figures
+
+MEASURED = {
+    "harmful_fraction": "harmful requests complied with",
+    "over_refusal_fraction": "harmless requests refused",
+    "accuracy": "right answers",
+    "instructions_followed": "instructions followed",
+    "preference_accuracy": "held-out preferences",
+    "perplexity": "perplexity of held-out demonstrations",
+}
+"""What is measured where there is neither gold nor a judge: figure → what the story calls it."""
+
+CHANGED = {
+    "harmful_fraction": ("complies with more harmful requests", "complies with fewer harmful requests"),
+    "accuracy": ("gives more right answers", "gives fewer right answers"),
+    "instructions_followed": ("follows more instructions", "follows fewer instructions"),
+    "over_refusal_fraction": ("refuses more harmless requests", "refuses fewer harmless requests"),
+}
+"""What a policy does more or less often than the opponent, where nothing sums up how good it is: figure → it rose, it fell."""
+
+FEW_PROMPTS = 100
+"""Below this number of prompts the story says how many there were."""
+
+LOWER_IS_BETTER = ("harmful_fraction", "over_refusal_fraction")
+
+
+class Point(NamedTuple):
+    """A point of the story: what it is about, and sentences."""
+
+    about: str
+    text: str
+
+
+class Story(NamedTuple):
+    """The headline, the policies that it names as the best, and what is to be said of the first."""
+
+    headline: str
+    lede: str
+    points: list[Point]
+    subject: str | None
+    """The policy of whom lede and points tell."""
+    leaders: list[str]
+    gold_trained: list[str]
+    """Policies that learned from the verifier, so that gold is no independent measure of them."""
+
+
+def tell(material: Material) -> Story:
+    """The story of a recipe's policies."""
+    trained = [
+        policy for policy in material.policies if learns_from_gold(material.stage_figures, shown_nodes(material.recipe), policy)
+    ]
+    lead = leaders(material, trained)
+    subject = lead[0] if lead else _most_changed(material)
+    points = _points(material, subject, lead) if subject else []
+    return Story(_headline(material, lead, subject), _lede(material, lead, subject), points, subject, lead, trained)
+
+
+def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
+    """The best policy, then those that cannot be told apart from it; empty if none beats the opponent.
+
+    By gold, or by win rate if there is no gold, and by the comparison of every two policies. A policy that was trained on gold cannot lead by it.
+    """
+    key, floor = ("gold_gain", 0.0) if has_gold(material) else ("win_rate", 0.5)
+    excluded = {material.against, *(gold_trained if has_gold(material) else [])}
+    better = {
+        policy: figures
+        for policy in material.policies
+        if policy not in excluded
+        and (figures := material.figures[policy]).get("n") != 1
+        and (figures.get(f"{key}_low") or 0) > floor
+    }
+    ranked = sorted(better, key=lambda policy: -better[policy][key])
+    pairs = material.comparisons
+    return ranked[:1] + [policy for policy in ranked[1:] if pairs and not pairs.are_distinguishable(ranked[0], policy)]
+
+
+def has_gold(material: Material) -> bool:
+    """Whether the closed world's verifier scored the answers."""
+    return material.figures[material.against].get("gold") is not None
+
+
+def is_judged(material: Material) -> bool:
+    """Whether anything sums up how good an answer is: gold, or a judge."""
+    return has_gold(material) or tables.measured(material.figures, "win_rate")
+
+
+def changes(figures: Figures, base: Figures) -> dict[str, bool]:
+    """What clearly changed from the opponent, figure → whether for the better.
+
+    A paired gain whose interval excludes zero; where there is none, the intervals of both policies do not overlap, which is stricter.
+    """
+    changed = {}
+    for key in CHANGED:
+        rose = tables.significance(figures, f"{key}_gain") or _apart(figures, base, key)
+        if rose:
+            changed[key] = (rose == "up") != (key in LOWER_IS_BETTER)
+    return changed
+
+
+def _apart(figures: Figures, base: Figures, key: str) -> str:
+    if any(of.get(key) is None or of.get("n") == 1 for of in (figures, base)):
+        return ""
+    if figures[f"{key}_low"] > base[f"{key}_high"]:
+        return "up"
+    return "down" if figures[f"{key}_high"] < base[f"{key}_low"] else ""
+
+
+def _most_changed(material: Material) -> str | None:
+    """The policy to tell of if none leads: the one that improved most figures and worsened fewest; None if nothing is measured."""
+    others = [policy for policy in material.policies if policy != material.against]
+    if not others or not tables.measured(material.figures, *QUALITY):
+        return None
+    base = material.figures[material.against]
+    if is_judged(material):
+        key = "gold" if has_gold(material) else "win_rate"
+        return max(others, key=lambda policy: material.figures[policy].get(key) or 0.0)
+
+    def balance(policy: str) -> tuple[int, float]:
+        changed = changes(material.figures[policy], base)
+        return sum(1 if better else -1 for better in changed.values()), _improvement(material.figures[policy], base)
+
+    return max(others, key=balance)
+
+
+def _improvement(figures: Figures, base: Figures) -> float:
+    """The sum of all changes for the better less those for the worse, to order policies that changed in equally many figures."""
+    measured = [key for key in CHANGED if figures.get(key) is not None and base.get(key) is not None]
+    return sum((figures[key] - base[key]) * (-1 if key in LOWER_IS_BETTER else 1) for key in measured)
+
+
+def _headline(material: Material, lead: Sequence[str], subject: str | None) -> str:
+    count = len(material.policies)
+    if len(lead) > 1:
+        return f"{sentences.enumeration(lead)} lead among {count} policies"
+    if lead:
+        unsafe = [tables.language_name(code) for code in sentences.unsafe_languages(material.figures[lead[0]])]
+        return f"{lead[0]} is the best of {count} policies" + (f", but not safe in {sentences.listed(unsafe)}" if unsafe else "")
+    if is_judged(material):
+        return f"No policy clearly beats {material.against}"
+    if subject is None:
+        return f"{count} policies compared" if count > 1 else f"{material.policies[0]}, and nothing to compare it with"
+    return _trade(subject, changes(material.figures[subject], material.figures[material.against]), material)
+
+
+def _trade(policy: str, changed: Mapping[str, bool], material: Material) -> str:
+    """What a policy does better and worse than the opponent, as a headline."""
+    better, worse = (
+        [CHANGED[key][(key in LOWER_IS_BETTER) == is_better] for key, is_better in changed.items() if is_better == wanted]
+        for wanted in (True, False)
+    )
+    if not changed:
+        return f"No policy clearly differs from {material.against}"
+    parts = [sentences.enumeration(words) for words in (better, worse) if words]
+    return f"{policy} {', but '.join(parts)} than {material.against}"
+
+
+def _lede(material: Material, lead: Sequence[str], subject: str | None) -> str:
+    """The sentence below the headline."""
+    if not tables.measured(material.figures, *QUALITY):
+        return "The data has no verifier and no judge was asked, so nothing here measures quality. The figures below only describe the policies."
+    if subject is None:
+        return "A recipe with a second policy in evaluate.policies says which of the two is better."
+    if not is_judged(material):
+        names = [name for key, name in MEASURED.items() if tables.measured(material.figures, key)]
+        return (
+            "Nothing sums up how good an answer is: the data has no verifier of whole answers and no judge was asked. "
+            f"What is measured: {sentences.listed(names)}."
+        )
+    first = sentences.reading(subject, material.figures, material.against)[0]
+    tied = f" {sentences.enumeration(lead[1:])} cannot be told apart from it by {_measure(material)}." if len(lead) > 1 else ""
+    return first + tied
+
+
+def _measure(material: Material) -> str:
+    return "gold" if has_gold(material) else "win rate"
+
+
+def _points(material: Material, subject: str, lead: Sequence[str]) -> list[Point]:
+    """What else is to be said of the policy that the headline is about, and how far to trust it."""
+    figures, base, against = material.figures[subject], material.figures[material.against], material.against
+    told = sentences.by_subject(subject, material.figures, against)
+    if is_judged(material):
+        told["Gain"] = told["Gain"][1:]  # which the lede says
+    others = [text for policy in lead[1:] if (text := sentences.language_sentence(policy, material.figures[policy]))]
+    told["Safety"] = [*told["Safety"], *others]
+    told["Trust"] = [*told["Trust"], *_doubts(material, figures, base)]
+    return [Point(about, " ".join(texts)) for about, texts in told.items() if texts]
+
+
+def _doubts(material: Material, figures: Figures, base: Figures) -> list[str]:
+    """What speaks against believing the result."""
+    doubts = []
+    section = material.recipe["evaluate"]
+    for who, key in (("judge", "judge_agreement"), ("reward", "reward_agreement")):
+        if figures.get(key) is not None:
+            rate = f"{tables.show(figures[key], 'percent')} {tables.show_bounds(figures, key, 'percent')}"
+            doubts.append(f"The {who} ({section[who]}) orders two answers rightly in {rate} of pairs.")
+    comparisons = material.comparisons
+    if comparisons and (tied := [pair for pair in comparisons.pairs if not pair.differs]):
+        pairs = f"{len(tied)} of {len(comparisons.pairs)} pairs of policies" if len(comparisons.pairs) > 1 else "The two policies"
+        doubts.append(f"{pairs} cannot be told apart by {MEASURES[comparisons.measure]}.")
+    if cut_off := sentences.cut_off_sentence(material.figures, section["max_new_tokens"]):
+        doubts.append(cut_off)
+    few = (
+        f"Only {base['n']} prompt{'s were' if base['n'] != 1 else ' was'} answered, and each"
+        if base["n"] < FEW_PROMPTS
+        else "Each"
+    )
+    doubts.append(f"{few} policy was trained once: another seed may give another result.")
+    return doubts

@@ -1,0 +1,267 @@
+"""Claims about the answers that the report shows: which prompts, in what order, what is marked, and what the search finds."""
+
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plumbline.report.changes import Change, changes, marked, overlap
+from plumbline.report.examples import Answer, Example, heading, how_chosen, most_different, read_examples, tally, telling
+from plumbline.report.page import render
+from tests.reporting import material, without_gold
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MISSING = [name for name in ("playwright",) if find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
+SILENT = dict.fromkeys(("gold", "correct", "harmful", "over_refused", "followed", "reward"))
+"""An answer that nothing judges."""
+
+
+def example(name: str, *answers: tuple[str, dict[str, Any]], kind: str | None = "fact", language: str | None = "en") -> Example:
+    """A prompt with what each of the policies a, b and c answers, and the columns that judge it."""
+    rows = [SILENT | {"completion": [{"role": "assistant", "content": text}]} | columns for text, columns in answers]
+    return Example(name, kind, language, [], None, [Answer(policy, row) for policy, row in zip("abc", rows, strict=False)])
+
+
+RIGHT, WRONG = {"correct": 1.0}, {"correct": 0.0}
+
+
+# ---- which prompts --------------------------------------------------------------------------------------------------
+
+
+def test_prompts_on_which_policies_differ_come_first_and_those_that_all_fail_last() -> None:
+    every = [
+        example("all fail", ("x", WRONG), ("y", WRONG)),
+        example("same words", ("x", RIGHT), ("x", RIGHT)),
+        example("other words", ("x", RIGHT), ("y", RIGHT)),
+        example("worse", ("x", RIGHT), ("y", WRONG)),
+        example("better", ("x", WRONG), ("y", RIGHT)),
+    ]
+    order = ["worse", "better", "other words", "same words", "all fail"]
+    assert [one.id for one in telling(every, 9)] == order
+    assert [one.id for one in telling(every, 3)] == order[:3]
+
+
+def test_ties_are_settled_by_the_order_of_the_split_and_every_kind_has_its_turn() -> None:
+    every = [example(f"{kind}{n}", ("x", RIGHT), ("y", WRONG), kind=kind) for n in range(3) for kind in ("fact", "list")]
+    assert [one.id for one in telling(every, 4)] == ["fact0", "list0", "fact1", "list1"]
+
+
+def test_every_third_prompt_is_in_another_language_than_the_most_common_one() -> None:
+    every = [example(f"{n}", ("x", RIGHT), ("y", WRONG), language="ko" if n > 6 else "en") for n in range(9)]
+    assert [one.language for one in telling(every, 6)] == ["en", "ko", "en", "en", "ko", "en"]
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_policies() -> None:
+    draw = random.Random(3)
+    rows = [[(draw.choice("xyz"), draw.choice([RIGHT, WRONG])) for _ in range(3)] for _ in range(60)]
+    chosen = [
+        [one.id for one in telling([example(str(n), *(of[i] for i in order)) for n, of in enumerate(rows)], 10)]
+        for order in ((0, 1, 2), (2, 0, 1))
+    ]
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "good"),
+    [
+        ({}, None),
+        ({"correct": 1.0}, True),
+        ({"harmful": 0.0}, True),
+        ({"harmful": 1.0}, False),
+        ({"over_refused": 1.0}, False),
+        ({"over_refused": 0.0, "followed": 0.0}, False),  # answered, but not as it was told to
+        ({"over_refused": 0.0, "followed": 1.0}, True),
+        ({"correct": 0.0, "harmful": 0.0}, False),  # declined, but not as the verifier would have it
+    ],
+)
+def test_an_answer_is_good_if_every_verdict_on_it_is(columns: dict[str, Any], good: bool | None) -> None:
+    assert example("p", ("x", columns)).answers[0].good is good
+
+
+def test_without_families_the_kind_of_a_prompt_is_what_is_judged() -> None:
+    made = without_gold()
+    every = read_examples(made.answers, made.policies, made.against)
+    assert {one.kind for one in every} == {"harmful request", "harmless request", "question"}
+    assert {one.kind for one in telling(every, 10)} == {"harmful request", "question"}  # both policies refuse no first answer
+
+
+def test_the_page_says_how_its_prompts_were_chosen_and_how_many_answers_are_good() -> None:
+    judged, silent = [example("p", ("x", RIGHT), ("y", WRONG))], [example("p", ("x", {}), ("y", {}), kind=None)]
+    assert "some policies answer well and others badly" in how_chosen(judged)
+    assert how_chosen(silent) == "The first answer of each policy to the first prompts that are answered in different words."
+    assert (heading(judged), heading(judged * 2)) == (
+        "The same prompt, answered by every policy",
+        "The same 2 prompts, answered by every policy",
+    )
+    assert tally(judged * 2) == ["a 2", "b 0"]
+    assert tally(silent) == []
+
+
+def test_the_list_begins_where_the_answers_differ_most_by_gold_then_by_words_then_by_row() -> None:
+    def scored(name: str, *answers: tuple[str, float]) -> Example:
+        return example(name, *((text, {"gold": gold}) for text, gold in answers))
+
+    every = [
+        scored("same", ("one two", 0.5), ("one two", 0.5)),
+        scored("some words", ("one two", 0.5), ("one three", 0.5)),
+        scored("all words", ("one two", 0.5), ("four five", 0.5)),
+        scored("gold", ("one two", 0.2), ("one two", 0.9)),
+        scored("same again", ("one two", 0.5), ("one two", 0.5)),
+    ]
+    order = ["gold", "all words", "some words", "same", "same again"]
+    assert [one.id for one in most_different(every, 9)] == order
+    assert [one.id for one in most_different(every, 2)] == order[:2]
+
+
+# ---- what changed ---------------------------------------------------------------------------------------------------
+
+
+def test_changed_words_by_hand() -> None:
+    assert changes("Sure, it is 14.", "Sure, it is 4. Bye!") == [
+        Change("kept", "Sure, it is "),
+        Change("removed", "14."),
+        Change("added", "4. Bye!"),
+    ]
+    assert changes("one", "two") is None
+
+
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    parts = changes("我喜欢红茶。", "我喜欢绿茶。")
+    assert parts is not None
+    assert [part.text for part in parts if part.kind != "kept"] == ["红", "绿"]
+
+
+@given(st.text(alphabet="ab <&\n물茶", max_size=60), st.text(alphabet="ab <&\n물茶", max_size=60))
+def test_what_was_kept_and_added_is_the_answer_and_what_was_kept_and_removed_its_other(before: str, after: str) -> None:
+    parts = changes(before, after)
+    if parts is not None:
+        assert "".join(part.text for part in parts if part.kind != "removed") == after
+        assert "".join("".join(part.text.split()) for part in parts if part.kind != "added") == "".join(before.split())
+
+
+def test_marks_are_tags_around_words_and_never_markup_of_the_answer() -> None:
+    assert marked([Change("kept", "10."), Change("removed", "I hope <b>"), Change("added", "5 & 6 "), Change("kept", "it")]) == (
+        "10. <del>I hope &lt;b&gt;</del> <ins>5 &amp; 6</ins> it"
+    )
+
+
+def test_overlap_is_that_of_all_texts_and_needs_no_words() -> None:
+    assert overlap(["a b c d", "a b"]) == 0.5
+    assert overlap(["a", "a", "b"]) == 0.0
+    assert overlap(["", ""]) == 1.0
+
+
+# ---- on the page ----------------------------------------------------------------------------------------------------
+
+
+def reworded(**changed: Any) -> Any:
+    """Material whose policy dpo adds a word to the Korean answers."""
+    made = material(**changed)
+    for row in made.answers["dpo"]:
+        if row["language"] == "ko":
+            row["completion"] = [{"role": "assistant", "content": f"{row['completion'][0]['content']} Gladly."}]
+    return made
+
+
+def test_every_policys_answer_stands_in_the_list_with_its_verdict() -> None:
+    html = render(reworded())
+    entries = re.findall(r'<details class="entry">.*?</details>', html, re.DOTALL)
+    assert len(entries) == 30
+    for entry in entries:
+        assert re.findall(r'data-policy="(\w+)"', entry) == ["sft", "rs", "dpo"]
+        assert set(re.findall(r'data-verdict="(\w*)"', entry)) <= {"right", "wrong"}
+    assert "<ins>Gladly.</ins>" in html
+    assert '<details id="rest">\n<summary>10 more prompts</summary>' in html
+    assert '<form id="search" role="search" aria-label="Answers" hidden>' in html  # the script shows it
+
+
+def test_a_page_may_have_no_list() -> None:
+    html = render(material(listed=0))
+    assert "<form" not in html
+    assert 'class="entry"' not in html
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if MISSING:
+        pytest.skip(f"needs {', '.join(MISSING)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(render(reworded()), encoding="utf-8")
+    return file
+
+
+def shown(page: Any) -> int:
+    return int(page.locator("details.entry:not([hidden])").count())
+
+
+def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file: Path) -> None:
+    page = browser.new_page()
+    errors: Sequence[Any] = []
+    page.on("pageerror", errors.append)  # type: ignore[attr-defined]
+    page.goto(page_file.as_uri())
+    words, policy, verdict = (page.locator(f"#search [name={name}]") for name in ("words", "policy", "verdict"))
+    everything = shown(page)
+    assert everything == 30
+    assert not page.locator("#rest").evaluate("rest => rest.open")
+
+    words.fill("  GLADLY ")
+    with_word = shown(page)
+    assert 0 < with_word < everything
+    assert page.locator("#matches").inner_text() == f"{with_word} of 30 prompts"
+    policy.select_option("sft")
+    assert shown(page) == 0  # dpo says so, and what sft is marked as lacking does not count
+    assert page.locator("#matches").inner_text() == "No prompt fits. Take away a word or a filter."
+    policy.select_option("dpo")
+    assert shown(page) == with_word
+
+    words.fill("")
+    verdict.select_option("wrong")
+    wrong = shown(page)
+    assert wrong == len(re.findall(r'data-policy="dpo" data-verdict="wrong"', page.locator(".entries").inner_html()))
+    verdict.select_option("right")
+    assert shown(page) == everything - wrong
+
+    page.locator("#search button").click()
+    page.wait_for_function("document.querySelectorAll('details.entry:not([hidden])').length === 30")
+    assert page.locator("#matches").inner_text() == ""
+    assert not errors
+    page.close()
+
+
+def test_without_a_script_all_answers_are_there_and_marks_can_be_hidden(browser: Any, page_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert page.locator("#search").is_hidden()
+    assert shown(page) == 30
+    entry = page.locator("details.entry").first
+    assert entry.locator(".said").first.is_hidden()
+    entry.locator("summary").click()
+    assert entry.locator(".said").first.is_visible()
+    context.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_is_never_wider_than_its_window(browser: Any, page_file: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("figure.graph:visible").count() == 1  # of the wide and the narrow picture
+    page.close()

@@ -1,0 +1,90 @@
+"""Claims about the story that every form of the report begins with, from figures given by hand."""
+
+from typing import Any
+
+from plumbline.models.decoding_values import NEUTRAL
+from plumbline.report.material import Material
+from plumbline.report.story import changes, tell
+from tests.reporting import RECIPE
+
+
+def figure(key: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {key: value, f"{key}_low": low, f"{key}_high": high}
+
+
+def refusing(harmful: float, over_refusal: float) -> dict[str, Any]:
+    """The figures of a real model: fractions with intervals of four points to either side."""
+    of = {"n": 432, "answers": 432, "gold": None, "win_rate": None}
+    for key, value in (("harmful_fraction", harmful), ("over_refusal_fraction", over_refusal)):
+        of |= figure(key, value, max(0.0, value - 0.04), min(1.0, value + 0.04))
+    return of
+
+
+def material(figures: dict[str, dict[str, Any]], against: str = "base") -> Material:
+    recipe = RECIPE | {"evaluate": RECIPE["evaluate"] | {"policies": [*figures], "against": against}}
+    return Material(recipe, [*figures], against, NEUTRAL, figures, {}, None, {}, {}, {}, "", 10, 30)
+
+
+def test_a_model_that_became_safe_and_refuses_too_much_has_both_in_its_headline() -> None:
+    story = tell(material({"base": refusing(0.94, 0.01), "sft": refusing(0.90, 0.02), "dpo": refusing(0.06, 0.33)}))
+    assert story.headline == "dpo complies with fewer harmful requests, but refuses more harmless requests than base"
+    assert story.lede.endswith("What is measured: harmful requests complied with and harmless requests refused.")
+    points = {point.about: point.text.replace("\N{NARROW NO-BREAK SPACE}", " ") for point in story.points}
+    assert (
+        points["Safety"]
+        == "It complies with 6.0 % of harmful requests (base: 94.0 %) and refuses 33 % of harmless requests (base: 1.0 %)."
+    )
+    assert points["Trust"] == "Each policy was trained once: another seed may give another result."
+
+
+def test_what_clearly_changed_is_told_by_paired_gains_or_by_intervals_that_lie_apart() -> None:
+    base, other = refusing(0.5, 0.2), refusing(0.45, 0.1) | figure("instructions_followed_gain", 0.02, 0.01, 0.03)
+    assert changes(other, base) == {
+        "over_refusal_fraction": True,
+        "instructions_followed": True,
+    }  # 0.41 to 0.49 meets 0.46 to 0.54
+    assert changes(base, other) == {"over_refusal_fraction": False}
+
+
+def test_policies_that_changed_nothing_clearly_are_said_to() -> None:
+    story = tell(material({"base": refusing(0.5, 0.2), "dpo": refusing(0.51, 0.21)}))
+    assert story.headline == "No policy clearly differs from base"
+
+
+def test_a_single_policy_has_nothing_to_be_compared_with() -> None:
+    story = tell(material({"base": refusing(0.5, 0.2)}))
+    assert story.headline == "base, and nothing to compare it with"
+    assert not story.points
+
+
+def test_a_single_prompt_makes_no_leader() -> None:
+    """Its interval has no width, and so it would exclude zero."""
+    gained = figure("gold", 0.9, 0.9, 0.9) | figure("gold_gain", 0.4, 0.4, 0.4)
+    base = {"n": 1, "answers": 1} | figure("gold", 0.5, 0.5, 0.5)
+    story = tell(material({"base": base, "dpo": base | gained}))
+    assert (story.headline, story.leaders) == ("No policy clearly beats base", [])
+    assert "cannot be told apart by gold" in story.lede
+    assert {point.about: point.text for point in story.points}["Trust"].startswith(
+        "Only 1 prompt was answered, and each policy was"
+    )
+    many = {name: of | {"n": 400} for name, of in {"base": base, "dpo": base | gained}.items()}
+    assert tell(material(many)).headline == "dpo is the best of 2 policies"
+
+
+def test_what_alignment_costs_is_told() -> None:
+    base = refusing(0.9, 0.1) | figure("length_tokens", 20.0, 19.0, 21.0) | figure("repeated_fraction", 0.01, 0.0, 0.02)
+    longer = refusing(0.1, 0.1) | figure("length_tokens", 40.0, 38.0, 42.0) | figure("repeated_fraction", 0.3, 0.2, 0.4)
+    points = {point.about: point.text for point in tell(material({"base": base, "dpo": longer})).points}
+    assert points["Side effects"].replace("\N{NARROW NO-BREAK SPACE}", " ") == (
+        "Its answers are longer than base’s: 20.0 → 40.0 tokens. It repeats itself more than base: 1.0 % → 30 % of its spans of four words are "
+        "repetitions."
+    )
+    assert "Side effects" not in {point.about for point in tell(material({"base": base, "dpo": refusing(0.1, 0.1)})).points}
+
+
+def test_right_answers_in_several_attempts_are_told_for_the_most_attempts() -> None:
+    base = {"n": 400, "answers": 1600} | figure("gold", 0.5, 0.4, 0.6)
+    attempts = figure("gold_gain", 0.1, 0.05, 0.15) | figure("pass_at_2", 0.6, 0.5, 0.7) | figure("pass_at_4", 0.8, 0.75, 0.85)
+    points = {point.about: point.text for point in tell(material({"base": base, "dpo": base | attempts})).points}
+    assert "In 4 attempts it is right on 80" in points["Skills"]
+    assert "pass@2" not in points["Skills"]
