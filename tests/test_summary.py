@@ -36,7 +36,7 @@ def test_every_policy_has_a_line_and_the_reader_learns_where_to_look(project: Pa
     assert ["dpo", "0.70", "+0.10", "[0.08,", "0.12]", "60%", "[58,", "62]", "20.0"] in lines
     assert "gone" not in text
     assert "4,000 answers of each policy to 2,000 prompts" in text
-    for pointer in ("artifacts/report/report.html", "make ui", "make show"):
+    for pointer in ("artifacts/report/report.html", "make ui", "make show", "make graph"):
         assert pointer in text
 
 

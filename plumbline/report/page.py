@@ -106,6 +106,7 @@ def _answers(material: Material) -> dict[str, Any]:
         "examples": chosen,
         "listed_examples": listed,
         "answers_heading": examples.heading(chosen),
+        "least_shared": changes.LEAST_SHARED,
         "how_chosen": examples.how_chosen(every),
         "prompts_count": len(every),
         "tally": examples.tally(chosen),
