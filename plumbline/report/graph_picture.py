@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from plumbline.graph import Node, nodes, parents
 from plumbline.report.lanes import depth_first, lanes, nearest
-
-TEMPLATES = Path(__file__).parent / "templates"
+from plumbline.report.templating import template, verbatim
 
 KINDS = {
     "data": "data",
@@ -90,12 +87,8 @@ def picture_page(of: Sequence[Node], costs: Mapping[str, Cost], rows: Sequence[S
 
     rows: of the table below the picture: name, kind, time, and when it ran.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     graph = pictures(of, {}, {}, costs)
-    return environment.get_template("graph.html.j2").render(style=style, graph=graph, rows=rows, sentence=sentence)
+    return template("graph.html.j2", {}).render(style=verbatim("report.css"), graph=graph, rows=rows, sentence=sentence)
 
 
 def pictures(

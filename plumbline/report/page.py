@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from plumbline.evaluation.figures import PARTS
@@ -18,8 +16,7 @@ from plumbline.models.decoding_values import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
 from plumbline.report import changes, charts, examples, graph_picture, pictures, ranking, sentences, story, tables
 from plumbline.report.material import Material
-
-TEMPLATES = Path(__file__).parent / "templates"
+from plumbline.report.templating import template, verbatim
 
 STAGES_FIRST = ("label", "reward_model", "reward_verifier", "reject", "revise", "align", "rl", "sft", "pretrain", "prepare")
 """The order of the stages' own figures: judges and reward models first; the stages that are not named here come last."""
@@ -39,33 +36,19 @@ GOOD_MEANS = {
 
 def render(material: Material) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "show": tables.show,
-        "words": _words,
-        "plain": _plain,
-        "listed": sentences.listed,
-        "marked": changes.marked,
-        "shortened": _shortened,
-    }
-    script = _template("report.js")
     section = material.recipe["evaluate"]
     columns, rows = tables.headline(material.figures, material.against)
-    told = story.tell(material)
-    return environment.get_template("report.html.j2").render(
-        style=Markup(_template("report.css")),
-        script=Markup(script),
+    script = verbatim("report.js")
+    return template("report.html.j2", _filters()).render(
+        style=verbatim("report.css"),
+        script=script,
         script_digest=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         material=material,
         section=section,
+        story=story.tell(material),
         first=material.figures[material.policies[0]],
         colours={policy: _css_colour(material, policy) for policy in material.policies},
         measured=lambda *keys: tables.measured(material.figures, *keys),
-        gold_trained=told.gold_trained,
-        story=told,
-        lead=told.leaders,
         parts=_parts_of_gold(material),
         readings={policy: _reading(material, policy) for policy in material.policies if policy != material.against},
         headline=(columns, rows),
@@ -79,28 +62,32 @@ def render(material: Material) -> str:
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
         curves=pictures.curve_charts(material),
-        **_answers(material),
         weights=WEIGHTS,
         columns=_columns(len(material.policies)),
-        graph=graph_picture.pictures(
-            every := graph_picture.nodes_in_order(material.recipe), _node_colours(material), _notes(every)
-        ),
-        nodes=_recipe_rows(every),
         stage_tables=_stage_tables(material),
         calibration=pictures.calibration_charts(material),
         data_section=Markup(material.data_section),
+        **_answers(material),
+        **_graph(material),
     )
 
 
-def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+def _filters() -> dict[str, Callable[..., Any]]:
+    return {
+        "show": tables.show,
+        "words": _words,
+        "plain": _plain,
+        "listed": sentences.listed,
+        "marked": changes.marked,
+        "shortened": _shortened,
+    }
 
 
 def _answers(material: Material) -> dict[str, Any]:
     """What the section of answers shows."""
     every = examples.read_examples(material.answers, material.policies, material.against)
     chosen = examples.telling(every, material.prompts)
-    shown = [*chosen, *(listed := examples.most_different(every, material.listed))]
+    listed = examples.most_different(every, material.listed)
     rows = [answer.row for example in every for answer in example.answers]
     return {
         "examples": chosen,
@@ -111,19 +98,19 @@ def _answers(material: Material) -> dict[str, Any]:
         "prompts_count": len(every),
         "tally": examples.tally(chosen),
         "has_verdicts": any(example.verdicts for example in every),
-        "has_marks": any(example.changes(answer, material.against) for example in shown for answer in example.answers),
+        "has_marks": any(example.is_reworded for example in (*chosen, *listed)),
         "good_means": [words for column, words in GOOD_MEANS.items() if any(row.get(column) is not None for row in rows)],
     }
 
 
-def _recipe_rows(every: list[Node]) -> list[tuple[str, str, str]]:
-    """Each node, what it builds on, and its settings."""
-    above = parents(every)
-    return [(node.name, ", ".join(above[node.name]), _settings(node)) for node in every]
-
-
-def _notes(every: Sequence[Node]) -> dict[str, str]:
-    return {node.name: _settings(node) for node in every}
+def _graph(material: Material) -> dict[str, Any]:
+    """The picture of the graph, and for each node what it builds on and its settings."""
+    every = graph_picture.nodes_in_order(material.recipe)
+    above, settings = parents(every), {node.name: _settings(node) for node in every}
+    return {
+        "graph": graph_picture.pictures(every, _node_colours(material), settings),
+        "nodes": [(node.name, ", ".join(above[node.name]), settings[node.name]) for node in every],
+    }
 
 
 def _node_colours(material: Material) -> dict[str, str]:
