@@ -3,7 +3,8 @@
 import random
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.reporting import material, without_gold
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = [name for name in ("playwright",) if find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
+PATIENCE_MILLISECONDS = 180_000
 SILENT = dict.fromkeys(("gold", "correct", "harmful", "over_refused", "followed", "reward"))
 """An answer that nothing judges."""
 
@@ -195,9 +197,21 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MILLISECONDS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def opened(browser: Any, file: Path, **options: Any) -> Iterator[Any]:
+    """A page of a browser that may be slow, because other tests run beside it."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_MILLISECONDS)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    yield page
+    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -212,56 +226,54 @@ def shown(page: Any) -> int:
 
 
 def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file: Path) -> None:
-    page = browser.new_page()
-    errors: Sequence[Any] = []
-    page.on("pageerror", errors.append)  # type: ignore[attr-defined]
-    page.goto(page_file.as_uri())
-    words, policy, verdict = (page.locator(f"#search [name={name}]") for name in ("words", "policy", "verdict"))
-    everything = shown(page)
-    assert everything == 30
-    assert not page.locator("#rest").evaluate("rest => rest.open")
+    with opened(browser, page_file) as page:
+        words, policy, verdict = (page.locator(f"#search [name={name}]") for name in ("words", "policy", "verdict"))
+        everything = shown(page)
+        assert everything == 30
+        assert not page.locator("#rest").evaluate("rest => rest.open")
 
-    words.fill("  GLADLY ")
-    with_word = shown(page)
-    assert 0 < with_word < everything
-    assert page.locator("#matches").inner_text() == f"{with_word} of 30 prompts"
-    policy.select_option("sft")
-    assert shown(page) == 0  # dpo says so, and what sft is marked as lacking does not count
-    assert page.locator("#matches").inner_text() == "No prompt fits. Take away a word or a filter."
-    policy.select_option("dpo")
-    assert shown(page) == with_word
+        words.fill("  GLADLY ")
+        with_word = shown(page)
+        assert 0 < with_word < everything
+        assert page.locator("#matches").inner_text() == f"{with_word} of 30 prompts"
+        policy.select_option("sft")
+        assert shown(page) == 0  # dpo says so, and what sft is marked as lacking does not count
+        assert page.locator("#matches").inner_text() == "No prompt fits. Take away a word or a filter."
+        policy.select_option("dpo")
+        assert shown(page) == with_word
 
-    words.fill("")
-    verdict.select_option("wrong")
-    wrong = shown(page)
-    assert wrong == len(re.findall(r'data-policy="dpo" data-verdict="wrong"', page.locator(".entries").inner_html()))
-    verdict.select_option("right")
-    assert shown(page) == everything - wrong
+        words.fill("")
+        verdict.select_option("wrong")
+        wrong = shown(page)
+        assert wrong == len(re.findall(r'data-policy="dpo" data-verdict="wrong"', page.locator(".entries").inner_html()))
+        verdict.select_option("right")
+        assert shown(page) == everything - wrong
 
-    page.locator("#search button").click()
-    page.wait_for_function("document.querySelectorAll('details.entry:not([hidden])').length === 30")
-    assert page.locator("#matches").inner_text() == ""
-    assert not errors
-    page.close()
+        page.locator("#search button").click()
+        page.wait_for_function("document.querySelectorAll('details.entry:not([hidden])').length === 30")
+        assert page.locator("#matches").inner_text() == ""
 
 
-def test_without_a_script_all_answers_are_there_and_marks_can_be_hidden(browser: Any, page_file: Path) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(page_file.as_uri())
-    assert page.locator("#search").is_hidden()
-    assert shown(page) == 30
-    entry = page.locator("details.entry").first
-    assert entry.locator(".said").first.is_hidden()
-    entry.locator("summary").click()
-    assert entry.locator(".said").first.is_visible()
-    context.close()
+def test_without_a_script_all_answers_are_there(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, java_script_enabled=False) as page:
+        assert page.locator("#search").is_hidden()
+        assert shown(page) == 30
+        entry = page.locator("details.entry").first
+        assert entry.locator(".said").first.is_hidden()
+        entry.locator("summary").click()
+        assert entry.locator(".said").first.is_visible()
+
+
+def test_marks_can_be_switched_off(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, java_script_enabled=False) as page:
+        added = page.locator(".example ins").first
+        assert added.evaluate("mark => getComputedStyle(mark).textDecorationLine") == "underline"
+        page.locator("#marks").uncheck()
+        assert added.evaluate("mark => getComputedStyle(mark).textDecorationLine") == "none"
 
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_is_never_wider_than_its_window(browser: Any, page_file: Path, width: int) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 800})
-    page.goto(page_file.as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("figure.graph:visible").count() == 1  # of the wide and the narrow picture
-    page.close()
+    with opened(browser, page_file, viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("figure.graph:visible").count() == 1  # of the wide and the narrow picture

@@ -14,7 +14,7 @@ def figure(key: str, value: float, low: float, high: float) -> dict[str, float]:
 
 def refusing(harmful: float, over_refusal: float) -> dict[str, Any]:
     """The figures of a real model: fractions with intervals of four points to either side."""
-    of = {"n": 432, "answers": 432, "gold": None, "win_rate": None}
+    of: dict[str, Any] = {"n": 432, "answers": 432, "gold": None, "win_rate": None}
     for key, value in (("harmful_fraction", harmful), ("over_refusal_fraction", over_refusal)):
         of |= figure(key, value, max(0.0, value - 0.04), min(1.0, value + 0.04))
     return of

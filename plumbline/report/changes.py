@@ -50,7 +50,7 @@ def _changes(old: Sequence[str], new: Sequence[str], matcher: SequenceMatcher[st
 
 def overlap(texts: Sequence[str]) -> float:
     """How many words all of these texts share, of those of the longest: from 0 to 1, without regard to order; 1 for empty texts."""
-    words = [_WORD.findall(text) for text in texts]
+    words = [[word.strip() for word in _WORD.findall(text)] for text in texts]
     longest = max(map(len, words), default=0)
     shared = set.intersection(*({*of_text} for of_text in words)) if words else set()
     return min(sum(word in shared for word in of_text) for of_text in words) / longest if longest else 1.0
