@@ -64,7 +64,7 @@ def forty_nodes() -> dict[str, Any]:
         name: {"method": "dpo", "init": names[n - 1] if n else "sft", "signal": "data/preferences"}
         for n, name in enumerate(names)
     }
-    without = {
+    without: dict[str, Any] = {
         stage: {} for stage in ("revise", "label", "reward_model", "reward_verifier", "reward_sum", "reject", "rl", "sample")
     }
     section = RECIPE["evaluate"] | {"policies": ["sft", *names[:9]], "against": "sft", "reward": "none"}

@@ -6,7 +6,6 @@ Reads params.yaml, dvc.lock and `.timings/`; writes `scratch/graph.html` and pri
 node took, and whether it ran, differs from run to run by nature, and an output that DVC caches has to be the same for the same inputs.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +107,7 @@ def draw(recipe: Mapping[str, Any], locked: Iterable[str], folder: Path) -> tupl
 def main() -> None:
     try:
         page, text = draw(load_params(), locked_stages(), project_root() / TIMINGS)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"graph: {error}")
     with replacing(PAGE) as file:
         file.write(page)
