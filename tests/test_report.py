@@ -300,7 +300,7 @@ def test_the_recipe_table_lists_each_node_after_those_it_builds_on() -> None:
     above = {name: [parent for parent in parents.split(", ") if parent != "–"] for name, parents in rows}
     assert {"align@dpo", "rl@ppo", "reward_sum@blend"} <= {*names}
     assert all(names.index(parent) < names.index(name) for name in names for parent in above[name])
-    assert above["rl@ppo"] == ["align@rs", "reward_model@rm"]
+    assert above["rl@ppo"] == ["align@rs", "reward_model@rm", "prepare"]
 
 
 # ---- the stage ------------------------------------------------------------------------------------------------------
