@@ -235,10 +235,10 @@ def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file:
         words.fill("  GLADLY ")
         with_word = shown(page)
         assert 0 < with_word < everything
-        assert page.locator("#matches").inner_text() == f"{with_word} of 30 prompts"
+        assert page.locator("#found").inner_text() == f"{with_word} of 30 prompts"
         policy.select_option("sft")
         assert shown(page) == 0  # dpo says so, and what sft is marked as lacking does not count
-        assert page.locator("#matches").inner_text() == "No prompt fits. Take away a word or a filter."
+        assert page.locator("#found").inner_text() == "No prompt fits. Take away a word or a filter."
         policy.select_option("dpo")
         assert shown(page) == with_word
 
@@ -251,7 +251,7 @@ def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file:
 
         page.locator("#search button").click()
         page.wait_for_function("document.querySelectorAll('details.entry:not([hidden])').length === 30")
-        assert page.locator("#matches").inner_text() == ""
+        assert page.locator("#found").inner_text() == ""
 
 
 def test_without_a_script_all_answers_are_there(browser: Any, page_file: Path) -> None:

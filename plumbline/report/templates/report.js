@@ -4,7 +4,7 @@
   const form = document.getElementById("search");
   if (!form) return;
   const [words, policy, verdict] = form.querySelectorAll("input, select");
-  const status = document.getElementById("matches");
+  const status = document.getElementById("found");
   const rest = document.getElementById("rest");
   const OPENED = 5;
 
