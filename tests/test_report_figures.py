@@ -174,7 +174,7 @@ def test_each_kind_of_training_metric_is_drawn_once() -> None:
 
 def test_calibration_dots_and_intervals_lie_where_their_figures_say() -> None:
     """Pixels are affine in the figures, and the dashed line goes from one half to one, so that every dot and interval can be read back."""
-    picture = calibration_chart(SHARES, name="x")
+    picture = calibration_chart(SHARES, name="x", title="rm")
     line = r'<path d="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" [^>]*'
     [(x0, y0, x1, y1)] = [tuple(map(float, ends)) for ends in re.findall(line + "stroke-dasharray", picture)]
     intervals = re.findall(line + r"stroke: var\(--policy-0\)", picture)
