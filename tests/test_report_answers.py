@@ -164,11 +164,12 @@ def test_overlap_is_that_of_all_texts_and_needs_no_words() -> None:
 
 
 def reworded(**changed: Any) -> Any:
-    """Material whose policy dpo adds a word to the Korean answers."""
+    """Material in whose Korean answers sft begins with a word that the others leave out, and dpo adds one to the end."""
     made = material(**changed)
-    for row in made.answers["dpo"]:
-        if row["language"] == "ko":
-            row["completion"] = [{"role": "assistant", "content": f"{row['completion'][0]['content']} Gladly."}]
+    for policy, said in {"sft": "Well, it is {}.", "rs": "it is {}.", "dpo": "it is {}. Gladly."}.items():
+        for row in made.answers[policy]:
+            if row["language"] == "ko":
+                row["completion"] = [{"role": "assistant", "content": said.format(row["id"])}]
     return made
 
 
@@ -179,7 +180,7 @@ def test_every_policys_answer_stands_in_the_list_with_its_verdict() -> None:
     for entry in entries:
         assert re.findall(r'data-policy="(\w+)"', entry) == ["sft", "rs", "dpo"]
         assert set(re.findall(r'data-verdict="(\w*)"', entry)) <= {"right", "wrong"}
-    assert "<ins>Gladly.</ins>" in html
+    assert "<del>Well,</del> it is p4. <ins>Gladly.</ins>" in html
     assert '<details id="rest">\n<summary>10 more prompts</summary>' in html
     assert '<form id="search" role="search" aria-label="Answers" hidden>' in html  # the script shows it
 
@@ -237,11 +238,17 @@ def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file:
         assert 0 < with_word < everything
         assert page.locator("#found").inner_text() == f"{with_word} of 30 prompts"
         policy.select_option("sft")
-        assert shown(page) == 0  # dpo says so, and what sft is marked as lacking does not count
+        assert shown(page) == 0  # dpo says so
         assert page.locator("#found").inner_text() == "No prompt fits. Take away a word or a filter."
         policy.select_option("dpo")
         assert shown(page) == with_word
 
+        words.fill("well")
+        assert shown(page) == 0  # dpo is marked as leaving that out, and did not say it
+        policy.select_option("sft")
+        assert shown(page) == with_word
+
+        policy.select_option("dpo")
         words.fill("")
         verdict.select_option("wrong")
         wrong = shown(page)
