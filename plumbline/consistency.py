@@ -296,6 +296,18 @@ def wrong_policies(params: Params) -> list[str]:
     return errors
 
 
+def wrong_steps(configs: Configs, params: Params) -> Iterator[str]:
+    """Errors for steps of a sound recipe that their entry does not keep."""
+    keeping = {name: (stage, name) for stage, name, _ in entries(params) if REPEATED[stage].also == "steps"}
+    for name, entry in (params.get("overoptimisation") or {}).items():
+        node = keeping.get(entry["steps"])
+        if node and not getattr(settings(node, configs[node]), "keep_steps", ()):
+            yield (
+                f"params.yaml: overoptimisation.{name}.steps: expected an entry that keeps its policy during training, found {entry['steps']}. Name "
+                f"some steps in {'.'.join(node)}.keep_steps, if its method has that key, or write {NOTHING} for best of n"
+            )
+
+
 def without_checkers(configs: Configs, params: Params) -> Iterator[str]:
     """Prompts with instructions, as far as the data conf tells, and verifiers of these, that this machine lacks what checks them."""
     data = configs["prepare", None].data

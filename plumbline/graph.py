@@ -23,7 +23,13 @@ class Kind(NamedTuple):
     slots: dict[str, str]
     """An entry's key that names another node → the path of that node's output, `{}` standing for the value."""
     reads: tuple[str, ...] = ()
-    """What every entry reads besides."""
+    """What every entry reads besides; `{split}` stands for the split that `evaluate` names."""
+    also: str = ""
+    """Another folder in which each entry has an output."""
+
+    def makes(self, name: str) -> tuple[str, ...]:
+        """The paths of an entry's outputs that slots can name."""
+        return tuple(f"{folder}/{name}" for folder in (self.folder, self.also) if folder)
 
 
 REPEATED = {
@@ -39,8 +45,13 @@ REPEATED = {
     "reward_judge": Kind("reward", {}),
     "reward_sum": Kind("reward", {"first": "reward/{}", "second": "reward/{}"}),
     "reject": Kind("reject", {"sample": "sample/{}", "reward": "reward/{}"}),
-    "align": Kind("policy", {"init": "policy/{}", "signal": "{}"}),
-    "rl": Kind("policy", {"init": "policy/{}", "reward": "reward/{}"}, ("data/prompts/train.jsonl",)),
+    "align": Kind("policy", {"init": "policy/{}", "signal": "{}"}, also="steps"),
+    "rl": Kind("policy", {"init": "policy/{}", "reward": "reward/{}"}, ("data/prompts/train.jsonl",), also="steps"),
+    "overoptimisation": Kind(
+        "overoptimisation",
+        {"init": "policy/{}", "steps": "steps/{}", "proxy": "reward/{}", "gold": "reward/{}"},
+        ("data/prompts/{split}.jsonl",),
+    ),
 }
 """The stages with entries, in the order in which a recipe lists them."""
 
@@ -87,8 +98,8 @@ def name_problem(stage: str, name: str) -> str:
         return f"it has {len(name)} characters, more than {_LONGEST_NAME}"
     if name.lower() in ("true", "false", "null") or _is_number(name):
         return "Hydra would not read it as a text"
-    if REPEATED[stage].folder == "reward" and name == NOTHING:
-        return f"`{NOTHING}` stands for no reward"
+    if name == NOTHING and {"reward", "steps"} & {REPEATED[stage].folder, REPEATED[stage].also}:
+        return f"`{NOTHING}` stands for none of its kind"
     return ""
 
 
@@ -156,11 +167,12 @@ def maker(of: list[Node], path: str) -> str | None:
 
 def outputs(params: Params) -> dict[str, list[str]]:
     """Each path that can be named in a slot → the nodes that make it: more than one is a mistake."""
-    made: dict[str, list[str]] = {f"reward/{NOTHING}": []}
+    made: dict[str, list[str]] = {f"reward/{NOTHING}": [], f"steps/{NOTHING}": []}
     for stage, (_, paths) in SINGLE.items():
         made |= {path: [stage] for path in paths if path != "tokenizer"}
     for stage, name, _ in entries(params):
-        made.setdefault(f"{REPEATED[stage].folder}/{name}", []).append(f"{stage}@{name}")
+        for path in REPEATED[stage].makes(name):
+            made.setdefault(path, []).append(f"{stage}@{name}")
     return made
 
 
@@ -188,6 +200,7 @@ def rows_of(signal: str, params: Params) -> str:
 
 
 def _declared(params: Params) -> Iterator[Node]:
+    section = params.get("evaluate") or {}
     for stage, (reads, makes) in SINGLE.items():
         model = {"model": params.get("model")} if stage == "pretrain" else {}
         yield Node(stage, None, reads, makes, {**model, **(params.get(stage) or {})})
@@ -195,8 +208,8 @@ def _declared(params: Params) -> Iterator[Node]:
         kind = REPEATED[stage]
         named = tuple(path.format(entry[key]) for key, path in kind.slots.items())
         settings = {key: value for key, value in entry.items() if key not in kind.slots}
-        yield Node(stage, name, (*named, *kind.reads), (f"{kind.folder}/{name}",), settings)
-    section = params.get("evaluate") or {}
+        reads = tuple(path.format(split=section.get("split")) for path in kind.reads)
+        yield Node(stage, name, (*named, *reads), kind.makes(name), settings)
     for policy in section.get("policies", []):
         yield Node("answer", policy, (f"data/prompts/{section['split']}.jsonl", f"policy/{policy}"), (f"answer/{policy}",), {})
         both = dict.fromkeys((policy, section["against"]))

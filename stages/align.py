@@ -1,7 +1,7 @@
 """Aligns a policy by learning from rows: demonstrations, preferences, labelled completions, or another policy's weights.
 
-Reads `artifacts/policy/<init>` and the signal `artifacts/<signal>`; writes `artifacts/policy/<entry>`, `artifacts/figures/align/<entry>.json` and a
-training curve.
+Reads `artifacts/policy/<init>` and the signal `artifacts/<signal>`; writes `artifacts/policy/<entry>`, `artifacts/figures/align/<entry>.json`, a
+training curve, and in `artifacts/steps/<entry>` the policies after the steps that `keep_steps` names.
 
 Each method is a module of plumbline/methods/offline, which names its paper and its deviations; conf/method/<method>.yaml has its values.
 Every method has the same function, `align(config, job)`. docs/add-a-method.md shows how to add one.
@@ -16,6 +16,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.methods.job import OfflineJob
+from plumbline.methods.keeping import write_kept
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.launcher import Launcher
@@ -55,6 +56,7 @@ def run(config: AlignStage, entry: str) -> None:
                 signal=signal,
             )
             figures = importlib.import_module(method_module("align", settings.method)).align(settings, job)
+            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"))
         did = f"trained `{settings.init}` by `{settings.method}` on `{settings.signal}`{judged_by(signal)}"
         write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/align/{entry}.json"), figures)

@@ -1,9 +1,9 @@
 """Checks the whole recipe before any work: every stage's config composes, its values fit, every entry builds on something that exists.
 
 Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on which `prepare` depends so that this stage runs first, and
-`artifacts/reward/none`, which `evaluate.reward: none` names. They never change. It also writes `artifacts/decoding.json`, the decoding of
-`evaluate`, on which `answer` depends: DVC cannot depend on a value that params.yaml leaves out. So this stage makes no other run again
-unless the decoding has changed.
+`artifacts/reward/none` and `artifacts/steps/none`, which slots name that are left empty. They never change. It also writes
+`artifacts/decoding.json`, the decoding of `evaluate`, on which `answer` depends: DVC cannot depend on a value that params.yaml leaves out. So this
+stage makes no other run again unless the decoding has changed.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds,
 a second more for each gigabyte of a model's folder, and a few more without a GPU if the recipe computes in bfloat16, which is measured.
@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from plumbline.consistency import (
     wrong_references,
     wrong_revisions,
     wrong_rows,
+    wrong_steps,
 )
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
@@ -65,7 +67,7 @@ from plumbline.pipeline.records import write_json
 from plumbline.pipeline.sources import module_file
 from plumbline.pipeline.tracking_values import tracking_values
 
-PLACEHOLDERS = ("none", f"reward/{NOTHING}")
+PLACEHOLDERS = ("none", f"reward/{NOTHING}", f"steps/{NOTHING}")
 DECODING = Path("artifacts/decoding.json")
 SECTIONS = ("seed", "threads", "launcher", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
@@ -309,11 +311,32 @@ def examined(params: Params) -> tuple[list[str], dict[Node, Any]]:
     if errors := [*wrong_names(params), *errors, *wrong_references(params)]:
         return errors, configs
     nodes(params)
-    errors = wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params), *wrong_revisions(configs, params)]
+    errors = wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params), *wrong_steps(configs, params)]
+    errors += wrong_revisions(configs, params)
     return errors, configs
 
 
-def main() -> None:
+def refuse(errors: list[str]) -> None:
+    """Ends the program with the errors, if there are any."""
+    if errors:
+        sys.exit("\n".join(["The recipe has errors; nothing was run.", *(f"- {error}" for error in dict.fromkeys(errors))]))
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Checks other recipes than params.yaml, for who is about to run them, and writes nothing."""
+    errors = []
+    for file in files:
+        try:
+            errors += recipe_errors(load_params(Path(file)))
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+    refuse(errors)
+
+
+def main(files: Sequence[str] = ()) -> None:
+    if files:
+        check_files(files)
+        return
     try:
         params = load_params()
         errors, configs = examined(params)
@@ -321,8 +344,7 @@ def main() -> None:
         errors = no_repository() + errors
     except (OSError, ValueError) as error:
         errors = [str(error)]
-    if errors:
-        sys.exit("\n".join(["The recipe has errors; nothing was run.", *(f"- {error}" for error in errors)]))
+    refuse(errors)
     remove_leftovers(params)
     for placeholder in PLACEHOLDERS:
         folder = Path("artifacts") / placeholder
@@ -336,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -98,8 +98,9 @@ def run(config: EvaluateStage) -> None:
     ):
         from plumbline.evaluation.answer_shards import ANSWERS as ROWS
         from plumbline.evaluation.answer_shards import OURS, THEIRS, scores_of
-        from plumbline.evaluation.figures import flat, headline_figures, policy_figures
+        from plumbline.evaluation.figures import headline_figures, policy_figures
         from plumbline.evaluation.repetition import distinct
+        from plumbline.evaluation.statistics import flat
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)

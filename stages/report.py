@@ -78,6 +78,7 @@ class ReportStage:
     reject: Section = field(default_factory=dict)
     align: Section = field(default_factory=dict)
     rl: Section = field(default_factory=dict)
+    overoptimisation: Section = field(default_factory=dict)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     report: ReportSection = field(default_factory=ReportSection)
 
@@ -110,6 +111,7 @@ def run(config: ReportStage) -> None:
             data_section=data_section.read_text(encoding="utf-8") if data_section.is_file() else "",
             prompts=config.report.prompts,
             listed=config.report.listed,
+            optimisations=read_optimisations(CURVES, config.overoptimisation),
         )
         folder = work.output("artifacts/report")
         for name, rendered in (("report.html", render(material)), ("report.md", render_markdown(material))):
@@ -131,13 +133,16 @@ def read_answers(policy: str) -> list[dict[str, Any]]:
 
 
 def read_curves(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """The training curves of these nodes: node → metric → (step, value), without the steps that have no value."""
+    """The training curves of these nodes: node → metric → (step, value), without the steps that have no value.
+
+    Those of `overoptimisation` are over KL, and have a section of their own.
+    """
     import pandas
 
     curves = {}
     for node in of:
         path = folder / node.stage / f"{node.entry or node.stage}.csv"
-        if path.is_file():
+        if path.is_file() and node.stage != "overoptimisation":
             table = pandas.read_csv(path)
             metrics = [column for column in table.columns if column != "step"]
             points = {metric: table[["step", metric]].dropna() for metric in metrics}
@@ -146,6 +151,13 @@ def read_curves(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, list[tu
                 for metric, rows in points.items()
             }
     return curves
+
+
+def read_optimisations(folder: Path, entries: Iterable[str]) -> dict[str, list[dict[str, float]]]:
+    """The points of these entries of `overoptimisation`."""
+    import pandas
+
+    return {entry: pandas.read_csv(folder / "overoptimisation" / f"{entry}.csv").to_dict("records") for entry in entries}  # type: ignore[misc]
 
 
 def read_calibration(folder: Path, entries: Iterable[str]) -> "dict[str, list[Share]]":
@@ -178,7 +190,7 @@ def read_stage_figures(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, 
 
 def comparisons_file(comparisons: "Comparisons | None") -> dict[str, Any]:
     """What comparisons.json holds; without pairs if there was nothing to compare."""
-    from plumbline.evaluation.figures import flat
+    from plumbline.evaluation.statistics import flat
 
     if comparisons is None:
         return {"measure": None, "ratings": {}, "pairs": []}

@@ -1,7 +1,7 @@
 """Aligns a policy by reinforcement learning: the policy samples completions during training, and a reward scores them.
 
 Reads `artifacts/policy/<init>`, `artifacts/reward/<reward>` and the rollout prompts in `artifacts/data/prompts`; writes `artifacts/policy/<entry>`,
-`artifacts/figures/rl/<entry>.json` and a training curve.
+`artifacts/figures/rl/<entry>.json`, a training curve, and in `artifacts/steps/<entry>` the policies after the steps that `keep_steps` names.
 
 Each method is a package of plumbline/methods/online, which names its paper and its deviations; conf/method/<method>.yaml has its values.
 Every method works with every kind of reward. Watch the KL as well as the reward: a reward that rises at a KL of tens of nats is the reward
@@ -17,6 +17,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.methods.job import OnlineJob
+from plumbline.methods.keeping import write_kept
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.launcher import Launcher
@@ -61,6 +62,7 @@ def run(config: RlStage, entry: str) -> None:
                 prompts=PROMPTS,
             )
             figures = importlib.import_module(method_module("rl", settings.method)).align(settings, job)
+            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"))
         did = f"trained `{settings.init}` by `{settings.method}` on the reward `{settings.reward}`"
         write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/rl/{entry}.json"), figures)

@@ -12,6 +12,7 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 from transformers import Trainer
 
 from plumbline.methods.job import OfflineJob, OnlineJob
+from plumbline.methods.keeping import write_kept
 from plumbline.models.determinism import make_deterministic
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, schema_module, size_section
@@ -86,6 +87,7 @@ def run_align(folder: Path, method: str, name: str = "new", **changes: Any) -> d
     else:
         job = OfflineJob(**common, signal=folder / ("data/sft" if method == "sft" else "label/round1"))
     figures: dict[str, float] = module_of(method).align(config_of(method, **changes), job)
+    write_kept(checkpoints, folder / "steps" / name)  # as the stage does
     shutil.rmtree(checkpoints)
     return figures
 

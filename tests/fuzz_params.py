@@ -25,7 +25,7 @@ from stages import check
 from tests.dag import load_recipe
 
 RECIPES = ("default", "r1", "constitutional_ai", "rlaif", "zephyr", "preference_losses", "feedback")
-"""Recipes that have every stage but `filter`, which is added to the first, and all methods."""
+"""Recipes that have every stage but `filter` and `overoptimisation`, which are added to the first, and all methods."""
 
 SIGNED = {
     "boundary", "clip_score", "cost_limit", "fraction", "f_alpha", "least", "most", "second_weight", "threshold", "weight", "target_kl",
@@ -74,7 +74,7 @@ def mistakes() -> Iterator[Mistake]:
     """All mistakes: those in keys that a recipe has, for each recipe; those in keys that it leaves to conf/, once for each schema."""
     seen: set[tuple[str, str]] = set()
     for name in RECIPES:
-        recipe = with_filter(load_recipe(name)) if name == "default" else load_recipe(name)
+        recipe = with_more(load_recipe(name)) if name == "default" else load_recipe(name)
         for kind, path, edit, value in edits(recipe, seen):
             params = copy.deepcopy(recipe)
             holder: Any = functools.reduce(lambda values, key: values.setdefault(key, {}), path[:-1], params)
@@ -89,8 +89,12 @@ def mistakes() -> Iterator[Mistake]:
             yield Mistake(name, kind, ".".join(map(str, path)), edit, params)
 
 
-def with_filter(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"filter": {"safe": {"sample": "round1", "reward": "rm", "least": 0.5}}}
+def with_more(recipe: dict[str, Any]) -> dict[str, Any]:
+    best_of_n = {"init": "sft", "steps": "none", "proxy": "rm", "gold": "rm", "answers": 4}
+    return recipe | {
+        "filter": {"safe": {"sample": "round1", "reward": "rm", "least": 0.5}},
+        "overoptimisation": {"best": best_of_n},
+    }
 
 
 def edits(recipe: dict[str, Any], seen: set[tuple[str, str]]) -> Iterator[tuple[str, tuple[Any, ...], str, Any]]:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy.special import expit
 
+from plumbline.evaluation.best_of_n import expected_best
 from plumbline.evaluation.length_control import length_controlled
 from plumbline.evaluation.statistics import Floats, Interval, bootstrap_gain, bootstrap_mean, fraction_interval
-from tests.benchmarks.best_of_n import expected_gold
 
 SAMPLES = 2  # answers to each prompt, which are alike
 BEST_OF = 4
@@ -101,7 +101,7 @@ def best_of_n(generator: Generator, n: int, resamples: int) -> Interval | None:
     of_prompts = golds(generator, n, samples=2 * BEST_OF)
     rewards = of_prompts + generator.normal(0.0, 0.3, of_prompts.shape)
     chosen = [
-        expected_gold([*map(float, row)], [*map(float, keys)], BEST_OF) for row, keys in zip(of_prompts, rewards, strict=True)
+        expected_best([*map(float, keys)], [*map(float, row)], BEST_OF) for row, keys in zip(of_prompts, rewards, strict=True)
     ]
     return fraction_interval(chosen, ids(n, 1))
 

@@ -37,6 +37,10 @@ def every_stage() -> dict[str, Any]:
         "reward_sum": {"blend": {"first": "rm", "second": "manners", "second_weight": -0.5}},
         "align": align | recipe["align"] | {"by_merge": {"method": "merge", "init": "sft", "signal": "policy/ppo"}},
         "rl": {f"by_{name}": {"method": name, "init": "sft", "reward": "rm"} for name in ONLINE} | recipe["rl"],
+        "overoptimisation": {
+            "best_of_n": {"init": "sft", "steps": "none", "proxy": "rm", "gold": "closed_world", "answers": 8},
+            "ppo": {"init": "sft", "steps": "ppo", "proxy": "rm", "gold": "closed_world"},
+        },
     }
 
 

@@ -35,7 +35,9 @@ def test_links_paths_and_modules_of_a_page_exist(page: Path) -> None:
     assert [item for item in missing if examples not in item] == []
 
 
-@pytest.mark.parametrize("name", ["concepts", "methods", "rewards", "judging", "feedback", "data", "reproducibility"])
+@pytest.mark.parametrize(
+    "name", ["concepts", "methods", "rewards", "judging", "feedback", "data", "reproducibility", "overoptimisation"]
+)
 def test_examples_of_params_yaml_have_sections_that_exist(name: str) -> None:
     text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):

@@ -63,7 +63,7 @@ def test_a_card_states_seed_values_and_figures_but_no_value_that_decides_no_weig
     assert "| beta | 0.1 |" in text
     assert "| validation_loss | 0.5123 |" in text
     assert "checkpoint_every" not in text
-    assert text == made(tmp_path / "dpo", values=VALUES | {"checkpoint_every": 5})
+    assert text == made(tmp_path / "dpo", values=VALUES | {"checkpoint_every": 5, "keep_steps": [2]})
 
 
 def test_a_card_can_be_read_by_the_hub(tmp_path: Path) -> None:

@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 from plumbline.evaluation.attempts import pass_at_k
 from plumbline.evaluation.calibration import agreements
 from plumbline.evaluation.length_control import length_controlled
-from plumbline.evaluation.statistics import Interval, Values, bootstrap_gain, bootstrap_mean, fraction_interval, standard_error
+from plumbline.evaluation.statistics import (
+    Interval,
+    Values,
+    bootstrap_gain,
+    bootstrap_mean,
+    flat,
+    fraction_interval,
+    rounded,
+    standard_error,
+)
 from plumbline.parts_of_gold import WEIGHTS
-
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Score:
 
     def row(self) -> dict[str, Any]:
         """The score as a row of answers.jsonl."""
-        return {key: _rounded(value) for key, value in vars(self).items()}
+        return {key: rounded(value) for key, value in vars(self).items()}
 
 
 class Figure(NamedTuple):
@@ -154,7 +161,7 @@ def _figures_at_1(scores: Sequence[Score], against: Sequence[Score], seed: int) 
     figures = flat("gold_gain_at_1", _gain(scores, against, "gold", seed))
     for figure in KL:
         figures |= flat(figure.key, _mean(scores, figure, seed))
-        figures[f"{figure.key}_se"] = _rounded(standard_error(_column(scores, figure.column), [score.id for score in scores]))
+        figures[f"{figure.key}_se"] = rounded(standard_error(_column(scores, figure.column), [score.id for score in scores]))
     for figure in COMPARED:
         figures |= flat(f"{figure.key}_at_1", _mean(scores, figure, seed))
     return figures
@@ -211,16 +218,6 @@ def _verdict_fractions(wins: Values) -> dict[str, float | int | None]:
     """The fraction of comparisons that were ties (or orders that disagree), and of verdicts that could not be read."""
     read = [win for win in wins if win is not None]
     return {
-        "win_rate_tie_fraction": _rounded(read.count(0.5) / len(read)) if read else None,
-        "win_rate_unparsed_fraction": _rounded(1 - len(read) / len(wins)) if read else None,
+        "win_rate_tie_fraction": rounded(read.count(0.5) / len(read)) if read else None,
+        "win_rate_unparsed_fraction": rounded(1 - len(read) / len(wins)) if read else None,
     }
-
-
-def flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
-    """A figure and its bounds under their names, rounded because the last bits differ between machines."""
-    value, low, high = interval[:3] if interval else (None, None, None)
-    return {key: _rounded(value), f"{key}_low": _rounded(low), f"{key}_high": _rounded(high)}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, DIGITS) + 0.0 if isinstance(value, float) else value  # + 0.0: no "-0.0"

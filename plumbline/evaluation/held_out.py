@@ -10,8 +10,7 @@ from random import Random
 import numpy as np
 
 from plumbline.evaluation.divergence import completion_logps
-from plumbline.evaluation.figures import flat
-from plumbline.evaluation.statistics import Interval, bootstrap_ratio, fraction_interval
+from plumbline.evaluation.statistics import Interval, bootstrap_ratio, flat, fraction_interval
 from plumbline.pipeline.records import read_jsonl
 from plumbline.rows import Row, prompt_key
 

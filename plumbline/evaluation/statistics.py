@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
+DIGITS = 6
 CHUNK_COUNT = 12_000_000  # weights drawn at once (96 MB), however many prompts there are
 
 Values = Sequence[float | None]
@@ -42,6 +43,17 @@ class Interval(NamedTuple):
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of a value."""
         return self.low > value or self.high < value
+
+
+def flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
+    """A figure and its bounds under their names, rounded because the last bits differ between machines."""
+    value, low, high = interval[:3] if interval else (None, None, None)
+    return {key: rounded(value), f"{key}_low": rounded(low), f"{key}_high": rounded(high)}
+
+
+def rounded(value: Any) -> Any:
+    """A number without the bits that differ between machines; anything else as it is."""
+    return round(value, DIGITS) + 0.0 if isinstance(value, float) else value  # + 0.0: no "-0.0"
 
 
 class Pooled(NamedTuple):

@@ -18,7 +18,7 @@ from plumbline.pipeline.tracking import flatten
 FILE = "README.md"
 UNKNOWN, OTHER = "unknown", "other"
 """Licences as the hub's cards name them, where none is known and where it is none of the hub's list."""
-NOT_THE_RESULT = ("checkpoint_every", "samples_every")
+NOT_THE_RESULT = ("checkpoint_every", "samples_every", "keep_steps")
 """Values that decide no weight, and so stand on no card: another of them leaves the policy as it is, and what follows it."""
 LIMITS = (
     "It has been evaluated on the prompts of its recipe only, and by the judge and the checks that the recipe names. Nothing is known of its "

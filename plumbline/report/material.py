@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plumbline.graph import Node, ancestors, maker, nodes
@@ -36,6 +36,9 @@ class Material:
     data_section: str  # trusted HTML that prepare wrote, or empty
     prompts: int  # how many prompts to show with their answers
     listed: int  # how many more to list, those first where the policies differ most
+    optimisations: Mapping[str, Sequence[Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # entry of overoptimisation → its points
 
     def number(self, policy: str) -> int | None:
         """A policy's number among the colours, the same in every chart; None for the opponent, which is grey."""

@@ -14,7 +14,7 @@ from plumbline.evaluation.figures import PARTS
 from plumbline.graph import Node, maker, nodes, parents
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.parts_of_gold import WEIGHTS
-from plumbline.report import changes, charts, examples, graph_picture, pictures, ranking, sentences, story, tables
+from plumbline.report import changes, charts, examples, graph_picture, optimised, pictures, ranking, sentences, story, tables
 from plumbline.report.material import Material
 from plumbline.report.templating import template, verbatim
 
@@ -62,6 +62,7 @@ def render(material: Material) -> str:
         bars=pictures.bar_charts(material),
         scatter=pictures.scatter_chart(material),
         curves=pictures.curve_charts(material),
+        optimisations=optimised.optimisations(material),
         weights=WEIGHTS,
         columns=_columns(len(material.policies)),
         stage_tables=_stage_tables(material),

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import OfflineJob
-from plumbline.models.training_values import Lora, Validated
+from plumbline.methods.keeping import Kept, keeping
+from plumbline.models.training_values import Validated
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import NOT_NEGATIVE, POSITIVE, outside
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "rob
 
 
 @dataclass
-class DpoConfig(Validated, Lora):
+class DpoConfig(Validated, Kept):
     """Values and their meaning: conf/method/dpo.yaml."""
 
     method: str = "dpo"
@@ -56,7 +58,7 @@ class DpoConfig(Validated, Lora):
     def problems(self) -> list[str]:
         """What is wrong with the values, including what TRL would ignore or refuse halfway; empty if nothing is."""
         losses, smoothing = weighted_losses(self), self.label_smoothing
-        complaints = [*super().problems(), *self.lora_problems()]
+        complaints = [*super().problems(), *self.lora_problems(), *self.keeping_problems()]
         complaints += outside(self, beta=POSITIVE, sft_weight=NOT_NEGATIVE, discopop_tau=POSITIVE)
         complaints += [
             f"loss_weights.{name}: expected 0 or above, found {weight}"
@@ -94,6 +96,10 @@ class DpoConfig(Validated, Lora):
         if self.policy_weighting and set(losses) & {"aot", "aot_unpaired"}:
             complaints.append("policy_weighting: expected false with aot, which sorts the pairs of a batch, found true")
         return complaints
+
+    def launcher_problems(self, launcher: Launcher) -> list[str]:
+        """What does not fit several processes; empty if all does."""
+        return [*super().launcher_problems(launcher), *self.sharding_problems(launcher)]
 
 
 LEARNS_FROM = ("preferences",)  # the kinds of rows that `signal` may hold, as plumbline/graph.py names them
@@ -191,7 +197,7 @@ def align(config: DpoConfig, job: OfflineJob) -> dict[str, float]:
         callbacks=[warn_of_displacement(config.beta)],
         peft_config=lora_config(config),
     )
-    train(trainer, job.checkpoints, watching(trainer, job))
+    train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     evaluation = trainer.evaluate()
     save_trained(whole_model(trainer, job.init), tokenizer, job, config)
     write_curve(job.curve, curve_rows(trainer.state.log_history), job.run)

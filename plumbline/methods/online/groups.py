@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import MISSING
 
 from plumbline.methods.job import OnlineJob
+from plumbline.methods.keeping import Kept
 from plumbline.methods.online.start import load_start
 from plumbline.models.training import trainer_arguments
-from plumbline.models.training_values import Lora, Optimisation
+from plumbline.models.training_values import Optimisation
+from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message, last_turn, text_of
@@ -30,7 +32,7 @@ RewardFunction = Callable[..., list[float]]
 
 
 @dataclass
-class Grouped(Optimisation, Lora):
+class Grouped(Optimisation, Kept):
     """How groups are sampled and scored. Values and their meaning: conf/method/grpo.yaml and rloo.yaml."""
 
     init: str = MISSING
@@ -50,7 +52,7 @@ class Grouped(Optimisation, Lora):
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        complaints = [*super().problems(), *self.lora_problems()]
+        complaints = [*super().problems(), *self.lora_problems(), *self.keeping_problems()]
         complaints += outside(self, update_epochs=COUNT, max_new_tokens=COUNT)
         if self.num_generations < 2:
             complaints.append(
@@ -70,6 +72,10 @@ class Grouped(Optimisation, Lora):
             clip_range_high=POSITIVE,
             min_reward_accuracy=FRACTION,
         )
+
+    def launcher_problems(self, launcher: Launcher) -> list[str]:
+        """What does not fit several processes; empty if all does."""
+        return [*super().launcher_problems(launcher), *self.sharding_problems(launcher)]
 
     def _size_problems(self) -> list[str]:
         complaints = []

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plumbline.methods.job import OnlineJob
+from plumbline.methods.keeping import keep, require_within
 from plumbline.methods.online.ppo.settings import PpoConfig
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.models.watching import watch
     from plumbline.rewards.reward import load_reward
 
+    require_within(config.keep_steps, config.steps)
     start = load_start(config, "ppo", job)
     networks = load_networks(start.policy, config, job.init, job.reward, start.tokenizer)
     reward = load_reward(job.reward, job.checkpoints.name)
@@ -85,8 +87,11 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
 
     def log(step: int, metrics: "Metrics", timings: "Metrics") -> None:
         job.run.log_metrics({**metrics, **timings}, step=step)
-        if watched and timings:  # none of a step that was made before a crash
-            watched.at(step + 1, networks.policy)
+        done = step + 1 if timings else 0  # none of a step that was made before a crash
+        if done and watched:
+            watched.at(done, networks.policy)
+        if config.keep_steps and done in (*config.keep_steps, config.steps):
+            keep(networks.policy, start.tokenizer, job, config, done)
 
     history = train(trainer, job.checkpoints, log=log, log_samples=lambda step, rows: job.run.extend_table("rollouts", rows))
     job.run.log_costs(reward_totals(reward))

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from plumbline.models.training_values import SCHEDULES, Lora
+from plumbline.methods.keeping import Kept
+from plumbline.models.training_values import SCHEDULES
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, outside
 
 
 @dataclass
-class PpoConfig(Lora):
+class PpoConfig(Kept):
     """Values and their meaning: conf/method/ppo.yaml."""
 
     method: str = "ppo"
@@ -69,7 +70,13 @@ class PpoConfig(Lora):
 
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        return [*_sampling_problems(self), *_batch_problems(self), *_range_problems(self), *self.lora_problems()]
+        return [
+            *_sampling_problems(self),
+            *_batch_problems(self),
+            *_range_problems(self),
+            *self.lora_problems(),
+            *self.keeping_problems(),
+        ]
 
     def launcher_problems(self, launcher: Launcher) -> list[str]:
         """What does not fit several processes; empty if all does."""

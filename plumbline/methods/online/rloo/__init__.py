@@ -41,6 +41,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
     from trl import RLOOConfig as Arguments
     from trl import RLOOTrainer
 
+    from plumbline.methods.keeping import keeping
     from plumbline.methods.online.draws import share_draws
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means, reward_totals
@@ -65,7 +66,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         peft_config=lora_config(config),
     )
     share_draws(trainer, config.steps_of_rollout)
-    train(trainer, job.checkpoints, watching(trainer, job))
+    train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     job.run.log_costs(reward_totals(start.reward))
     save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k1_per_token")
