@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup repro test test-fast lint format ui score recipe show graph chat feedback clean
+.PHONY: FORCE help setup repro test test-fast lint format ui score recipe study show graph chat feedback clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ recipe: setup  ## Choose a recipe: make recipe NAME=smoke (without NAME: list th
 
 chat: setup  ## Talk to a policy, or to two blindly, and vote: make chat POLICY=dpo AGAINST=sft (PORT=… for another than 8080)
 	@python -m plumbline.tools.chatting "$(POLICY)" --against "$(AGAINST)" --port $(or $(PORT),8080)
+
+study: setup  ## Answer a question over several seeds: make study NAME=label_noise (without NAME: list them; RECIPE=, JOBS=, DRY=1)
+	@python -m plumbline.tools.study $(NAME) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry)
 
 feedback: setup  ## Bring thumbs from MLflow's pages into data/feedback, and sum up what lies there (FILTER="…" for some traces)
 	@python -m plumbline.tools.collecting --filter "$${FILTER}"

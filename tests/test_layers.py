@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "feedback": {"data", "models", "pipeline", "rows"},
     "evaluation": {"checking", "judging", "models", "parts_of_gold", "pipeline", "reasoning", "rows", "world"},
     "report": {"evaluation", "graph", "models", "parts_of_gold"},
-    "tools": {"evaluation", "feedback", "graph", "models", "pipeline", "report", "rewards"},
+    "studies": {"evaluation", "graph", "pipeline", "report"},
+    "tools": {"evaluation", "feedback", "graph", "models", "pipeline", "report", "rewards", "studies"},
 }
 """A package or module of plumbline → those that its code may import, besides itself. A reward's kind is loaded by name: rewards/reward.py."""
 
