@@ -13,6 +13,7 @@ from test_ppo_align import artifacts as of_ppo  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from plumbline.methods.keeping import LISTING, write_kept
+from plumbline.models.determinism import make_deterministic
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import read_json
 
@@ -68,9 +69,11 @@ def test_a_kept_policy_has_its_adapter_merged_while_training_goes_on_with_it(tmp
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_ppo_keeps_its_policy_after_the_steps_and_at_the_end(of_ppo: Path, lora_rank: int) -> None:  # noqa: F811
     changes: dict[str, Any] = {"lora_rank": lora_rank, "learning_rate": 1e-2}
+    make_deterministic(3, 1)  # as the stage does: an adapter begins at random
     without, _ = test_ppo_align.run_align(of_ppo, **changes)
     final = weights(of_ppo / "policy/ppo")
     shutil.rmtree(of_ppo / "checkpoints")
+    make_deterministic(3, 1)
     figures, _ = test_ppo_align.run_align(of_ppo, keep_steps=[1, 3], **changes)
     assert figures == without
     write_kept(of_ppo / "checkpoints", of_ppo / "steps")
