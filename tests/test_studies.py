@@ -454,6 +454,7 @@ def test_a_study_runs_through_dvcs_queue_and_is_not_repeated(tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout
         outputs.append(done.stdout)
     assert "6 runs of the recipe smoke, 0 of them done" in outputs[0]
+    assert "running, 0 failed" in outputs[0]  # it is told while the workers are at work
     assert "6 runs of the recipe smoke, 6 of them done" in outputs[1]
     assert "queueing" not in outputs[1]
     held = json.loads((folder / "studies/scale.json").read_text(encoding="utf-8"))

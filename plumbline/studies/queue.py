@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,15 +212,20 @@ def _git(*arguments: str) -> str:
 
 
 def _output(command: Sequence[str], may_fail: bool) -> str:
-    """What a command prints.
+    """What a command prints. It goes to a file, because a pipe would be held open by the workers that `dvc queue start` leaves behind.
 
     Raises:
         RuntimeError: it failed; the message is the last line of what it said.
     """
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed, tempfile.TemporaryFile("w+", encoding="utf-8") as complained:
+        process = subprocess.run(command, stdout=printed, stderr=complained, check=False)
+        texts = []
+        for file in (printed, complained):
+            file.seek(0)
+            texts.append(file.read())
     if process.returncode and not may_fail:
-        lines = [line for line in f"{process.stdout}\n{process.stderr}".splitlines() if line.strip()]
+        lines = [line for line in "\n".join(texts).splitlines() if line.strip()]
         raise RuntimeError(
             f"`{' '.join(command[:5])} …` failed: {lines[-1].strip() if lines else f'status {process.returncode}'}"
         )
-    return process.stdout
+    return texts[0]
