@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import stages.check
 import stages.overoptimisation
 from plumbline.models.chat import prompt_ids
-from plumbline.models.training import save_policy
+from plumbline.models.saving import save_policy
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from plumbline.rows import text_of

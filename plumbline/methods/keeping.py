@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import Job
-from plumbline.models.training import merged, save_policy
+from plumbline.models.adapters import merged
+from plumbline.models.saving import save_policy
 from plumbline.models.training_values import Lora
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
