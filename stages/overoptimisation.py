@@ -128,10 +128,10 @@ def kept_policies(folder: Path) -> dict[int, Path]:
 
 def drawn(config: OveroptimisationStage, policy: Path, prompts: list[Row], rewards: Rewards, size: int) -> list[Row]:
     """The policy's answers with both rewards; `size` is the step that it was kept after."""
-    from plumbline.models.completions import Draws, complete
+    from plumbline.models.completions import Completer, Draws
 
     settings = config.overoptimisation
-    [rows] = complete(
+    completer = Completer(
         policy,
         prompts,
         [Draws(settings.answers)],
@@ -140,6 +140,7 @@ def drawn(config: OveroptimisationStage, policy: Path, prompts: list[Row], rewar
         seed=config.seed,
         title=f"overoptimisation, step {size}",
     )
+    [rows] = completer.complete(prompts)
     asked, texts = [row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows]
     scores = {name: reward(asked, texts) for name, reward in rewards.items()}
     columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
