@@ -53,6 +53,7 @@ def test_the_page_has_a_panel_for_each_entry_and_no_section_without_any() -> Non
         "rs, from sft: the proxy is rm, gold is correct",
         "best of n of sft: the proxy is rm, gold is correct",
     ]
+    assert "ppo, rs, from sft: the proxy is rm, gold is correct: proxy 0 at √KL 0.00, 1.6 at √KL 2.00;" in panels[0]["picture"]
     page = Page(render(measured))
     assert [dict(attributes).get("id") for tag, attributes in page.tags if tag == "section"].count("overoptimisation") == 1
     assert page.text.count("the proxy is over-optimised") == 2

@@ -148,8 +148,11 @@ def scatter_chart(points: Sequence[Point], *, name: str, x_title: str, y_title: 
         return _svg(figure, name, f"{y_title} by {x_title}: {read}.")
 
 
-def line_chart(lines: Sequence[Line], *, name: str, title: str, colour: str) -> str:
-    """A small chart of training curves: training as a line, validation as a line with dots."""
+def line_chart(lines: Sequence[Line], *, name: str, title: str, colour: str, over: str = "step") -> str:
+    """A small chart of curves, such as those of a training: training as a line, validation as a line with dots.
+
+    over: what the horizontal axis shows, for the alternative text.
+    """
     with _drawing(240, 130) as figure:
         axes = figure.add_axes((0.17, 0.16, 0.8, 0.8))
         for line in lines:
@@ -160,8 +163,10 @@ def line_chart(lines: Sequence[Line], *, name: str, title: str, colour: str) -> 
         axes.margins(x=0.02, y=0.1)
         _ticks(axes.xaxis, 4)
         _ticks(axes.yaxis, 4)
+        digits = 0 if all(float(step).is_integer() for line in lines for step in line.steps) else 2
         read = "; ".join(
-            f"{line.label} {_number(line.values[0])} at step {line.steps[0]:.0f}, {_number(line.values[-1])} at step {line.steps[-1]:.0f}"
+            f"{line.label} {_number(line.values[0])} at {over} {line.steps[0]:.{digits}f}, "
+            f"{_number(line.values[-1])} at {over} {line.steps[-1]:.{digits}f}"
             for line in lines
         )
         return _svg(figure, name, f"{title}: {read}.")

@@ -29,11 +29,13 @@ def optimisations(material: Material) -> list[dict[str, Any]]:
         slots: Mapping[str, Any] = material.recipe[STAGE][entry]
         way = f"best of n of {slots['init']}" if slots["steps"] == "none" else f"{slots['steps']}, from {slots['init']}"
         colour = charts.policy_colour(material.number(slots["steps"]) if slots["steps"] in material.policies else None)
+        title = f"{way}: the proxy is {slots['proxy']}, gold is {slots['gold']}"
+        picture = charts.line_chart(lines, name=f"optimised-{number}", title=f"{entry}, {title}", colour=colour, over="√KL")
         panels.append(
             {
                 "entry": entry,
-                "title": f"{way}: the proxy is {slots['proxy']}, gold is {slots['gold']}",
-                "picture": Markup(charts.line_chart(lines, name=f"optimised-{number}", colour=colour)),
+                "title": title,
+                "picture": Markup(picture),
                 "sentences": reading(slots, material.stage_figures.get(f"{STAGE}@{entry}", {})),
             }
         )
