@@ -10,7 +10,8 @@ Reads `artifacts/sample/<sample>`, conf/judge and, if people judged, data/annota
 A judge outside its limits (`judge.gate`) fails the stage before any label is written. A verdict that cannot be read is asked for again,
 then counted, never guessed. 16,000 ratings by the simulated judge take 5 s. `known_agreement` says how good the labels are.
 
-Memory holds one shard of the sample, and a run that was killed continues at the shard it was at. What was bought of that is bought already.
+Memory holds one shard of the sample, and a run that was killed continues at the shard it was at. Replies that
+were already bought are not bought again.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
-from plumbline.pipeline.shard_files import read_prompts, shard_paths
+from plumbline.pipeline.shard_files import groups_of, read_prompts, read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
 from plumbline.rows import Row, held_out, last_turn, text_of
 
@@ -226,7 +227,11 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
     advantages, judge = known_advantages(settings.known, marks), judge_of(config, work)
 
     sample = Path("artifacts/sample") / settings.sample
-    count = len(shard_paths(sample))
+    files = shard_paths(sample)
+    count = len(files)
+    if settings.prompts:
+        in_each = sum(1 for _ in groups_of(read_shard(files[0])))
+        count = min(count, -(-settings.prompts // max(1, in_each)))
 
     def compute(number: int, groups: "list[Group]", shard: Path) -> None:
         quality = Quality()
@@ -235,8 +240,7 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
         if settings.pairs == "strong_vs_weak":
             judged = [unjudged(len(group)) for group in groups]
         else:
-            of = min(count, -(-settings.prompts // max(1, len(groups)))) if settings.prompts else count
-            for group, opinion in opinions_of(judge, groups, config, number, of):
+            for group, opinion in opinions_of(judge, groups, config, number, count):
                 observe(quality, group, opinion, advantages(group), marks)
                 judged.append(opinion.judged)
                 rows += opinion.rows

@@ -1,8 +1,8 @@
 """Pools the completions of two samples, so that one judge can compare them (Zephyr pools four models, arXiv:2310.16944, §3).
 
 Reads `artifacts/sample/<first>` and `artifacts/sample/<second>`; writes `artifacts/sample/<entry>`: for each prompt the first sample's
-completions, then the second's, in shards of as many prompts as the first sample's. A demonstration that is in both is kept once. For more than two
-samples, chain pools.
+completions, then the second's, in shards of as many prompts as the first sample's largest. A demonstration that is in both is
+kept once. For more than two samples, chain pools.
 
 Memory holds a shard of each. Where a prompt's completions stand in the second sample is looked up in an index on disk, for the two need not have the
 same prompts in the same order.
@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.execution import executing, launched
-from plumbline.pipeline.shard_files import count_rows, groups_of, read_groups, read_shard, shard_paths, write_table
+from plumbline.pipeline.shard_files import count_rows, groups_of, read_groups, read_shard, read_shards, shard_paths, write_table
 from plumbline.rows import Row, by_prompt
 
 SAMPLES = Path("artifacts/sample")
@@ -91,7 +91,7 @@ def run(config: PoolStage, entry: str) -> None:
     first, second = SAMPLES / config.pool.first, SAMPLES / config.pool.second
     with executing("pool", entry, config, [first, second]) as work, TemporaryDirectory() as scratch:
         index = Index(second, Path(scratch) / "index.sqlite")
-        shard_prompts = sum(1 for _ in groups_of(read_shard(shard_paths(first)[0])))
+        shard_prompts = max(sum(1 for _ in groups_of(rows)) for rows in read_shards(first))  # a filter leaves some almost empty
         output = work.output(f"artifacts/sample/{entry}")
         write_table(output, pooled(first, index), max(1, shard_prompts))
         prompts = sum(1 for _ in read_groups(output))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from plumbline.pipeline.composing import problems
-from plumbline.pipeline.shard_files import read_shards, read_table, write_table
+from plumbline.pipeline.shard_files import read_shards, read_table, shard_name, write_shard, write_table
 from plumbline.rows import DEMONSTRATIONS, Row, assistant, text_of
 from stages.pool import PoolEntry, PoolStage, run
 
@@ -45,6 +45,15 @@ def test_a_prompts_completions_are_the_first_samples_then_the_seconds_numbered_a
 
 def test_shards_have_as_many_prompts_as_the_first_samples(pooled: list[Row]) -> None:
     assert [{row["id"] for row in rows} for rows in read_shards(Path("artifacts/sample/both"))] == [{"p"}, {"q"}, {"r"}]
+
+
+def test_shards_that_a_filter_left_small_do_not_make_the_pools_small(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "pool@both")
+    for number, prompts in enumerate(["", "p", "qrs"]):
+        write_shard(Path("artifacts/sample/one") / shard_name(number), [row(prompt, 0, "a", "a") for prompt in prompts])
+    write_table(Path("artifacts/sample/two"), [row(prompt, 0, "b", "b") for prompt in "spqr"], shard_prompts=2)
+    run(stage(), "both")
+    assert [{row["id"] for row in rows} for rows in read_shards(Path("artifacts/sample/both"))] == [{"p", "q", "r"}, {"s"}]
 
 
 def test_rows_keep_their_other_columns(pooled: list[Row]) -> None:

@@ -192,6 +192,15 @@ def test_if_nothing_can_be_read_there_is_no_lowest_rating_to_take() -> None:
     assert score(scripted(None)[0], 2, 8)[2:] == [2 / 9] * 8
 
 
+def test_a_small_call_of_which_nothing_can_be_read_stops_no_stage_and_many_of_them_do() -> None:
+    reward, _ = scripted()
+    score(reward, 1000, 0)
+    assert reward([PROMPT], ["gibberish"]) == [0.0]  # such as the last shard of a sample
+    with pytest.raises(GateError, match=r"30 of 30"):  # a judge that breaks late, asked in small calls
+        for number in range(40):
+            reward([PROMPT], [f"gibberish {number}"])
+
+
 def test_a_pair_that_comes_twice_is_asked_once() -> None:
     reward, chat = scripted()
     other = [{"role": "user", "content": "Say something else."}]

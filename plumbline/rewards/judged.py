@@ -5,7 +5,9 @@ scaled to [−1, 1]; here the reward is the rating that the reply ends in, so th
 
 A rating that cannot be read after all of the judge's attempts never gets a default. While the unreadable verdicts of the call, and of all
 calls so far, are within the judge's `gate.unparsed_fraction`, such a completion counts as the worst of the call and is counted as
-`judge_unparsed`. Beyond that limit, scoring stops. Replies that cost money come from the judge's store if they have been bought before.
+`judge_unparsed`. Beyond that limit, scoring stops. Calls with fewer verdicts than `gate.minimum`, such as that of a sample's last shard, are held to
+the limit together; if none of the ratings of such a call can be read, they count as the worst there is. Replies that cost money come from the
+judge's store if they have been bought before.
 """
 
 from collections import Counter
@@ -41,7 +43,8 @@ class JudgeReward:
             unparsed_fraction=gate.unparsed_fraction, minimum=gate.minimum,
             inconsistent_fraction=None, tied_fraction=None, longer_fraction=None, known_agreement=None, kappa=None,
         )  # fmt: skip
-        self.quality = Quality()
+        self.quality = Quality()  # of all calls
+        self.recent = Quality()  # of the last call, or of the last small ones together
         self.outcomes: Counter[str] = Counter()
 
     def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
@@ -55,23 +58,30 @@ class JudgeReward:
         self.outcomes.update("unparsed" if score is None else "read" for score in scores)
         lowest = min(
             (score for score in scores if score is not None), default=LEAST
-        )  # the default is for a call without completions
+        )  # the default is for a call without completions, or a small one of which none can be read
         return [((lowest if score is None else score) - LEAST) / (MOST - LEAST) for score in scores]
 
     def require_readable(self, texts: Sequence[str], ratings: Sequence[Rating]) -> None:
         """Holds the judge to its limit, in this call and in all calls so far: good replies earlier must not hide that it breaks late.
 
+        Small calls are held to it together, as soon as they have `gate.minimum` verdicts.
+
         Raises:
             GateError: too many verdicts could not be read, or none could.
         """
-        call = Quality()
+        first = self.quality.unparsed.total == self.quality.unparsed.count  # nothing has been read yet
         for text, rating in zip(texts, ratings, strict=True):
             for verdict in rating.verdicts:
-                for quality in (call, self.quality):
+                for quality in (self.recent, self.quality):
                     quality.unparsed.add(verdict.value is None, f"{verdict.reply!r} of {text!r}")
-        complaints = failures(call, self.limits) or failures(self.quality, self.limits)
+        recent = self.recent
+        if recent.unparsed.total >= self.limits.minimum:
+            self.recent = Quality()
+        elif not first:
+            return
+        complaints = failures(recent, self.limits) or failures(self.quality, self.limits)
         if not complaints and texts and all(rating.score is None for rating in ratings):
-            complaints = [f"none of {call.unparsed.total} verdicts could be read, such as {call.unparsed.examples[0]}"]
+            complaints = [f"none of {recent.unparsed.total} verdicts could be read, such as {recent.unparsed.examples[0]}"]
         if complaints:
             raise GateError(
                 f"the judge {self.judge.name!r} is outside its limit, and there is no default reward:\n  - {complaints[0]}\n"
