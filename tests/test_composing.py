@@ -294,7 +294,7 @@ def test_an_entry_has_a_name_that_dvc_hydra_and_the_shell_read_alike() -> None:
 
 
 def test_a_reward_cannot_have_the_name_that_stands_for_none(project: Path) -> None:
-    assert "`none` stands for no reward" in check(project, ("\n  rm:", "\n  none:"))
+    assert "found 'none': `none` stands for none of its kind" in check(project, ("\n  rm:", "\n  none:"))
 
 
 def test_an_unknown_key_lists_the_known_ones_however_deep_it_is(project: Path) -> None:
