@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from plumbline.graph import nodes
 from plumbline.report import markdown_page
-from plumbline.report.markdown_page import mermaid, render_markdown, table, text
+from plumbline.report.markdown_page import folded, mermaid, render_markdown, table, text
 from tests.reporting import ATTACK, RECIPE, Page, material, without_gold
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -66,17 +66,31 @@ def test_nobody_is_notified_and_nothing_is_linked(value: str) -> None:
     assert not re.search(r"(?<![\w\u200b])@\w|#\d|GH-\d", shown)
     assert not re.search(r"https?://|www\.", source)
     assert read(source).strip() == value
+    line = folded(value, "content")
+    assert not re.search(r"(?<![\w\u200b])@\w|#\d|GH-\d|https?://|www\.", Page(MARKDOWN.render(line)).text)
+    assert not re.search(r"https?://|www\.", line)
 
 
 def test_what_a_model_says_formats_nothing() -> None:
     made = material()
     said = {"completion": [{"role": "assistant", "content": f"{ATTACK}\n\n</details>\n| cell |\n```"}]}
-    answers = {policy: [row | said for row in of] for policy, of in made.answers.items()}
+    asked = {"prompt": [{"role": "user", "content": f"What is 2 * 3 in snake_case? {ATTACK}"}]}
+    answers = {policy: [row | said | asked for row in of] for policy, of in made.answers.items()}
     html = MARKDOWN.render(render_markdown(material(answers=answers)))
     assert "<script" not in html
     assert "<img" not in html
     assert html.count("</details>") == 13
     assert "&lt;script&gt;alert(1)" in html
+    summaries = re.findall(r"<summary>(.*?)</summary>", html)
+    assert (
+        sum("What is 2 * 3 in snake_case? &lt;script&gt;alert(1)&lt;/script&gt;&lt;img" in summary for summary in summaries) == 10
+    )
+
+
+@given(st.text(alphabet="ab1 \\`*_<>#&;@:/$\n'\"", max_size=40))
+def test_a_line_to_unfold_is_shown_as_it_is(value: str) -> None:
+    shown = read(folded(f"x{value}", "content"))
+    assert shown.split() == [*f"x{value}".split(), "content"]
 
 
 def test_a_comment_is_never_longer_than_github_allows() -> None:

@@ -5,6 +5,7 @@ What models and data say is escaped: it formats nothing, links nowhere and notif
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -20,7 +21,8 @@ CLIPPED = 500
 """The most characters of a prompt or an answer."""
 
 _SPECIAL = re.compile(r"[\\`*_\[<>#|~&$]|:(?=//)|(?<=www)\.", re.IGNORECASE)
-_REFERENCE = re.compile(r"(?<![A-Za-z0-9])@|(?<=GH-)(?=\d)|(?<=\\#)(?=\d)", re.IGNORECASE)
+_REFERENCE = re.compile(r"(?<![A-Za-z0-9])@|(?<=GH-)(?=\d)|(?<=#)(?=\d)", re.IGNORECASE)
+_LINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)", re.IGNORECASE)
 NOT_A_REFERENCE = "&#8203;"
 """A space of no width, which keeps GitHub from reading somebody's name or the number of an issue."""
 
@@ -50,6 +52,14 @@ def text(value: str) -> str:
     return "<br>".join(part.strip() for part in escaped.split("\n"))
 
 
+def html_text(value: str) -> str:
+    """A text that HTML within Markdown shows as it is, on one line: there a backslash escapes nothing."""
+    escaped = html.escape(" ".join(value.split()), quote=False)
+    for pattern in (_REFERENCE, _LINK):
+        escaped = pattern.sub(lambda match: match[0] + NOT_A_REFERENCE, escaped)
+    return escaped
+
+
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
     """A table whose cells are Markdown already; all columns but the first are set to the right if they hold numbers."""
     lines = [titles, ["---", *(["--:" if numbers else "---"] * (len(titles) - 1))], *rows]
@@ -57,8 +67,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that unfolds below a line."""
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+    """Content, which is Markdown, that unfolds below a line of plain text."""
+    return f"<details><summary>{html_text(summary)}</summary>\n\n{content}\n\n</details>"
 
 
 def _fitting(parts: Sequence[str], optional: Sequence[str], room: int) -> tuple[list[str], int]:
@@ -143,7 +153,7 @@ def _answers(material: Material) -> Iterator[str]:
     heading = f"### {examples.heading(chosen)}\n\n{examples.how_chosen(every)}\n\n"
     for position, example in enumerate(chosen):
         kind = f"{example.kind.replace('_', ' ')}: " if example.kind else ""
-        asked = text(kind + _clipped(example.prompt[-1]["content"], 100)).replace("<br>", " ")
+        asked = kind + _clipped(example.prompt[-1]["content"], 100)
         yield ("" if position else heading) + folded(asked, _answered(example, material.against))
 
 
