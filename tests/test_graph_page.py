@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from plumbline.graph import nodes, parents
+from plumbline.graph import REPEATED, SINGLE, nodes, parents
 from plumbline.pipeline.execution import executing
-from plumbline.report.graph_picture import Cost, duration, kind, nodes_in_order, pictures
+from plumbline.report.graph_picture import KINDS, Cost, duration, kind, nodes_in_order, pictures
 from plumbline.report.lanes import depth_first, lanes, nearest
 from plumbline.tools.graph_page import Timing, costs, draw, last_timings
 from stages.report import ReportSection
@@ -15,6 +15,11 @@ from tests.dag import load_recipe
 from tests.reporting import RECIPE, Page
 
 DIAMOND = {"top": [], "left": ["top"], "right": ["top"], "bottom": ["left", "right", "top"]}
+
+
+def test_every_kind_of_stage_has_a_shape_of_its_own_kind() -> None:
+    folders = {kind.folder for kind in REPEATED.values()} | {made[0].partition("/")[0] for _, made in SINGLE.values()}
+    assert folders | {"answer", "evaluate"} == KINDS.keys()
 
 
 # ---- where nodes stand ----------------------------------------------------------------------------------------------

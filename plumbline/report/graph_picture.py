@@ -22,6 +22,7 @@ KINDS = {
     "reward": "reward",
     "answer": "evaluation",
     "evaluate": "evaluation",
+    "overoptimisation": "evaluation",
 }
 """The folder of artifacts/ that a node writes → the kind of node."""
 
