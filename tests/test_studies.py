@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import stages.check
 from plumbline.pipeline import composing
+from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.params import load_params
 from plumbline.studies import declaration, queue
 from plumbline.studies.declaration import PointName, Reading, Study, load_study, names
@@ -160,6 +161,23 @@ def test_a_run_is_known_by_what_decides_its_result(written: Callable[..., Study]
     assert all(run.targets == ("evaluate@dpo",) for run in first)
 
 
+def test_a_run_is_known_by_the_content_of_its_inputs(
+    project: Path, written: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, read = written(), list[str]()
+    monkeypatch.setattr(queue, "input_digest", lambda path: read.append(path) or input_digest(path))
+
+    def made() -> list[str]:
+        return [run.name for run in runs_of(study, "mine", "code", load_params())]
+
+    (project / "data/raw/questions.jsonl").write_text("1", encoding="utf-8")
+    before = made()
+    assert read == ["data/raw"]
+    assert made() == before
+    (project / "data/raw/questions.jsonl").write_text("2", encoding="utf-8")
+    assert not {*made()} & {*before}
+
+
 def test_a_value_of_another_file_is_passed_on(written: Callable[..., Study]) -> None:
     key = "conf/judge/simulated.yaml:annotator.error_rate"
     runs = runs_of(written({"set": {key: 0.4}}), "mine", "code", load_recipe("smoke"))
@@ -237,6 +255,19 @@ def test_workers_that_are_gone_are_not_waited_for(monkeypatch: pytest.MonkeyPatc
     Dvc(monkeypatch).states = {}
     with pytest.raises(RuntimeError, match="expected workers to run the 2 experiments that are left, found none at work"):
         work_off(runs(2), 1, lambda _: None)
+
+
+def test_a_study_waits_while_workers_do_what_others_have_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    dvc = Dvc(monkeypatch)
+    dvc.states = {"another": "Running"}
+    polls = iter(range(1, 10 * queue.PATIENCE_POLLS))
+
+    def sleep(_: float) -> None:
+        if next(polls) == 3 * queue.PATIENCE_POLLS:
+            dvc.states = {"another": "Success", runs(1)[0].name: "Queued"}
+
+    monkeypatch.setattr(queue.time, "sleep", sleep)
+    assert work_off(runs(1), 1, lambda _: None) == {runs(1)[0].name: f"rev-{runs(1)[0].name}"}
 
 
 def test_as_many_workers_as_fit_in_cores_and_memory(

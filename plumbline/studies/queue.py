@@ -1,7 +1,7 @@
 """A study's runs as DVC experiments: queued, run by workers, found again by their names.
 
-A run's name ends in a digest of its values, its targets and the code, so that a study that is started again finds what is done, and an edit makes new
-runs. DVC's cache sees to it that a new run repeats only what the edit touches.
+A run's name ends in a digest of its values, its targets, the files that it reads and the code, so that a study that is started again finds what is
+done, and an edit makes new runs. DVC's cache sees to it that a new run repeats only what the edit touches.
 """
 
 import hashlib
@@ -12,19 +12,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.params import Params, load_params
 from plumbline.pipeline.records import stream_jsonl
 from plumbline.studies.declaration import Study, params_of, targets, values_of
 
 POLL_SECONDS = 10.0
 PATIENCE_POLLS = 60
-"""How often in a row no run may be at work before the workers count as gone."""
+"""How often in a row nothing in DVC's queue may be at work before the workers count as gone."""
 RUN_MIB = 2_500.0
 """What a run is expected to hold in memory if no stage of this project has been measured yet: a stage of the closed world takes 0.9 to 1.1 GiB."""
 CODE = ("conf", "data", "dvc.yaml", "plumbline", "requirements.lock", "requirements-torch.txt", "stages")
@@ -49,13 +51,17 @@ def runs_of(study: Study, name: str, code: str, workspace: Params) -> list[Run]:
     """Every run, the seeds of a condition one after the other: workers then begin with different seeds, which share nothing.
 
     code: the digest of the code; workspace: what params.yaml holds now, of which each run gets the differences.
+
+    Raises:
+        FileNotFoundError: there is no folder of inputs.
     """
     runs = []
+    content = cache(input_digest)  # the runs share their folder of inputs, which may be large
     for condition in study.conditions:
         elsewhere = {key: value for key, value in values_of(study, condition).items() if ":" in key}
         for seed in study.seeds:
             params = params_of(study, condition, seed)
-            described = json.dumps([params, elsewhere, targets(study), code], sort_keys=True)
+            described = json.dumps([params, content(params["inputs"]), elsewhere, targets(study), code], sort_keys=True)
             digest = hashlib.md5(described.encode(), usedforsecurity=False).hexdigest()[:8]
             slug = re.sub(r"[^A-Za-z0-9]+", "-", condition).strip("-") or "condition"
             overrides = [*differences(workspace, params), *(f"{key}={hydra_value(value)}" for key, value in elsewhere.items())]
@@ -149,7 +155,7 @@ def work_off(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict
         elif not left:
             return {run.name: done[run.name] for run in runs}
         running = sum(queue.get(run.name) == "Running" for run in left)
-        idle = 0 if running else idle + 1
+        idle = 0 if "Running" in queue.values() else idle + 1  # workers also do what others have queued
         if idle > PATIENCE_POLLS:
             raise RuntimeError(
                 f"expected workers to run the {len(left)} experiments that are left, found none at work. Start the study again"
