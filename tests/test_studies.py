@@ -89,6 +89,9 @@ def test_every_study_is_sound_and_its_recipe_has_what_it_reads(name: str) -> Non
         ({"compare.first.condition": "hgh"}, "compare.first.condition: expected one of low, high, found 'hgh'. Did you mean 'high'?"),
         ({"compare.first.condition": "low"}, "compare: expected two different points, found the same twice"),
         ({"compare.first.at": 3}, "compare.first.at: expected one of `at` of its series (none, since the series is not read from a curve)"),
+        ({"read.DPO.at": [10, 20], "compare.first.at": 10}, "compare.second.at: expected one of `at` of its series (10, 20), found none"),
+        ({"vary": {}, "compare": {"first": {}, "second": {"series": "DPO"}}}, "compare: expected two different points, found the same twice"),
+        ({"vary": {}, "read.DPO.at": [10], "compare": {"first": {}, "second": {"at": 10}}}, "compare: expected two different points, found the same"),
         ({"sentence": "{difference} {seed}"}, "sentence: expected placeholders among {difference}, {first}, {second}, {verdict}, found {seed}"),
         ({"sentence": "It {verdict}."}, "sentence: expected {difference}, which has the interval, found none"),
         ({"sentence": "{difference"}, "sentence: expected text with placeholders in braces"),
@@ -106,6 +109,13 @@ def test_a_fault_is_one_sentence_with_its_file_and_key(
         written(changes)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("rows", "at"), [([], None), ([10], 10)])
+def test_what_there_is_only_one_of_may_be_left_out(written: Callable[..., Study], rows: list[int], at: float | None) -> None:
+    study = written({"read.DPO.at": rows})
+    assert study.ends() == (PointName("high", "DPO", at), PointName("low", "DPO", at))
+    assert {*study.ends()} == {*study.points()}
 
 
 def test_an_unknown_study_and_another_recipe(written: Callable[..., Study]) -> None:

@@ -126,11 +126,7 @@ class Study:
 
     def ends(self) -> "tuple[PointName, PointName]":
         """The two points that are compared, of a study without problems."""
-        first, second = (
-            PointName(end.condition or next(iter(self.conditions)), end.series or next(iter(self.read)), end.at)
-            for end in (self.compare.first, self.compare.second)
-        )
-        return first, second
+        return self._point(self.compare.first), self._point(self.compare.second)
 
     def points(self) -> "list[PointName]":
         """Every point, in the order of the conditions, the series and the rows of their curves."""
@@ -141,22 +137,31 @@ class Study:
             for at in reading.rows()
         ]
 
+    def _point(self, end: End) -> "PointName":
+        """The point that one side of the comparison names, with what there is only one of filled in."""
+        series = end.series or next(iter(self.read))
+        rows = self.read[series].rows()
+        return PointName(
+            end.condition or next(iter(self.conditions)), series, rows[0] if end.at is None and len(rows) == 1 else end.at
+        )
+
     def _wrong_ends(self) -> Iterator[str]:
-        choices = {"condition": [*self.conditions], "series": [*self.read]}
-        for side in ("first", "second"):
-            for key, options in choices.items():
-                value = getattr(getattr(self.compare, side), key)
-                if value is None and len(options) > 1:
-                    yield f"compare.{side}.{key}: expected one of {', '.join(options)}, found none"
-                elif value is not None and value not in options:
-                    yield f"compare.{side}.{key}: expected one of {', '.join(options)}, found {value!r}.{suggestion(value, options)}"
-            end: End = getattr(self.compare, side)
-            reading = self.read[end.series] if end.series in self.read else next(iter(self.read.values()), Reading())
-            if end.at not in reading.rows():
-                listed = ", ".join(f"{row:g}" for row in reading.at) or "none, since the series is not read from a curve"
-                yield f"compare.{side}.at: expected one of `at` of its series ({listed}), found {end.at}"
-        if self.compare.first == self.compare.second:
+        complaints = [*self._wrong_end("first", self.compare.first), *self._wrong_end("second", self.compare.second)]
+        yield from complaints
+        if self.read and not complaints and len({*self.ends()}) == 1:
             yield "compare: expected two different points, found the same twice"
+
+    def _wrong_end(self, side: str, end: End) -> Iterator[str]:
+        for key, value, options in (("condition", end.condition, [*self.conditions]), ("series", end.series, [*self.read])):
+            if value is None and len(options) > 1:
+                yield f"compare.{side}.{key}: expected one of {', '.join(options)}, found none"
+            elif value is not None and value not in options:
+                yield f"compare.{side}.{key}: expected one of {', '.join(options)}, found {value!r}.{suggestion(value, options)}"
+        series = end.series or next(iter(self.read), "")
+        if series in self.read and self._point(end).at not in self.read[series].rows():
+            listed = ", ".join(f"{row:g}" for row in self.read[series].at) or "none, since the series is not read from a curve"
+            found = "none" if end.at is None else end.at
+            yield f"compare.{side}.at: expected one of `at` of its series ({listed}), found {found}"
 
     def _wrong_placeholders(self) -> Iterator[str]:
         try:
