@@ -57,6 +57,7 @@ def test_the_page_has_a_panel_for_each_entry_and_no_section_without_any() -> Non
     page = Page(render(measured))
     assert [dict(attributes).get("id") for tag, attributes in page.tags if tag == "section"].count("overoptimisation") == 1
     assert page.text.count("the proxy is over-optimised") == 2
+    assert "its upper bound, log n − (n − 1)/n (arXiv:2401.01879)" in page.text  # Beirami et al. show that it is a bound
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     assert "Over-optimisation" not in Page(render(material())).text
