@@ -65,3 +65,9 @@ def test_tables_name_every_stage_and_every_method() -> None:
     assert {"check", *graph.STAGES} <= set(stages)
     methods = re.findall(r"^\| `(\w+)`", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(METHODS) <= set(methods)
+
+
+def test_the_table_of_benchmarks_names_every_script() -> None:
+    page = (ROOT / "tests/benchmarks/README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+\.py)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(file.name for file in (ROOT / "tests/benchmarks").glob("*.py"))
