@@ -8,7 +8,7 @@ wanted: the verifier's gold in the closed world, else a judge's rating or anothe
 Writes `artifacts/curves/overoptimisation/<entry>.csv`, a row for each n or step, `artifacts/figures/overoptimisation/<entry>.json`, the fitted forms
 among them (plumbline/evaluation/optimisation.py), and `artifacts/overoptimisation/<entry>/answers.jsonl`, every answer with both rewards.
 
-Answers are drawn at temperature 1, from the whole distribution, by the same table of uniform numbers for every policy. KL of a policy is estimated
+Answers are drawn at temperature 1, from the whole distribution, with the same uniform numbers for every policy. KL of a policy is estimated
 from its own answers (k1), and that of best of n is its upper bound, log n − (n − 1)/n. Expect the proxy to rise throughout. Gold rises with it for a
 while, and falls where the proxy no longer stands for it. It costs `answers` answers to each prompt, of `init` or of each kept policy.
 """

@@ -239,7 +239,7 @@ def test_the_search_filters_by_words_policy_and_verdict(browser: Any, page_file:
         assert page.locator("#found").inner_text() == f"{with_word} of 30 prompts"
         policy.select_option("sft")
         assert shown(page) == 0  # dpo says so
-        assert page.locator("#found").inner_text() == "No prompt fits. Take away a word or a filter."
+        assert page.locator("#found").inner_text() == "No prompt matches. Remove a word or a filter."
         policy.select_option("dpo")
         assert shown(page) == with_word
 

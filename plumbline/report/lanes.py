@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 def depth_first(parents: Mapping[str, Sequence[str]]) -> list[str]:
     """Every node after those that it builds on and as soon after them as may be, so that what belongs together stands together.
 
-    parents: every node → the nodes that it builds on, which have to be free of circles.
+    parents: every node → the nodes that it builds on; the graph has to be acyclic.
     """
     order: dict[str, None] = {}
 

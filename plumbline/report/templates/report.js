@@ -43,7 +43,7 @@
     }
     status.textContent = !active ? "" : matches.length
       ? `${matches.length} of ${entries.length} prompts`
-      : "No prompt fits. Take away a word or a filter.";
+      : "No prompt matches. Remove a word or a filter.";
   };
 
   form.hidden = false;
