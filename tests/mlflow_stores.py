@@ -59,6 +59,12 @@ def unsent(project: Path) -> list[Path]:
     return [*(project / ".mlflow-unsent").glob("*")]
 
 
+def forget_registry() -> None:
+    """A server sets the registry of the whole process, and a variable that later tests' stages would inherit."""
+    mlflow.set_registry_uri("")
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)
+
+
 class Server:
     """MLflow's own server on 127.0.0.1; `answer` is what it does instead of answering: a status, or `hang`.
 
@@ -101,7 +107,7 @@ class Server:
         self._server.server_close()
         for variable in self._variables:
             del os.environ[variable]
-        mlflow.set_registry_uri("")  # a server sets its own for the whole process, and later tests would register models there
+        forget_registry()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +126,7 @@ def server(running_server: Server, project: Path, monkeypatch: pytest.MonkeyPatc
     mlflow.set_registry_uri(running_server.address)
     yield running_server
     running_server.answer = running_server.lacks = None
-    mlflow.set_registry_uri("")
+    forget_registry()
 
 
 @pytest.fixture

@@ -134,6 +134,28 @@ def test_a_store_of_artifacts_that_fails_holds_up_nothing_but_tables(store: Path
     assert unsent(project) == []
 
 
+def test_a_registry_that_fails_holds_up_nothing_but_what_is_registered(
+    store: Path, project: Path, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = project / "artifacts/policy/dpo"
+    policy.mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracked("align@dpo", params={}, tags={}, inputs=[]) as run:
+        run.log_model("dpo", "policy", policy, "A card.")
+        run.log_metrics({"loss": 1.0})
+    client = MlflowClient(f"sqlite:///{store}")
+    found = client.get_run(run.id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 1.0})
+    assert "tried again" in said.messages[0]
+    (kept,) = unsent(project)
+    assert [[*json.loads(line)] for line in kept.read_text().splitlines()] == [["version"]]
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    work()
+    assert [version.run_id for version in MlflowClient(f"sqlite:///{store}").search_model_versions()] == [run.id]
+    assert unsent(project) == []
+
+
 @pytest.mark.parametrize("deleted", ["run", "experiment"])
 def test_a_run_or_experiment_that_is_deleted_in_mid_run_is_said_and_forgotten(
     store: Path, project: Path, deleted: str, said: Any

@@ -27,6 +27,9 @@ Record = Mapping[str, Any]
 STORED = ("table", "text")
 """The records that go to the store of artifacts."""
 
+REGISTERED = ("version", "evaluated", "best")
+"""The records that go to the registry of models, also if they go to the server of runs; MLFLOW_REGISTRY_URI may name another for it."""
+
 LONGEST_REASON = 500  # characters; a proxy's error page is longer
 MOST_TABLES = 100  # that a run's tag lists, so that it stays below MLflow's 8,000 characters
 

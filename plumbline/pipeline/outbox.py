@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plumbline.pipeline.mlflow_calls import STORED, Record, deliver
+from plumbline.pipeline.mlflow_calls import REGISTERED, STORED, Record, deliver
 from plumbline.pipeline.mlflow_fault import MlflowFault
 from plumbline.pipeline.records import read_jsonl, write_jsonl
 
@@ -42,11 +42,14 @@ class Outbox:
             self.send()
 
     def send(self) -> None:
-        """Tries all records; keeps those that could not be sent. A failing store of artifacts holds up nothing but tables and texts."""
+        """Tries all records; keeps those that could not be sent.
+
+        A failing store of artifacts holds up nothing but tables and texts, and a failing registry nothing but what is registered.
+        """
         kept: list[Record] = []
         self._failed_at, failing = None, set[str]()
         for record in self.records:
-            target = "artifacts" if record.keys() & {*STORED} else "server"
+            target = "artifacts" if record.keys() & {*STORED} else "registry" if record.keys() & {*REGISTERED} else "server"
             if failing & {"server", target}:
                 kept.append(record)
                 continue
