@@ -43,6 +43,14 @@ def store(project: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return path
 
 
+@pytest.fixture
+def no_registry() -> Iterator[None]:
+    """A registry of models at an address where nothing listens."""
+    mlflow.set_registry_uri("http://127.0.0.1:9")
+    yield
+    forget_registry()
+
+
 def runs() -> list[Any]:
     """All runs, the newest first."""
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])

@@ -18,7 +18,19 @@ from mlflow import MlflowClient
 from plumbline.pipeline.execution import executing
 from plumbline.pipeline.tracking import tracked
 from tests.conftest import ROOT
-from tests.mlflow_stores import Config, Server, empty_store, running_server, said, server, store, unsent, work
+from tests.mlflow_stores import (
+    Config,
+    Server,
+    empty_store,
+    forget_registry,
+    no_registry,
+    running_server,
+    said,
+    server,
+    store,
+    unsent,
+    work,
+)
 
 
 @pytest.mark.parametrize("answer", [500, 403, 404, 200, "hang"])
@@ -135,11 +147,10 @@ def test_a_store_of_artifacts_that_fails_holds_up_nothing_but_tables(store: Path
 
 
 def test_a_registry_that_fails_holds_up_nothing_but_what_is_registered(
-    store: Path, project: Path, said: Any, monkeypatch: pytest.MonkeyPatch
+    store: Path, project: Path, no_registry: None, said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = project / "artifacts/policy/dpo"
     policy.mkdir(parents=True)
-    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracked("align@dpo", params={}, tags={}, inputs=[]) as run:
         run.log_model("dpo", "policy", policy, "A card.")
@@ -150,7 +161,7 @@ def test_a_registry_that_fails_holds_up_nothing_but_what_is_registered(
     assert "tried again" in said.messages[0]
     (kept,) = unsent(project)
     assert [[*json.loads(line)] for line in kept.read_text().splitlines()] == [["version"]]
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    forget_registry()
     work()
     assert [version.run_id for version in MlflowClient(f"sqlite:///{store}").search_model_versions()] == [run.id]
     assert unsent(project) == []
