@@ -34,7 +34,7 @@ def append(path: Path, lines: Iterable[Line]) -> None:
     """Appends lines to a file, whole or not at all, and returns when they are on the disk. What a crash tore off there stays a line of its own.
 
     Raises:
-        ValueError: a line holds half of a character, which no file can hold.
+        ValueError: a line holds a lone surrogate, which no file can hold.
         OSError: the folder or the file cannot be written.
     """
     text = "".join(f"{line.json()}\n" for line in lines)

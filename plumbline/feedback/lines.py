@@ -110,7 +110,7 @@ class Line:
         """The line as a file holds it, without its end.
 
         Raises:
-            ValueError: it holds half of a character.
+            ValueError: it holds a lone surrogate.
         """
         text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
         require_whole_characters(text)

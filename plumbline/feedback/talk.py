@@ -196,7 +196,7 @@ class Talk:
         """The next turn, whose answers are yet to be drawn; two policies change sides by chance, whatever the seed.
 
         Raises:
-            ValueError: there is no question, it holds half of a character, the seed is out of range, or the last answers wait for a vote.
+            ValueError: there is no question, it holds a lone surrogate, the seed is out of range, or the last answers wait for a vote.
         """
         if not question.strip():
             raise ValueError("expected a question, found none")

@@ -104,7 +104,7 @@ def heading(chosen: Sequence[Example]) -> str:
 
 
 def how_chosen(examples: Sequence[Example]) -> str:
-    """How `telling` chose, for a reader who has to know that it is no random sample."""
+    """How `telling` chose, because a reader has to know that it is not a random sample."""
     order = "Each kind of prompt has its turn, in the order of the split." if any(example.kind for example in examples) else ""
     if not any(example.verdicts for example in examples):
         return " ".join(

@@ -94,7 +94,7 @@ def _headline_table(material: Material, trained: Sequence[str]) -> str:
     ]
     note = "Brackets hold 95 % intervals over prompts. **Bold** is the best of a column, ↑ higher is better, ↓ lower is better."
     if trained:
-        note += " † was trained on the verifier, so that gold is no independent measure of it."
+        note += " † was trained on the verifier, so gold is not an independent measure of it."
     return f"{table(titles, lines)}\n\n<sub>{note}</sub>"
 
 

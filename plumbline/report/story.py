@@ -52,7 +52,7 @@ class Story(NamedTuple):
     """The policy of whom lede and points tell."""
     leaders: list[str]
     gold_trained: list[str]
-    """Policies that learned from the verifier, so that gold is no independent measure of them."""
+    """Policies that learned from the verifier, so gold is not an independent measure of them."""
 
 
 def tell(material: Material) -> Story:

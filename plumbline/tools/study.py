@@ -108,7 +108,9 @@ def run(name: str, recipe: str | None, jobs: int | None, dry: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="a file of conf/study without .yaml; leave it out to list them")
-    parser.add_argument("--recipe", help="a file of conf/recipe in place of the study's own, such as one with your model")
+    parser.add_argument(
+        "--recipe", help="a file of conf/recipe to use instead of the one that the study names, for example with your own model"
+    )
     parser.add_argument("--jobs", type=int, help="runs side by side; left out: as many as fit in cores and memory")
     parser.add_argument("--dry", action="store_true", help="check the study and list its runs, without running any")
     arguments = parser.parse_args()
