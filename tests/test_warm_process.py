@@ -142,6 +142,24 @@ def test_a_fork_gets_the_signals_of_its_stage(warm: Path, number: int) -> None:
     assert finish(stage) == (1, "", "stopped\n")
 
 
+@pytest.mark.parametrize("number", warm_process.PASSED_ON)
+def test_a_signal_that_comes_before_the_stage_knows_its_fork_reaches_the_fork(fresh: Path, number: int) -> None:
+    listener, _ = listening()
+    stage = start("pass")
+    accepted, _ = listener.accept()
+    _, streams, _, _ = warm_process.socket.recv_fds(accepted, 1, 3)
+    for stream in streams:
+        os.close(stream)
+    connection = warm_process.Connection(accepted.detach())
+    assert connection.recv()[0] == "stage"
+    stage.send_signal(number)
+    connection.send(os.getpid())  # as the fork's
+    assert connection.recv() == number
+    connection.send(1)
+    assert finish(stage)[0] == 1
+    listener.close()
+
+
 def test_ctrl_c_reaches_a_fork_as_a_keyboard_interrupt(warm: Path) -> None:
     stage = start("try:\n  print('on', flush=True); time.sleep(30)\nexcept KeyboardInterrupt:\n  print('tidied')")
     assert stage.stdout is not None

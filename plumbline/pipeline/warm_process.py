@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from pickle import UnpicklingError
@@ -72,13 +72,14 @@ def run_in_fork(module: str) -> int | None:
         return None
     with connection:
         try:
-            connection.send((module, sys.argv, dict(os.environ), os.getcwd()))  # a Request
-            connection.recv()  # the fork's process id
+            with _signals_wait():  # one that came between the fork's start and the handlers would end this process alone
+                connection.send((module, sys.argv, dict(os.environ), os.getcwd()))  # a Request
+                connection.recv()  # the fork's process id
+                for number in PASSED_ON:
+                    if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is in the background of a shell
+                        signal.signal(number, lambda received, _: connection.send(received))
         except (EOFError, OSError):
             return None
-        for number in PASSED_ON:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is in the background of a shell
-                signal.signal(number, lambda received, _: connection.send(received))
         try:
             return int(connection.recv())
         except (EOFError, OSError) as error:
@@ -92,6 +93,16 @@ def end_as(status: int) -> NoReturn:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Holds back the signals that a fork gets from its stage; those that have come arrive at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _possible() -> bool:
