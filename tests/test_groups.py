@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from aligning import GROUPS, config_of, run_align, write_inputs
 from ppo_tiny import PROMPTS
+from transformers import GenerationMixin
 
 from plumbline.methods.online.groups import group_history, prompts_in_order, reward_functions
 from plumbline.methods.online.start import last_means, prompts_of
+from plumbline.pipeline import processes
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rewards import reward as rewards
@@ -47,6 +49,30 @@ def test_only_prompts_of_the_given_families_are_answered(artifacts: Path, method
     assert {str(prompt) for prompt in received} == {str(prompt) for prompt in PROMPTS[:2]}
     with pytest.raises(ValueError, match=rf"{method}: families: .*facts, sums.* found code"):
         run_align(artifacts, method, families=["sums", "code"])
+
+
+@pytest.mark.parametrize("method", GROUPS)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_sharded_policy_draws_with_generate_what_another_draws_with_the_sampler(
+    tmp_path: Path, method: str, lora_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[bool, list[str]] = {True: [], False: []}
+    generated: list[bool] = []
+    generate = GenerationMixin.generate
+    monkeypatch.setattr(GenerationMixin, "generate", lambda *args, **more: (generated.append(True), generate(*args, **more))[1])
+    for sharded, completions in drawn.items():
+
+        def reward(prompts: list[Any], answers: list[str], completions: list[str] = completions) -> list[float]:
+            completions.extend(answers)
+            return [float(len(answer)) for answer in answers]
+
+        monkeypatch.setattr(processes, "sharded", lambda sharded=sharded: sharded)
+        monkeypatch.setattr(rewards, "load_reward", lambda *_, reward=reward: reward)
+        generated.clear()
+        run_align(write_inputs(tmp_path / f"{sharded}"), method, lora_rank=lora_rank)
+        assert bool(generated) == sharded
+    assert drawn[True] == drawn[False]
+    assert len(set(drawn[True])) > 2
 
 
 def test_families_are_compared_as_text_and_a_prompt_may_have_none() -> None:

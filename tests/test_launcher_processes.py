@@ -47,7 +47,6 @@ NODES: dict[str, tuple[str, dict[str, Any]]] = {
 
 ALONE = {
     "kto": ("launcher=local", "align.micro_batch_size=8"),  # z is that of as many rows as pass together
-    "grpo": ("launcher=ddp_cpu", "launcher.processes=1"),  # draws by rows belong to launched processes
 }
 """What one process needs to train the same model, besides `launcher=local`."""
 

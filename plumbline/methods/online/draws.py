@@ -1,17 +1,19 @@
-"""Randomness that does not depend on how many processes share the work: a stream for each purpose and step, a row of numbers for each completion.
+"""Draws that do not depend on how many processes share the work: a stream for each purpose and step, a row of numbers for each completion.
 
-PPO samples by such rows whatever the launcher. TRL's trainers draw from torch's stream in a stage that trains in its own process. Launched processes
-would each have a stream of their own, and another number of processes would learn from other completions; so they read rows, too
-(`share_draws`). Either way a completion is a sample of the policy's whole distribution.
+PPO, GRPO and RLOO sample the policy's whole distribution by such rows, with this project's sampler (plumbline/models/sampling.py). Only sharded
+models are left to transformers' `generate`: their processes have to make equally many steps, and the sampler ends with the last unfinished row.
 """
 
 from typing import Any
 
 import numpy
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from plumbline.models.sampling import draw
+from plumbline.models.decoding_values import Decoding
+from plumbline.models.memory import held_bytes, rows_in_cache
+from plumbline.models.sampling import draw, sample
 from plumbline.pipeline import processes
 
 
@@ -39,21 +41,36 @@ class DrawnByRow(LogitsProcessor):
         return drawn
 
 
-def share_draws(trainer: Any, steps_of_rollout: int) -> None:
-    """Makes launched processes draw what one of them would: row i of a rollout reads row i of the rollout's numbers, whoever samples it.
+def draw_by_rows(trainer: Any, tokenizer: PreTrainedTokenizerBase, steps_of_rollout: int) -> None:
+    """Makes a trainer draw row i of a rollout by row i of the rollout's numbers, whichever process samples it.
 
     trainer: TRL's, of GRPO or RLOO; it gives each process an equal share of a rollout, in the order of the processes.
     """
-    if not processes.is_launched():
-        return
     policy = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
     generate = policy.generate
 
-    def generate_by_rows(**inputs: Any) -> Any:
-        rows, first = len(inputs["input_ids"]), len(inputs["input_ids"]) * processes.index()
+    def generate_by_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        rows, first = len(input_ids), len(input_ids) * processes.index()
         stream = random_stream(trainer.args.seed, trainer.state.global_step // steps_of_rollout)
         uniforms = torch.rand(rows * processes.count(), trainer.max_completion_length, generator=stream, dtype=torch.float64)
-        by_rows = DrawnByRow(uniforms[first : first + rows], trainer.temperature)
-        return generate(**inputs, logits_processor=LogitsProcessorList([by_rows]))
+        uniforms = uniforms[first : first + rows]
+        if processes.sharded():
+            by_rows = LogitsProcessorList([DrawnByRow(uniforms, trainer.temperature)])
+            return generate(input_ids=input_ids, attention_mask=attention_mask, **inputs, logits_processor=by_rows)
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        tokens = input_ids.shape[1] + trainer.max_completion_length
+        sampled = sample(
+            policy,
+            tokenizer,
+            prompts,
+            max_new_tokens=trainer.max_completion_length,
+            decoding=Decoding(trainer.temperature),
+            uniforms=uniforms,
+            batch_size=rows_in_cache(policy, tokens, rows, held=held_bytes(policy)),
+        )
+        completions = pad_sequence(
+            [torch.tensor(one.ids) for one in sampled], batch_first=True, padding_value=tokenizer.pad_token_id
+        )
+        return torch.cat([input_ids, completions.to(input_ids.device)], dim=1)
 
     policy.generate = generate_by_rows

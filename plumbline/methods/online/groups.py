@@ -1,6 +1,6 @@
 """What GRPO and RLOO share: groups of completions of one prompt, whose rewards are compared with each other.
 
-TRL samples from the whole distribution with transformers' own `generate`, which needs neither a server nor a GPU.
+TRL trains; completions are drawn from the whole distribution by this project's sampler (draws.py), which needs neither a server nor a GPU.
 """
 
 import math

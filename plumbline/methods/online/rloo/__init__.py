@@ -42,7 +42,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
     from trl import RLOOTrainer
 
     from plumbline.methods.keeping import keeping
-    from plumbline.methods.online.draws import share_draws
+    from plumbline.methods.online.draws import draw_by_rows
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means, reward_totals
     from plumbline.models.adapters import lora_config
@@ -65,7 +65,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
-    share_draws(trainer, config.steps_of_rollout)
+    draw_by_rows(trainer, start.tokenizer, config.steps_of_rollout)
     train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     job.run.log_costs(reward_totals(start.reward))
     save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)
