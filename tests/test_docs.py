@@ -25,7 +25,7 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_paths_and_modules_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if not link.startswith("http")]
     paths = re.findall(r"`((?:plumbline|stages|tests|conf|docs)/[\w./-]+)`", text)
     modules = re.findall(r"python -m ((?:plumbline|stages)[\w.]*)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
@@ -33,6 +33,19 @@ def test_links_paths_and_modules_of_a_page_exist(page: Path) -> None:
     missing += [module for module in modules if not module_file(module)]
     examples = {"docs/add-a-method.md": "simpo", "CHANGELOG.md": "conf/"}.get(str(page.relative_to(ROOT)), "\0")
     assert [item for item in missing if examples not in item] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them: small letters, without punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_a_page_name_a_heading_of_it(page: Path) -> None:
+    links = re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    assert [(path, anchor) for path, anchor in targets if not path.is_file() or anchor not in anchors(path)] == []
 
 
 @pytest.mark.parametrize(
