@@ -35,7 +35,7 @@ class Material:
     calibration: Mapping[str, Sequence[Share]]  # reward model → how often it is right by how confident it is
     data_section: str  # trusted HTML that prepare wrote, or empty
     prompts: int  # how many prompts to show with their answers
-    listed: int  # how many more to list, those first where the policies differ most
+    listed: int  # how many to list below them, those first where the policies differ most
     optimisations: Mapping[str, Sequence[Mapping[str, float]]] = field(
         default_factory=dict
     )  # entry of overoptimisation → its points
