@@ -131,7 +131,8 @@ def run(config: EvaluateStage) -> None:
 
 def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: Path, work: Work) -> tuple[list[Path], list[Path]]:
     """The scores of both policies' answers, and of those at temperature 1, with the policy's log-ratios; none of the latter if none were drawn."""
-    from plumbline.evaluation.answer_shards import divergence_pass, pairs_of, score_shards
+    from plumbline.evaluation.answer_shards import pairs_of, score_shards
+    from plumbline.evaluation.divergence_shards import divergence_pass
 
     section, policies = config.evaluate, (POLICIES / config.policy, POLICIES / config.evaluate.against)
     tables = ANSWERS / config.policy, ANSWERS / section.against
@@ -140,7 +141,7 @@ def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: P
     # the whole distribution at temperature 1: all answers of a table have their log-probability, or none
     of_policy_itself = all(row["logp"] is not None for row in read_shard(pairs[0].ours))
     if of_policy_itself:
-        passes.append(divergence_pass(checkpoints / "divergence", pairs, *policies))
+        passes.append(divergence_pass(checkpoints / "divergence", [pair.ours for pair in pairs], *policies))
     marks = section.thinking_marks
     shards = score_shards(checkpoints / "scores", pairs, [of_pass for of_pass in passes if of_pass], policies, marks)
     if of_policy_itself:
@@ -148,7 +149,7 @@ def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: P
     if not section.samples_at_1:
         return shards, []
     at_1 = pairs_of(*(table / COMPLETIONS_AT_1 for table in tables))
-    divergences = divergence_pass(checkpoints / "divergence_at_1", at_1, *policies)
+    divergences = divergence_pass(checkpoints / "divergence_at_1", [pair.ours for pair in at_1], *policies)
     return shards, score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks)
 
 

@@ -11,10 +11,14 @@ among them (plumbline/evaluation/optimisation.py), and `artifacts/overoptimisati
 Answers are drawn at temperature 1, from the whole distribution, with the same uniform numbers for every policy. KL of a policy is estimated
 from its own answers (k1), and that of best of n is its upper bound, log n − (n − 1)/n. Expect the proxy to rise throughout. Gold rises with it for a
 while, and falls where the proxy no longer stands for it. It costs `answers` answers to each prompt, of `init` or of each kept policy.
+
+Each policy and each reward passes over all shards of answers alone, so that memory holds one model at a time, and the answers of one shard; the curve
+needs the scores of all. A run that was killed continues at the shard it was at.
 """
 
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +28,12 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.pipeline.composing import entry_name, register, typed
-from plumbline.pipeline.execution import executing, launched
+from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
-from plumbline.pipeline.records import read_jsonl, write_json, write_jsonl
-from plumbline.rewards.reward import Reward, finish, load_reward
+from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
+from plumbline.pipeline.shard_files import read_shard, write_shard
+from plumbline.pipeline.shard_work import by_shard
+from plumbline.rewards.reward import finish, load_reward, score
 from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
@@ -41,7 +47,12 @@ SHOWN = 40
 HEADLINE = ("proxy_gain", "gold_gain", "gold_gain_highest", "gold_lost", "kl")
 """The figures that MLflow shows first."""
 
-Rewards = dict[str, Reward]
+TABLE, KEPT = "answers.parquet", ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
+"""A shard's answers, and their columns."""
+SCORES = "scores.json"
+"""A reward of each of a shard's answers."""
+Shards = Mapping[int, Sequence[Path]]
+"""The step that a policy was kept after, 0 for the start → what is kept of each shard of its answers."""
 
 
 @dataclass
@@ -55,10 +66,11 @@ class OveroptimisationEntry:
     prompts: int = MISSING
     answers: int = MISSING
     batch_size: int = MISSING
+    shard_prompts: int = MISSING
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        complaints = outside(self, prompts=NOT_NEGATIVE, answers=COUNT, batch_size=COUNT)
+        complaints = outside(self, prompts=NOT_NEGATIVE, answers=COUNT, batch_size=COUNT, shard_prompts=COUNT)
         if self.steps == NONE and self.answers == 1:
             complaints.append("answers: expected 2 or more with steps: none, since best of n chooses among them, found 1")
         return complaints
@@ -75,40 +87,42 @@ class OveroptimisationStage:
 
 
 def run(config: OveroptimisationStage, entry: str) -> None:
-    """Samples, scores and sums up one way of optimising a proxy."""
+    """Draws, scores and sums up one way of optimising a proxy."""
     settings = config.overoptimisation
     init, of_prompts = POLICIES / settings.init, Path(f"artifacts/data/prompts/{config.evaluate.split}.jsonl")
     kept = [] if settings.steps == NONE else [STEPS / settings.steps]
-    folders = {"proxy": REWARDS / settings.proxy, "gold": REWARDS / settings.gold}
-    with executing("overoptimisation", entry, config, [init, *kept, *dict.fromkeys(folders.values()), of_prompts]) as work:
+    rewards = {"proxy": REWARDS / settings.proxy, "gold": REWARDS / settings.gold}
+    inputs = [init, *kept, *dict.fromkeys(rewards.values()), of_prompts]
+    with executing("overoptimisation", entry, config, inputs) as work, work.checkpoints() as checkpoints:
         from plumbline.evaluation.optimisation import curve_figures, curve_of, curve_table
         from plumbline.models.determinism import make_deterministic
 
         make_deterministic(config.seed, config.threads)
-        prompts = some_prompts(read_jsonl(of_prompts), settings.prompts, config.seed)
-        rewards = {name: load_reward(folder, f"{work.name} {work.key} {name}") for name, folder in folders.items()}
-        if kept:
-            points, answers = along_training(config, init, kept_policies(kept[0]), prompts, rewards)
-        else:
-            points, answers = best_of_all(config, init, prompts, rewards)
+        policies = {0: init} | {step: policy for folder in kept for step, policy in kept_policies(folder).items()}
+        prompts = checkpoints / "prompts.jsonl"
+        write_jsonl(prompts, some_prompts(of_prompts, settings.prompts, config.seed))
+        answers = {step: drawn(config, policy, prompts, step, checkpoints / "answers") for step, policy in policies.items()}
+        scores = {name: scored(folder, answers, checkpoints / name, work) for name, folder in rewards.items()}
+        points = measured(config, policies, answers, scores, checkpoints / "divergence")
         curve = curve_of("training" if kept else "best_of_n", points, config.seed)
         rows, figures = curve_table(curve), curve_figures(curve)
-        write_jsonl(work.output(f"artifacts/overoptimisation/{entry}") / "answers.jsonl", answers)
+        file = work.output(f"artifacts/overoptimisation/{entry}") / "answers.jsonl"
+        write_jsonl(file, scored_answers(answers, scores))
         write_table(work.output(f"artifacts/curves/overoptimisation/{entry}.csv"), rows)
         write_json(work.output(f"artifacts/figures/overoptimisation/{entry}.json"), figures)
         for size, row in zip(curve.sizes, rows, strict=True):
             work.run.log_metrics({name: float(value) for name, value in row.items() if value is not None}, step=size)
         work.run.log_figures(figures, HEADLINE)
-        work.run.log_table("answers", [_shown(row) for row in answers[-SHOWN:]])
-        if ledgers := [ledger for reward in rewards.values() if (ledger := finish(reward))]:
-            work.log_timing(**{name: value for ledger in ledgers for name, value in ledger.items()})
+        work.run.log_table("answers", [_shown(row) for row in deque(stream_jsonl(file), maxlen=SHOWN)])
 
 
-def some_prompts(rows: list[Row], count: int, seed: int) -> list[Row]:
-    """So many of the prompts, drawn at random, in their order; all of them for 0."""
-    if not count or count >= len(rows):
-        return rows
-    return [rows[number] for number in sorted(random.Random(seed).sample(range(len(rows)), count))]
+def some_prompts(file: Path, count: int, seed: int) -> Iterator[Row]:
+    """So many of a file's prompts, drawn at random, in their order; all of them for 0."""
+    total = sum(1 for _ in stream_jsonl(file))
+    if not count or count >= total:
+        return stream_jsonl(file)
+    chosen = {*random.Random(seed).sample(range(total), count)}
+    return (row for number, row in enumerate(stream_jsonl(file)) if number in chosen)
 
 
 def kept_policies(folder: Path) -> dict[int, Path]:
@@ -126,89 +140,74 @@ def kept_policies(folder: Path) -> dict[int, Path]:
     return dict(sorted(kept.items()))
 
 
-def drawn(config: OveroptimisationStage, policy: Path, prompts: list[Row], rewards: Rewards, size: int) -> list[Row]:
-    """The policy's answers with both rewards; `size` is the step that it was kept after."""
+def drawn(config: OveroptimisationStage, policy: Path, prompts: Path, step: int, folder: Path) -> list[Path]:
+    """The shards of the policy's answers; `step` is the one that it was kept after."""
     from plumbline.models.completions import Completer, Draws
 
     settings = config.overoptimisation
     completer = Completer(
         policy,
-        prompts,
+        stream_jsonl(prompts),
         [Draws(settings.answers)],
         max_new_tokens=config.evaluate.max_new_tokens,
         batch_size=settings.batch_size,
         seed=config.seed,
-        title=f"overoptimisation, step {size}",
+        title=f"overoptimisation, step {step}",
     )
-    [rows] = completer.complete(prompts)
-    asked, texts = [row["prompt"] for row in rows], [text_of(row["completion"]) for row in rows]
-    scores = {name: reward(asked, texts) for name, reward in rewards.items()}
-    columns = ("id", "index", "prompt", "completion", "finished", "tokens", "ids")
-    return [
-        {"step": size, **{column: row[column] for column in columns}, **{name: of[number] for name, of in scores.items()}}
-        for number, row in enumerate(rows)
-    ]
+
+    def complete(number: int, rows: list[Row], shard: Path) -> None:
+        [answers] = completer.complete(rows, number * settings.shard_prompts)
+        write_shard(shard / TABLE, [{column: row[column] for column in KEPT} for row in answers])
+
+    shards = by_shard(folder / str(step), chunked(stream_jsonl(prompts), settings.shard_prompts), complete)
+    completer.close()
+    return [shard / TABLE for shard in shards]
 
 
-def best_of_all(
-    config: OveroptimisationStage, init: Path, prompts: list[Row], rewards: Rewards
-) -> "tuple[list[Point], list[Row]]":
-    """Best of n for n = 1, 2, 4 …, all from the same answers."""
+def scored(reward: Path, answers: Shards, folder: Path, work: Work) -> dict[int, list[Path]]:
+    """The rewards of all answers, shard by shard; `folder`, where they are kept, has the name of what the reward stands for."""
+    scorer = load_reward(reward, f"{work.name} {work.key} {folder.name}")
+
+    def compute(number: int, file: Path, shard: Path) -> None:
+        write_json(shard / SCORES, score(scorer, read_shard(file))[0])
+
+    shards = {step: by_shard(folder / str(step), files, compute) for step, files in answers.items()}
+    if ledger := finish(scorer):
+        work.log_timing(**{f"{folder.name}_{name}": value for name, value in ledger.items()})
+    return {step: [shard / SCORES for shard in of_step] for step, of_step in shards.items()}
+
+
+def measured(
+    config: OveroptimisationStage, policies: Mapping[int, Path], answers: Shards, scores: Mapping[str, Shards], folder: Path
+) -> "list[Point]":
+    """The points of the curve: best of n, or the start and the policies that were kept, whose estimates of KL are kept in `folder`."""
     import numpy as np
 
-    from plumbline.evaluation.best_of_n import best_of_n_kl, expected_best
-    from plumbline.evaluation.optimisation import MEASURES, Point, standardised
+    from plumbline.evaluation.divergence_shards import COLUMNS, divergence_pass
+    from plumbline.evaluation.optimisation import best_of_n_points, training_points
 
-    answers, most = drawn(config, init, prompts, rewards, 0), config.overoptimisation.answers
-    scores = {name: np.array([float(row[name]) for row in answers]).reshape(len(prompts), most) for name in MEASURES}
+    def by_prompt(shards: Iterable[Sequence[float]]) -> "Floats":  # (prompts, answers)
+        values = np.concatenate([np.array(of_shard, dtype=np.float64) for of_shard in shards])
+        return values.reshape(-1, config.overoptimisation.answers)
 
-    def gain(name: str, n: int) -> "Floats":
-        of_best = [expected_best(keys, values, n) for keys, values in zip(scores["proxy"], scores[name], strict=True)]
-        return standardised(np.array(of_best) - scores[name].mean(axis=1), scores[name].ravel())
-
-    sizes = [2**power for power in range(most.bit_length())]
-    kl = np.ones(len(prompts))
-    points = [Point(n, best_of_n_kl(n) * kl, gain("proxy", n), gain("gold", n)) for n in sizes]
-    return points, [_without_ids(row) for row in answers]
-
-
-def along_training(
-    config: OveroptimisationStage, init: Path, kept: dict[int, Path], prompts: list[Row], rewards: Rewards
-) -> "tuple[list[Point], list[Row]]":
-    """The start, and the policy after each of the kept steps."""
-    import numpy as np
-
-    from plumbline.evaluation.optimisation import MEASURES, Point, standardised
-
-    def by_prompt(values: Sequence[float]) -> "Floats":
-        means: Floats = np.array(values, dtype=np.float64).reshape(len(prompts), -1).mean(axis=1)
-        return means
-
-    points, answers = [], []
-    start: dict[str, list[float]] = {}
-    for size, policy in {0: init, **kept}.items():
-        rows = drawn(config, policy, prompts, rewards, size)
-        scores = {name: [float(row[name]) for row in rows] for name in MEASURES}
-        start = start or scores
-        gains = [standardised(by_prompt(scores[name]) - by_prompt(start[name]), start[name]) for name in MEASURES]
-        kl = by_prompt(log_ratios(policy, init, rows) if size else [0.0] * len(rows))
-        points.append(Point(size, kl, *gains))
-        answers += [_without_ids(row) for row in rows]
-    return points, answers
+    rewards = {step: {name: by_prompt(map(read_json, of[step])) for name, of in scores.items()} for step in policies}
+    if config.overoptimisation.steps == NONE:
+        return best_of_n_points(rewards[0])
+    kl = {}
+    for step, policy in policies.items():
+        estimates = divergence_pass(folder / str(step), answers[step], policy, policies[0])
+        kl[step] = by_prompt(read_json(shard / COLUMNS)["kl_k1"] for shard in estimates)
+    return training_points(rewards, kl)
 
 
-def log_ratios(policy: Path, reference: Path, rows: list[Row]) -> list[float]:
-    """log π − log π_reference of each of the policy's answers, in nats, summed over its tokens: k1 estimates of KL(π ‖ π_reference)."""
-    from transformers import AutoTokenizer
-
-    from plumbline.evaluation.divergence import completion_logps
-    from plumbline.models.chat import prompt_ids
-    from plumbline.models.loading import load_policy
-
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    asked, completions = [prompt_ids(tokenizer, row["prompt"]) for row in rows], [row["ids"] for row in rows]
-    ours, theirs = (completion_logps(load_policy(folder), asked, completions) for folder in (policy, reference))
-    return [mine - other for mine, other in zip(ours, theirs, strict=True)]
+def scored_answers(answers: Shards, scores: Mapping[str, Shards]) -> Iterator[Row]:
+    """The rows of answers.jsonl: every answer with both rewards, and without its tokens."""
+    for step, files in answers.items():
+        for number, file in enumerate(files):
+            of_shard = {name: read_json(of[step][number]) for name, of in scores.items()}
+            for position, row in enumerate(read_shard(file)):
+                shown = {column: row[column] for column in KEPT if column != "ids"}
+                yield {"step": step, **shown, **{name: values[position] for name, values in of_shard.items()}}
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -217,10 +216,6 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(rows).to_csv(path, index=False, lineterminator="\n")
-
-
-def _without_ids(row: Row) -> Row:
-    return {column: value for column, value in row.items() if column != "ids"}
 
 
 def _shown(row: Row) -> Row:

@@ -15,9 +15,10 @@ from test_answer import make_policy, section
 from transformers import AutoModelForCausalLM
 
 from plumbline.evaluation import divergence
-from plumbline.evaluation.answer_shards import COLUMNS as FOUND
-from plumbline.evaluation.answer_shards import check_pairs, divergence_pass, pairs_of, pass_over
+from plumbline.evaluation.answer_shards import check_pairs, pass_over
 from plumbline.evaluation.divergence import completion_logps
+from plumbline.evaluation.divergence_shards import COLUMNS as FOUND
+from plumbline.evaluation.divergence_shards import divergence_pass
 from plumbline.evaluation.figures import HEADLINE, Score, headline_figures, policy_figures
 from plumbline.evaluation.scoring import (
     VERDICT_COLUMNS,
@@ -30,7 +31,7 @@ from plumbline.evaluation.scoring import (
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
-from plumbline.pipeline.shard_files import write_table
+from plumbline.pipeline.shard_files import shard_paths, write_table
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
 from plumbline.world.verify import verify
@@ -250,11 +251,10 @@ def test_logps_are_the_sum_over_completion_tokens_whatever_the_batch(tmp_path: P
 
 def estimated(policy: str, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """The estimates of KL of a policy from `sft`, by answers that it gave, which are shared out among shards of three prompts."""
-    for name in (policy, "sft"):
-        write_table(Path("answers", policy, name), rows, 3)
-    pairs = pairs_of(Path("answers", policy, policy), Path("answers", policy, "sft"))
+    write_table(Path("answers", policy), rows, 3)
     models = Path("artifacts/policy", policy), Path("artifacts/policy/sft")
-    columns = [read_json(shard / FOUND) for shard in divergence_pass(Path("passes", policy), pairs, *models)]
+    shards = divergence_pass(Path("passes", policy), shard_paths(Path("answers", policy)), *models)
+    columns = [read_json(shard / FOUND) for shard in shards]
     return {name: [value for of_shard in columns for value in of_shard[name]] for name in columns[0]}
 
 

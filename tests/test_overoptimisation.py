@@ -3,6 +3,10 @@
 import csv
 import itertools
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,22 @@ from transformers import AutoModelForCausalLM
 import stages.check
 import stages.overoptimisation
 from plumbline.models.chat import prompt_ids
+from plumbline.models.completions import Completer
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
-from plumbline.rows import text_of
+from plumbline.pipeline.shard_files import read_shard
+from plumbline.rows import Row, text_of
 from stages.overoptimisation import OveroptimisationEntry, OveroptimisationStage, run, some_prompts
+from tests.conftest import ROOT
+from tests.interrupting import contents, require_resuming
 
 LETTERS = {"proxy": "a", "gold": "b"}
 """What the two rewards count."""
+OUTPUTS = [
+    f"artifacts/{name}"
+    for name in ("curves/overoptimisation/ppo.csv", "figures/overoptimisation/ppo.json", "overoptimisation/ppo")
+]
 
 
 def counting(folder: Path, _: str = "") -> Any:
@@ -54,6 +66,7 @@ def stage(**changes: Any) -> OveroptimisationStage:
         "prompts": 0,
         "answers": 4,
         "batch_size": 64,
+        "shard_prompts": 3,
     }
     return OveroptimisationStage(
         seed=1, threads=1, overoptimisation=OveroptimisationEntry(**(settings | changes)), evaluate=section(max_new_tokens=6)
@@ -105,10 +118,10 @@ def test_along_training_gains_and_kl_are_of_each_kept_policys_own_answers(
     ids: dict[tuple[int, str, int], list[int]] = {}
     original = stages.overoptimisation.drawn
 
-    def recording(*arguments: Any) -> list[dict[str, Any]]:
-        rows = original(*arguments)
-        ids.update({(row["step"], row["id"], row["index"]): row["ids"] for row in rows})
-        return rows
+    def recording(config: Any, policy: Path, prompts: Path, step: int, folder: Path) -> list[Path]:
+        files: list[Path] = original(config, policy, prompts, step, folder)
+        ids.update({(step, row["id"], row["index"]): row["ids"] for file in files for row in read_shard(file)})
+        return files
 
     monkeypatch.setattr(stages.overoptimisation, "drawn", recording)
     run(stage(steps="ppo", answers=2), "ppo")
@@ -138,13 +151,84 @@ def test_along_training_gains_and_kl_are_of_each_kept_policys_own_answers(
 
 
 def test_a_second_run_writes_the_same_bytes(measured: Path) -> None:
-    files = [Path(f"artifacts/{name}") for name in ("curves/overoptimisation/ppo.csv", "figures/overoptimisation/ppo.json",
-                                                    "overoptimisation/ppo/answers.jsonl")]  # fmt: skip
     run(stage(prompts=5), "ppo")
-    first = [file.read_bytes() for file in files]
+    first = contents(OUTPUTS)
     run(stage(prompts=5), "ppo")
-    assert [file.read_bytes() for file in files] == first
+    assert contents(OUTPUTS) == first
     assert len({row["id"] for row in answers()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "done"),
+    [
+        pytest.param("none", 2, id="best of n, drawing"),
+        pytest.param("none", 7, id="best of n, scoring"),
+        pytest.param("ppo", 4, id="training, drawing from the second policy"),
+        pytest.param("ppo", 20, id="training, scoring"),
+        pytest.param("ppo", 34, id="training, estimating KL"),
+    ],
+)
+def test_an_interrupted_run_goes_on_from_its_shards(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, steps: str, done: int
+) -> None:
+    require_resuming(monkeypatch, lambda: run(stage(steps=steps), "ppo"), OUTPUTS, done)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import stages.overoptimisation
+from plumbline.models.completions import Completer
+from test_overoptimisation import counting, stage
+
+complete, calls = Completer.complete, []
+
+def until_the_fifth(completer, prompts, first=0):
+    rows = complete(completer, prompts, first)
+    calls.append(first)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+Completer.complete = until_the_fifth
+stages.overoptimisation.load_reward = counting
+stages.overoptimisation.run(stage(steps="ppo"), "ppo")
+"""
+
+
+def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the policy after 4 steps answers the second of three parts of the prompts."""
+    run(stage(steps="ppo"), "ppo")
+    undisturbed = contents(OUTPUTS)
+    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    environment = os.environ | {"DVC_STAGE": "overoptimisation@ppo", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = Path(".checkpoints").glob("overoptimisation@ppo-*/answers/*/00000?")
+    assert sorted(f"{shard.parent.name}/{shard.name}" for shard in kept) == ["0/000000", "0/000001", "0/000002", "4/000000"]
+    drawn: list[tuple[str, int]] = []
+    complete = Completer.complete
+
+    def recording(completer: Completer, prompts: list[Row], first: int = 0) -> list[list[Row]]:
+        drawn.append((completer.bar.desc.split(",")[1].strip(), first))
+        return complete(completer, prompts, first)
+
+    monkeypatch.setattr(Completer, "complete", recording)
+    run(stage(steps="ppo"), "ppo")
+    assert drawn == [("step 4", 3), ("step 4", 6), ("step 12", 0), ("step 12", 3), ("step 12", 6)]
+    assert contents(OUTPUTS) == undisturbed
+    assert [*Path(".checkpoints").glob("overoptimisation@ppo-*")] == []
+
+
+def test_an_answer_does_not_depend_on_the_shard_that_it_is_in(measured: Path) -> None:
+    run(stage(steps="ppo", shard_prompts=1), "ppo")
+    small, of_small = answers(), table()
+    run(stage(steps="ppo", shard_prompts=1024), "ppo")
+    assert answers() == small
+    for row, other in zip(table(), of_small, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
 
 
 def test_an_entry_that_kept_nothing_says_what_to_do(measured: Path) -> None:
@@ -160,14 +244,18 @@ def test_values_that_do_not_fit() -> None:
     assert stage(answers=1).overoptimisation.problems()[0].startswith("answers: expected 2 or more with steps: none")
     assert stage(answers=1, steps="ppo").overoptimisation.problems() == []
     assert stage(prompts=-1).overoptimisation.problems() == ["prompts: expected 0 or above, found -1"]
+    assert stage(shard_prompts=0).overoptimisation.problems() == ["shard_prompts: expected at least 1, found 0"]
 
 
-def test_prompts_are_drawn_from_the_whole_split_in_its_order() -> None:
+def test_prompts_are_drawn_from_the_whole_split_in_its_order(tmp_path: Path) -> None:
     rows = [{"id": str(number)} for number in range(1000)]
-    some = [int(row["id"]) for row in some_prompts(rows, 100, seed=3)]
+    file = tmp_path / "prompts.jsonl"
+    write_jsonl(file, rows)
+    some = [int(row["id"]) for row in some_prompts(file, 100, seed=3)]
+    assert len(some) == 100
     assert some == sorted(some)
     assert 400 < sum(some) / 100 < 600  # the first hundred have a mean of 49.5
-    assert some_prompts(rows, 0, seed=3) == some_prompts(rows, 5000, seed=3) == rows
+    assert [*some_prompts(file, 0, seed=3)] == [*some_prompts(file, 5000, seed=3)] == rows
 
 
 def test_a_recipe_whose_entry_keeps_no_steps_is_refused(project: Path) -> None:

@@ -5,14 +5,11 @@ as columns of Score, in a folder for each shard (plumbline/pipeline/shard_work.p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from plumbline.checking.following import require_checkers
-from plumbline.evaluation.divergence import Divergence, divergence, token_logps
+from plumbline.evaluation.divergence_shards import COLUMNS
 from plumbline.evaluation.figures import Score
 from plumbline.evaluation.repetition import repeated_fraction
 from plumbline.evaluation.scoring import (
@@ -32,8 +29,6 @@ from plumbline.rows import Row, text_of
 Columns = Mapping[str, Sequence[float | None]]
 """Columns of Score, each with a value for each answer of a shard."""
 
-COLUMNS, LOGPS = "columns.json", "logps.npy"
-"""A shard's file in a pass: the columns; or the log-probabilities of all tokens of its answers, one after another."""
 OURS, THEIRS, ANSWERS = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
 """A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
 
@@ -91,47 +86,6 @@ def pass_over(
         write_json(shard / COLUMNS, columns(*pair.read()))
 
     return by_shard(folder, pairs, compute, afresh=afresh)
-
-
-def divergence_pass(folder: Path, pairs: Sequence[Pair], policy: Path, against: Path) -> list[Path]:
-    """The estimates of KL(π ‖ π_against), in nats, by each answer, which was sampled from π at temperature 1; 0 if both are the same policy.
-
-    Summed over the answer's tokens, including its end-of-turn if it was reached; the mean over answers is unbiased. Both sides' log-probabilities
-    are a forward pass's, so that what sampling rounds otherwise, as it does in bfloat16, does not count as distance.
-
-    policy, against: the folders of both models, of which one is in memory at a time.
-    """
-    if policy == against:
-        return pass_over(folder / "estimates", pairs, lambda rows, _: dict.fromkeys(Divergence._fields, [0.0] * len(rows)))
-    ours, theirs = (_logps_pass(folder / f"logps_{number}", pairs, policy, name) for number, name in enumerate((policy, against)))
-
-    def compute(number: int, pair: Pair, shard: Path) -> None:
-        rows = read_shard(pair.ours)
-        bounds = [*pairwise(np.cumsum([0, *(len(row["ids"]) for row in rows)]))]
-        log_ratios = (np.load(one[number] / LOGPS) for one in (ours, theirs))
-        logps, reference = ([tokens[begin:end] for begin, end in bounds] for tokens in log_ratios)
-        estimates = [divergence(*both) for both in zip(logps, reference, strict=True)]
-        write_json(shard / COLUMNS, {name: [getattr(one, name) for one in estimates] for name in Divergence._fields})
-
-    return by_shard(folder / "estimates", pairs, compute)
-
-
-def _logps_pass(folder: Path, pairs: Sequence[Pair], policy: Path, model: Path) -> list[Path]:
-    """The log-probabilities under `model` of the tokens of each shard's answers, which `policy` has sampled."""
-    from transformers import AutoTokenizer
-
-    from plumbline.models.chat import prompt_ids
-    from plumbline.models.loading import load_policy
-
-    tokenizer, loaded = AutoTokenizer.from_pretrained(policy), load_policy(model)
-
-    def compute(number: int, pair: Pair, shard: Path) -> None:
-        rows = read_shard(pair.ours)
-        of_prompt = {row["id"]: prompt_ids(tokenizer, row["prompt"]) for row in rows if row["index"] == 0}
-        logps = token_logps(loaded, [of_prompt[row["id"]] for row in rows], [row["ids"] for row in rows])
-        np.save(shard / LOGPS, np.concatenate(logps))
-
-    return by_shard(folder, pairs, compute)
 
 
 def score_shards(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import xlogy
 
+from plumbline.evaluation.best_of_n import best_of_n_kl, expected_best
 from plumbline.evaluation.statistics import RESAMPLES, Floats, flat, percentile_interval, resampled, rounded
 
 LEAST_POINTS = 4
@@ -68,6 +69,35 @@ class Curve(NamedTuple):
     """kl, proxy, gold → (points,)."""
     draws: Mapping[str, Floats]
     """kl, proxy, gold → (resamples, points)."""
+
+
+def best_of_n_points(scores: Mapping[str, Floats]) -> list[Point]:
+    """Best of n by the proxy for n = 1, 2, 4 …, all from the same answers.
+
+    scores: proxy, gold → the rewards of the start's answers: (prompts, answers).
+    """
+    prompts, most = scores["proxy"].shape
+
+    def gain(name: str, n: int) -> Floats:
+        of_best = [expected_best(keys, values, n) for keys, values in zip(scores["proxy"], scores[name], strict=True)]
+        return standardised(np.array(of_best) - scores[name].mean(axis=1), scores[name])
+
+    sizes = [2**power for power in range(most.bit_length())]
+    return [Point(n, np.full(prompts, best_of_n_kl(n)), *(gain(name, n) for name in MEASURES)) for n in sizes]
+
+
+def training_points(scores: Mapping[int, Mapping[str, Floats]], kl: Mapping[int, Floats]) -> list[Point]:
+    """The start, and the policy after each of the steps at which it was kept.
+
+    scores: steps, 0 for the start → proxy, gold → the rewards of that policy's answers: (prompts, answers). kl: steps → estimates of KL from the
+    start by each of these answers, in nats.
+    """
+    start = scores[0]
+
+    def gain(name: str, step: int) -> Floats:
+        return standardised(scores[step][name].mean(axis=1) - start[name].mean(axis=1), start[name])
+
+    return [Point(step, kl[step].mean(axis=1), *(gain(name, step) for name in MEASURES)) for step in scores]
 
 
 def curve_of(way: str, points: Sequence[Point], seed: int, resamples: int = RESAMPLES) -> Curve:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/shard_memory.py sample --prompts 10000 100000 1000000     # one completion of each, of an untrained policy
     python tests/benchmarks/shard_memory.py sample --prompts 10000 --policy artifacts/policy/sft --n 8
+    python tests/benchmarks/shard_memory.py overoptimisation --prompts 1000 10000 --n 4      # drawn, and scored twice by the closed world's verifier
     python tests/benchmarks/shard_memory.py label --prompts 1250 12500 125000         # 8 completions of each, by the simulated judge
     python tests/benchmarks/shard_memory.py reject --prompts 1250 12500 125000        # by the closed world's verifier, the best eighth of all
 
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 SHARD_PROMPTS, EACH = 1024, 8
+GOLD = {"kind": "closed_world", "measure": "gold", "thinking_marks": "all"}
+"""The verifier's gold as a reward."""
 
 
 def peak_mib() -> float:
@@ -87,10 +90,9 @@ def noted(marks: Sequence[int]) -> Iterator[dict[str, int]]:
         os.replace = replace
 
 
-def sample(count: int, policy: str, n: int) -> int:
-    """The stage `sample` on so many prompts; returns the number of completions."""
+def policy_and_prompts(count: int, policy: str, split: str) -> None:
+    """Puts a policy, untrained if none is named, and so many prompts where the stages that draw from it look for them."""
     from plumbline.pipeline.records import write_jsonl
-    from stages.sample import SampleEntry, SampleStage, run
 
     target = Path("artifacts/policy/sft")
     target.parent.mkdir(parents=True)
@@ -100,13 +102,37 @@ def sample(count: int, policy: str, n: int) -> int:
         from test_answer import make_policy
 
         make_policy(target, seed=1, context_tokens=512)
-    write_jsonl("artifacts/data/prompts/train.jsonl", questions(count))
+    write_jsonl(f"artifacts/data/prompts/{split}.jsonl", questions(count))
+
+
+def sample(count: int, policy: str, n: int) -> int:
+    """The stage `sample` on so many prompts; returns the number of completions."""
+    from plumbline.pipeline.records import write_jsonl
+    from stages.sample import SampleEntry, SampleStage, run
+
+    policy_and_prompts(count, policy, "train")
     write_jsonl("artifacts/data/sft/train.jsonl", [])
     entry = SampleEntry(
         policy="sft", of="rollout", n=n, prompts=0, max_new_tokens=48 if policy else 4, batch_size=512, shard_prompts=SHARD_PROMPTS,
         temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
     )  # fmt: skip
     run(SampleStage(seed=17, threads=2, sample=entry), "bench")
+    return count * n
+
+
+def overoptimisation(count: int, policy: str, n: int) -> int:
+    """The stage `overoptimisation` on so many prompts, best of n; returns the number of answers."""
+    from plumbline.evaluation.section import EvaluateSection
+    from plumbline.pipeline.records import write_json
+    from stages.overoptimisation import OveroptimisationEntry, OveroptimisationStage, run
+
+    policy_and_prompts(count, policy, "test")
+    write_json("artifacts/reward/gold/reward.json", GOLD)
+    entry = OveroptimisationEntry(
+        init="sft", steps="none", proxy="gold", gold="gold", prompts=0, answers=n, batch_size=512, shard_prompts=SHARD_PROMPTS
+    )
+    section = EvaluateSection(policies=["sft"], against="sft", judge="none", reward="none", max_new_tokens=48 if policy else 4)
+    run(OveroptimisationStage(seed=17, threads=2, overoptimisation=entry, evaluate=section), "bench")
     return count * n
 
 
@@ -132,7 +158,7 @@ def reject() -> None:
     from plumbline.pipeline.records import write_json
     from stages.reject import RejectEntry, RejectStage, run
 
-    write_json("artifacts/reward/gold/reward.json", {"kind": "closed_world", "measure": "gold", "thinking_marks": "all"})
+    write_json("artifacts/reward/gold/reward.json", GOLD)
     entry = RejectEntry(
         sample="bench", reward="gold", strategy="fraction", keep=0, threshold=None, fraction=0.125, beta=None, pairs="none", min_margin=0.0,
         validation_fraction=0.1,
@@ -143,17 +169,17 @@ def reject() -> None:
 def measured(stage: str, marks: Sequence[int], policy: str, n: int) -> dict[str, Any]:
     """One measurement, in the current folder."""
     os.environ |= {"MLFLOW_TRACKING_URI": "off", "DVC_ROOT": os.getcwd(), "DVC_STAGE": f"{stage}@bench"}
-    if stage != "sample":
+    if stage in ("label", "reject"):
         from plumbline.pipeline.shard_files import write_table
 
         write_table(Path("artifacts/sample/bench"), completions(marks[-1]), SHARD_PROMPTS)
     before, started = peak_mib(), time.perf_counter()
     count = marks[-1] * EACH
     with noted(marks) as peaks:
-        if stage == "sample":
-            count = sample(marks[-1], policy, n)
-        else:
+        if stage in ("label", "reject"):
             {"label": label, "reject": reject}[stage]()
+        else:
+            count = {"sample": sample, "overoptimisation": overoptimisation}[stage](marks[-1], policy, n)
     seconds = round(time.perf_counter() - started)
     return {
         "stage": stage,
@@ -165,10 +191,10 @@ def measured(stage: str, marks: Sequence[int], policy: str, n: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["sample", "label", "reject"])
+    parser.add_argument("stage", choices=["sample", "overoptimisation", "label", "reject"])
     parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--policy", default="", help="a policy's folder, for sample")
-    parser.add_argument("--n", type=int, default=1, help="completions of each prompt, for sample")
+    parser.add_argument("--policy", default="", help="a policy's folder, for sample and overoptimisation")
+    parser.add_argument("--n", type=int, default=1, help="completions of each prompt, for sample and overoptimisation")
     parser.add_argument("--scratch", default=None, help="where the temporary folder is made (default: the system's place)")
     options = parser.parse_args()
     policy = options.policy and str(Path(options.policy).resolve())
