@@ -8,11 +8,14 @@ import pytest
 import test_ppo_align
 import torch
 from aligning import Crashed, config_of, crash_after, outputs, run_align, write_inputs
-from ppo_tiny import tiny_config
+from ppo_tiny import tiny_config, tiny_policy
 from test_ppo_align import artifacts as of_ppo  # noqa: F401
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from plumbline.methods.keeping import LISTING, write_kept
+from plumbline.models.adapters import copied, merged
 from plumbline.models.determinism import make_deterministic
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import read_json
@@ -80,6 +83,58 @@ def test_ppo_keeps_its_policy_after_the_steps_and_at_the_end(of_ppo: Path, lora_
     assert read_json(of_ppo / "steps" / LISTING) == {"steps": [1, 3, 4]}
     assert all(torch.equal(one, final[name]) for name, one in weights(of_ppo / "steps/4").items())
     assert not same(of_ppo / "steps/1", of_ppo / "steps/3")
+
+
+def test_the_copy_of_a_model_takes_no_memory_of_its_gpu() -> None:
+    """On a GPU that is only imitated: no operation makes a tensor there."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = torch.nn.Module()
+        model.register_parameter("weight", torch.nn.Parameter(torch.empty(3)))
+        model.register_buffer("mask", torch.empty(3))
+        with Made() as made:
+            copy = copied(model)
+    assert {one.device.type for one in (*model.parameters(), *model.buffers())} == {"cuda"}
+    assert {one.device.type for one in (*copy.parameters(), *copy.buffers())} == made.devices == {"cpu"}
+
+
+def test_an_adapter_is_merged_in_the_machines_memory(tmp_path: Path) -> None:
+    """Where a GPU holds the model in bfloat16, it may have no room for float32."""
+    moves: list[tuple[Any, ...]] = []
+
+    class OnGpu:
+        def to(self, *target: Any) -> "OnGpu":
+            moves.append(target)
+            return self
+
+        def merge_and_unload(self) -> tuple[Any, ...]:
+            return moves[-1]
+
+    assert merged(OnGpu(), tmp_path, tiny_config(lora_rank=2)) == ("cpu", torch.float32)
+
+
+class Made(TorchDispatchMode):
+    """Collects the devices of the tensors that operations make; a view or an alias is not made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and not func.is_view and func is not torch.ops.aten.detach.default:
+            self.devices.add(result.device.type)
+        return result
+
+
+def test_a_copy_shares_what_the_model_shares_and_nothing_with_the_model() -> None:
+    policy: Any = tiny_policy(tie_word_embeddings=True)
+    copy = copied(policy)
+    assert copy.lm_head.weight is copy.get_input_embeddings().weight
+    before = {name: value.clone() for name, value in copy.state_dict().items()}
+    with torch.no_grad():
+        for one in policy.parameters():
+            one.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in copy.state_dict().items())
 
 
 def test_steps_that_training_does_not_reach_are_refused_before_it_begins(tmp_path: Path, of_ppo: Path) -> None:  # noqa: F811

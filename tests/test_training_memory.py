@@ -16,6 +16,7 @@ from plumbline.models.memory import held_bytes
 from plumbline.models.saving import save_policy
 from plumbline.models.training_memory import Size, memory_needed, require_memory, size_of
 from plumbline.models.training_values import OPTIMISERS
+from plumbline.pipeline import processes
 from tests.benchmarks import memory_table
 from tests.conftest import ROOT
 
@@ -47,6 +48,18 @@ def test_references_and_value_models_come_on_top() -> None:
     assert memory_needed(BF16, "ppo", lora_rank=4).memory == 2 * (
         2000 + 40 * 16
     )  # the policy without its adapter is the reference
+
+
+def test_a_copy_in_float32_is_saved_when_gradients_are_gone() -> None:
+    assert memory_needed(BF16, "dpo").copy == memory_needed(BF16, "dpo").saving == 0  # the trained weights themselves are written
+    kept = memory_needed(BF16, "dpo", kept=True, bf16=True)
+    assert (kept.copy, kept.saving, kept.memory) == (4000, 12_000 + 4000, 18_000)
+    assert memory_needed(BF16, "grpo", kept=True).saving == 12_000 + 2000 + 4000
+    assert memory_needed(BF16, "ppo", kept=True).saving == 2 * 12_000 + 2000 + 4000
+    adapter = memory_needed(BF16, "dpo", lora_rank=4)  # 40 parameters; the base in bfloat16 becomes the merged model
+    assert (adapter.copy, adapter.saving) == (4000, 40 * 8 + 4000)
+    assert memory_needed(BF16, "dpo", lora_rank=4, kept=True).saving == 2000 + 40 * 12 + 4000
+    assert memory_needed(BF16, "ppo", lora_rank=4).saving == 40 * 8 + 4000 + 2000 + 40 * 12
 
 
 @pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
@@ -110,6 +123,29 @@ def test_a_model_that_cannot_fit_is_refused_with_the_arithmetic_and_the_remedies
     with pytest.raises(ValueError, match="To train it, take a smaller model;"):
         require_memory(tiny_config(lora_rank=2), "ppo", tmp_path)
     require_memory(MergeConfig(weight=0.5), "merge", tmp_path)  # which trains nothing
+
+
+@pytest.mark.parametrize(("device", "needed"), [("cpu", 6480), ("cuda", 4000)])
+def test_a_policy_that_could_not_be_saved_in_the_machines_memory_is_refused_before_training(
+    device: str, needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, what is trained is not in the machine's memory."""
+    there = {"cuda": 10_000, "cpu": needed}
+    monkeypatch.setattr(training_memory, "size_of", lambda _: BF16)
+    monkeypatch.setattr(training_memory, "total_memory", there.__getitem__)
+    monkeypatch.setattr("plumbline.models.loading.device", lambda: device)
+    config = config_of("dpo", lora_rank=4, keep_steps=[2])
+    require_memory(config, "dpo", tmp_path)
+    there["cpu"] -= 1
+    with pytest.raises(ValueError, match=r"dpo: expected at most .* while a policy is saved, .* set keep_steps to \[\], take a"):
+        require_memory(config, "dpo", tmp_path)
+    monkeypatch.setattr(processes, "count_here", lambda: 2)  # the other process holds its 2000 + 40 * 12 bytes meanwhile
+    there["cpu"] = needed + 2480 - 1
+    if device == "cpu":
+        with pytest.raises(ValueError, match="while a policy is saved"):
+            require_memory(config, "dpo", tmp_path)
+        there["cpu"] += 1
+    require_memory(config, "dpo", tmp_path)
 
 
 def test_checkpoints_are_announced_if_they_are_large(

@@ -1,10 +1,10 @@
 """Policies kept during training: what optimisation did, step by step, can then be measured (stage `overoptimisation`).
 
 A kept policy lies among the checkpoints until training is done, so that it survives a crash, and is then copied to `artifacts/steps/<entry>/<step>`.
-Keeping changes nothing that is trained: the policy is copied before it is merged, rounded and written.
+Keeping changes nothing that is trained: the policy is copied before it is merged, rounded and written. The copy is in the machine's memory and takes
+none of a GPU's.
 """
 
-import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from plumbline.methods.job import Job
-from plumbline.models.adapters import merged
+from plumbline.models.adapters import copied, merged
 from plumbline.models.saving import save_policy
 from plumbline.models.training_values import Lora
 from plumbline.pipeline.launcher import Launcher
@@ -68,7 +68,7 @@ def keep(model: Any, tokenizer: "PreTrainedTokenizerBase", job: Job, config: Lor
     folder, partial = job.checkpoints / KEPT / str(step), job.checkpoints / KEPT / f".{step}"
     for leftover in (folder, partial):  # of an attempt that was interrupted
         shutil.rmtree(leftover, ignore_errors=True)
-    save_policy(as_saved(merged(copy.deepcopy(model), partial, config), job.init), tokenizer, partial)
+    save_policy(as_saved(merged(copied(model), partial, config), job.init), tokenizer, partial)
     partial.rename(folder)
 
 

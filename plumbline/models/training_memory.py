@@ -46,6 +46,10 @@ class Need(NamedTuple):
     """On disk, at most."""
     policy: int
     """On disk: what is written at the end."""
+    copy: int
+    """In the machine's memory while a policy is saved: its float32 copy, if it is kept during training or has an adapter to merge."""
+    saving: int
+    """All that is in memory then on a machine without a GPU, if there is a copy: gradients and autocast's copies are gone."""
 
     @property
     def memory(self) -> int:
@@ -54,11 +58,18 @@ class Need(NamedTuple):
 
 
 def memory_needed(
-    size: Size, method: str, *, lora_rank: int = 0, optimiser: str = "adamw", bf16: bool = False, reference: bool = True
+    size: Size,
+    method: str,
+    *,
+    lora_rank: int = 0,
+    optimiser: str = "adamw",
+    bf16: bool = False,
+    reference: bool = True,
+    kept: bool = False,
 ) -> Need:
     """What a method needs to train a model: without activations, which micro_batch_size and the lengths decide, and without a reward model.
 
-    reference: false if a method that can do without a reference does so (`beta: 0`).
+    reference: false if a method that can do without a reference does so (`beta: 0`). kept: whether steps are kept (`keep_steps`).
     """
     saved = size.parameters * size.weight_bytes
     adapter = lora_rank * size.widths
@@ -70,15 +81,21 @@ def memory_needed(
         moments = MOMENTS * in_float32 + MOMENTS_8BIT * (trained - in_float32)
     copies = COPY * trained if bf16 else 0
     stored = MASTER * trained + moments
+    frozen = saved if method in ("ppo", "grpo", "rloo") and reference and not adapter else 0
+    copy = MASTER * size.parameters if kept or adapter else 0
+    trained_models = 2 if method == "ppo" else 1
+    in_place = 0 if kept else weights  # the trained model itself becomes the merged one
     return Need(
         weights,
         gradients,
         moments,
         copies,
-        reference=saved if method in ("ppo", "grpo", "rloo") and reference and not adapter else 0,
+        reference=frozen,
         value_model=weights + gradients + moments + copies if method == "ppo" else 0,
         checkpoints=2 * 2 * stored if method == "ppo" else KEPT * stored,  # PPO keeps one, of two networks
         policy=saved,
+        copy=copy,
+        saving=trained_models * (weights + moments) + frozen + copy - in_place if copy else 0,
     )
 
 
@@ -104,7 +121,8 @@ NOT_ADAPTED = (*EMBEDDINGS, "lm_head")
 
 
 def require_memory(config: Any, method: str, init: Path) -> None:
-    """Refuses to train a model whose weights and optimiser alone exceed the memory, and prints how much disk checkpoints take if that is much.
+    """Refuses to train a model whose weights and optimiser alone exceed the memory, or that could not be saved in it, and prints how much disk
+    checkpoints take if that is much.
 
     config: the method's; one without an adapter's fields, such as merge's, trains nothing, nor does SFT without epochs.
 
@@ -119,10 +137,13 @@ def require_memory(config: Any, method: str, init: Path) -> None:
         "optimiser": getattr(config, "optimiser", "adamw"),
         "bf16": getattr(config, "bf16", False),
         "reference": method == "ppo" or bool(getattr(config, "beta", True)),
+        "kept": bool(getattr(config, "keep_steps", ())),
     }
     need = memory_needed(size, method, **options)
     if need.memory > there:
         raise ValueError(f"{method}: {too_large(need, there, size, method, options)}")
+    if complaint := saving_problem(need, size, kept=options["kept"]):
+        raise ValueError(f"{method}: {complaint}")
     if need.checkpoints >= GIB and processes.is_first():
         free = shutil.disk_usage(project_root()).free
         print(
@@ -143,9 +164,29 @@ def memory_of_a_process() -> int:
     return there * (processes.count() if processes.sharded() else 1)
 
 
+def saving_problem(need: Need, size: Size, *, kept: bool) -> str:
+    """Why a policy could not be saved in the machine's memory, and what to change; empty if it can."""
+    from plumbline.models.loading import device
+
+    there, needed = total_memory("cpu"), need.copy
+    if device() == "cpu":
+        waiting = processes.count_here() - 1 if kept else 0  # at the end, the other processes have left
+        needed = need.saving + waiting * (need.saving - need.copy)
+    if needed <= there:
+        return ""
+    fewer = "set keep_steps to [], " if kept else ""
+    return (
+        f"expected at most {gib(there)} GiB while a policy is saved, the memory of this machine, found {gib(needed)} GiB for "
+        f"{size.parameters:,} parameters, of which its copy in float32 takes {gib(need.copy)}. To save it, {fewer}take a smaller model, or a "
+        "machine with more memory"
+    )
+
+
 def too_large(need: Need, there: int, size: Size, method: str, options: dict[str, Any]) -> str:
     """What training needs, what there is, and which changes would make it smaller."""
-    parts = {name: value for name, value in need._asdict().items() if value and name not in ("checkpoints", "policy")}
+    parts = {
+        name: value for name, value in need._asdict().items() if value and name not in ("checkpoints", "policy", "copy", "saving")
+    }
     changes: dict[str, Any] = {} if options["lora_rank"] else {"lora_rank": 16}
     if method != "ppo" and options["optimiser"] == "adamw":
         changes["optimiser"] = "paged_adamw_8bit"
