@@ -105,13 +105,11 @@ def run(config: EvaluateStage) -> None:
 
         make_deterministic(config.seed, config.threads)
         shards, shards_at_1 = scored_shards(config, rewards, checkpoints, work)
-        figures = policy_figures(
-            scores_of(shards, OURS),
-            scores_of(shards, THEIRS),
-            config.seed,
-            scores_of(shards_at_1, OURS),
-            scores_of(shards_at_1, THEIRS),
-        )
+        scores, scores_at_1 = scores_of(shards, OURS), scores_of(shards_at_1, OURS)
+        against, against_at_1 = scores, scores_at_1
+        if policy != section.against:
+            against, against_at_1 = scores_of(shards, THEIRS), scores_of(shards_at_1, THEIRS)
+        figures = policy_figures(scores, against, config.seed, scores_at_1, against_at_1)
         figures |= counts(shards)
         folder = work.output(f"artifacts/evaluate/{policy}")
         as_lines(shards, ROWS, folder / ROWS)

@@ -159,6 +159,15 @@ def test_a_single_prompt_says_nothing_of_how_many_it_would_take() -> None:
     assert (pair.prompts_needed, pair.detectable) == (None, None)
 
 
+def test_the_same_difference_on_a_few_prompts_is_not_certain() -> None:
+    """The sign test: 2 · 0.5³ = 0.25 and 2 · 0.5⁶ = 0.03."""
+    for n, p_value, differs in ((3, 0.25, False), (6, 0.03125, True)):
+        [pair] = compare_pairs(answers(a=[0.0] * n, b=[1.0] * n), "gold", 1)
+        assert (pair.policy, pair.p_value, pair.differs) == ("b", p_value, differs)
+        assert (pair.prompts_needed, pair.detectable) == (None, None)
+        assert pair.difference.excludes(0.0) == differs
+
+
 def test_equal_means_that_were_summed_in_another_order_are_not_different() -> None:
     values = [0.1, 0.2, 0.3]
     rows = {

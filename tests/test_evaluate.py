@@ -86,8 +86,43 @@ def test_accuracy_moves_by_family_with_its_own_interval() -> None:
     before = [score(n, family="fact" if n < 40 else "list", correct=0.0) for n in range(80)]
     after = [replace(one, correct=1.0) if one.family == "fact" else one for one in before]
     figures = policy_figures(after, before, seed=1)
-    assert (figures["accuracy_gain_fact"], figures["accuracy_gain_fact_low"]) == (1.0, 1.0)
-    assert (figures["accuracy_gain_list_low"], figures["accuracy_gain_list_high"]) == (0.0, 0.0)
+    reach = 1 - 0.025 ** (1 / 20)  # the share of prompts that may differ though none of 20 does
+    assert (figures["accuracy_gain_fact"], figures["accuracy_gain_fact_low"]) == (1.0, pytest.approx(1 - 2 * reach, abs=1e-6))
+    assert figures["accuracy_gain_list_low"] == -figures["accuracy_gain_list_high"] == pytest.approx(-reach, abs=1e-6)
+
+
+def test_the_gain_of_the_opponent_over_itself_is_0_for_certain() -> None:
+    scores = [score(n, gold=0.9, correct=1.0, verifiable=1.0) for n in range(8)]
+    itself, twin = policy_figures(scores, scores, seed=1), policy_figures(scores, [replace(one) for one in scores], seed=1)
+    for key in ("gold_gain", "accuracy_gain", "accuracy_gain_fact"):
+        assert [itself[f"{key}{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+        assert (twin[key], twin[f"{key}_low"]) == (0.0, pytest.approx(0.025 ** (1 / 4) - 1, abs=1e-6))
+
+
+def test_no_interval_of_a_single_prompt_looks_certain() -> None:
+    """Two answers to one prompt, whatever the figure."""
+    values = {
+        "gold": 0.75,
+        "correct": 1.0,
+        "verifiable": 1.0,
+        "win": 0.5,
+        "reward": 2.0,
+        "kl_k1": 1.0,
+        "kl_k3": 1.0,
+        "followed": 1.0,
+    }
+    scores = [score(n, **values) for n in range(2)]
+    figures = policy_figures(scores, [replace(one, gold=0.25) for one in scores], 1, scores, [replace(one) for one in scores])
+    bounded = [
+        key.removesuffix("_low") for key in figures if key.endswith("_low") and figures[key.removesuffix("_low")] is not None
+    ]
+    assert {"gold", "gold_gain", "win_rate", "win_rate_length_controlled", "reward", "kl", "length_tokens", "pass_at_2"} <= {
+        *bounded
+    }
+    for key in bounded:
+        low, high = figures[f"{key}_low"], figures[f"{key}_high"]
+        assert (low is None) == (high is None), key
+        assert low is None or high is None or high - low >= 0.9, key
 
 
 def test_instructions_are_counted_by_answer_and_one_by_one() -> None:
@@ -107,7 +142,10 @@ def test_figures_at_1_are_those_of_the_answers_at_temperature_1() -> None:
     names = ("gold", "gold_gain", "harmful_fraction", "over_refusal_fraction", "accuracy")
     assert [figures[f"{name}_at_1"] for name in names] == [0.5, 0.25, 1.0, 0.5, 0.25]
     assert [figures[name] for name in (*names, "kl")] == [0.9, 0.0, 0.0, 0.0, 1.0, 2.0]
-    assert figures["gold_at_1_low"] == figures["gold_at_1_high"] == 0.5
+    reach = 1 - 0.025 ** (1 / 4)  # of 4 prompts
+    assert [figures["gold_at_1_low"], figures["gold_at_1_high"]] == pytest.approx(
+        [0.5 - 0.5 * reach, 0.5 + 0.5 * reach], abs=1e-6
+    )
     same = policy_figures(at_1, headline, 1, at_1, headline)
     assert [same[f"{name}_at_1"] for name in names] == [same[name] for name in names]
 

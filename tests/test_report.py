@@ -119,7 +119,7 @@ def test_names_from_the_recipe_are_never_markup() -> None:
 def test_the_page_states_the_figures_with_their_intervals() -> None:
     text = Page(render(material())).text
     assert "dpo is the best of 3 policies" in text
-    assert "dpo beats sft by 0.20 gold [0.20, 0.20] (0.40 → 0.60)" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "dpo beats sft by 0.20 gold [0.13, 0.25] (0.40 → 0.60)" in text.replace("\N{NO-BREAK SPACE}", " ")
     for word in ("Glossary", "Limits", "win rate", "over-refusal", "closed_world", "label@round1"):
         assert word in text
 
@@ -183,7 +183,7 @@ def test_instructions_followed_have_a_column_a_bar_a_sentence_and_an_entry_in_th
     titles, *rows_shown = headline_table(html)
     assert [dict(zip(titles, row, strict=True))["Instructions ↑"].split()[0] for row in rows_shown] == ["0", "50"]
     assert "What is measured: instructions followed." in text
-    assert "Its share of answers that follow all instructions changed by +50.0 [50.0, 50.0] points (0% → 50%)." in text
+    assert "Its share of answers that follow all instructions changed by +50.0 [41.1, 53.0] points (0% → 50%)." in text
     assert "<figcaption><strong>Instructions followed</strong>" in html
     assert f"over {by_policy['sft']['n']} prompts. Programs check them" in text
     assert "Of all instructions, one by one, sft follows 50%." in text
@@ -330,10 +330,11 @@ def ranking_rows(html: str) -> list[str]:
 
 
 def test_every_pair_has_a_sentence_with_its_difference_and_the_prompts_it_takes() -> None:
+    """Every difference is the same on all prompts: of 60, up to 1 − 0.025^(1/60) = 5.96 % may differ, and nothing says how many it would take."""
     rows = ranking_rows(render(material({"sft": 0.4, "rs": 0.5, "dpo": 0.5})))
-    assert rows[-3] == "rs and dpo are equal on each of the 60 prompts. 0.000 [0.000, 0.000] 1.000 -"
-    assert rows[-2] == "rs is better than sft. +0.100 [0.100, 0.100] < 0.001 about 2"
-    assert rows[-1] == "dpo is better than sft. +0.100 [0.100, 0.100] < 0.001 about 2"
+    assert rows[-3] == "rs and dpo are equal on each of the 60 prompts. 0.000 [-0.060, 0.060] 1.000 -"
+    assert rows[-2] == "rs is better than sft. +0.100 [0.034, 0.154] < 0.001 -"
+    assert rows[-1] == "dpo is better than sft. +0.100 [0.034, 0.154] < 0.001 -"
 
 
 def test_a_pair_that_cannot_be_told_apart_has_what_the_prompts_would_have_shown_and_how_many_it_takes() -> None:
@@ -465,5 +466,5 @@ def test_figures_of_stages_are_those_of_declared_nodes(evaluated: Path) -> None:
 def test_the_summary_run_holds_every_policys_figures() -> None:
     logged = summary(material().figures)
     assert logged["dpo.gold"] == 0.6
-    assert logged["dpo.gold_gain_low"] == pytest.approx(0.2)
+    assert logged["dpo.gold_gain_low"] == pytest.approx(0.2 - 1.2 * (1 - 0.025 ** (1 / 60)), abs=1e-6)
     assert {name.partition(".")[0] for name in logged} == {"sft", "rs", "dpo"}

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from plumbline.evaluation.statistics import bootstrap_gain, flat, fraction_interval
 from plumbline.models.decoding_values import NEUTRAL
+from plumbline.report import charts
 from plumbline.report.material import Material
+from plumbline.report.pictures import scatter_chart
 from plumbline.report.story import changes, tell
 from tests.reporting import RECIPE
 
 
-def figure(key: str, value: float, low: float, high: float) -> dict[str, float]:
+def figure(key: str, value: float, low: float | None, high: float | None) -> dict[str, float | None]:
     return {key: value, f"{key}_low": low, f"{key}_high": high}
 
 
@@ -58,17 +61,30 @@ def test_a_single_policy_has_nothing_to_be_compared_with() -> None:
 
 
 def test_a_single_prompt_makes_no_leader() -> None:
-    """Its interval has no width, and so it would exclude zero."""
-    gained = figure("gold", 0.9, 0.9, 0.9) | figure("gold_gain", 0.4, 0.4, 0.4)
-    base = {"n": 1, "answers": 1} | figure("gold", 0.5, 0.5, 0.5)
+    gain = bootstrap_gain([0.9], ["p"], [0.5], ["p"], seed=1)
+    gained = flat("gold", fraction_interval([0.9], ["p"])) | flat("gold_gain", gain)
+    base = {"n": 1, "answers": 1} | flat("gold", fraction_interval([0.5], ["p"]))
+    assert gain is not None
     story = tell(material({"base": base, "dpo": base | gained}))
     assert (story.headline, story.leaders) == ("No policy clearly beats base", [])
     assert "cannot be told apart by gold" in story.lede
     assert {point.about: point.text for point in story.points}["Trust"].startswith(
         "Only 1 prompt was answered, and each policy was"
     )
-    many = {name: of | {"n": 400} for name, of in {"base": base, "dpo": base | gained}.items()}
+    many = {"base": base | {"n": 400}, "dpo": base | {"n": 400} | figure("gold_gain", 0.4, 0.35, 0.45)}
     assert tell(material(many)).headline == "dpo is the best of 2 policies"
+
+
+def test_figures_without_an_interval_are_told_and_drawn_without_one() -> None:
+    """As a single prompt leaves them."""
+    base = {"n": 1, "answers": 1} | figure("length_tokens", 20.0, None, None) | figure("kl", 0.0, None, None)
+    base |= figure("gold_at_1", 0.5, 0.1, 0.9) | figure("gold", 0.5, 0.1, 0.9)
+    of = material({"base": base, "dpo": base | figure("gold_gain", 0.1, -0.9, 0.9) | figure("kl", 2.0, None, None)})
+    assert tell(of).leaders == []
+    assert scatter_chart(of) is not None
+    bars = [charts.Bar("dpo", "#040009", 2.0, None, None, "2.0"), charts.Bar("sft", "#040009", 1.0, 0.5, 1.5, "1.0")]
+    without, with_one = (charts.bar_chart([bar], name="b", title="KL").count("<path") for bar in bars)
+    assert without < with_one
 
 
 def test_what_alignment_costs_is_told() -> None:

@@ -7,10 +7,13 @@ from scipy import stats
 from plumbline.evaluation.statistics import (
     bootstrap_gain,
     bootstrap_mean,
+    bootstrap_ratio,
+    flat,
     fraction_interval,
     pool_seeds,
     standard_error,
     sum_by_prompt,
+    t_interval,
 )
 
 
@@ -69,10 +72,41 @@ def test_answers_that_repeat_their_prompt_add_no_certainty() -> None:
     assert (clustered.high - clustered.low) / (naive.high - naive.low) == pytest.approx(2.0, rel=0.1)
 
 
-def test_gain_of_identical_policies_is_exactly_zero() -> None:
-    gain = bootstrap_gain(noise(100), ids(100), noise(100), ids(100), seed=1)
-    assert gain is not None
-    assert (gain.value, gain.low, gain.high, gain.n) == (0.0, 0.0, 0.0, 100)
+def test_a_gain_that_is_the_same_on_all_prompts_is_as_certain_as_their_number_allows() -> None:
+    """Clopper and Pearson, 0 of 100: at most 3.62 % of prompts differ, by up to 1 either way from 0, and by up to 2 downwards from 1."""
+    none = bootstrap_gain(noise(100), ids(100), noise(100), ids(100), seed=1)
+    assert none == (0.0, pytest.approx(-0.0362, abs=1e-4), pytest.approx(0.0362, abs=1e-4), 100)
+    two, five, six = (bootstrap_gain([1.0] * n, ids(n), [0.0] * n, ids(n), seed=1) for n in (2, 5, 6))
+    assert two == (1.0, pytest.approx(-0.684, abs=1e-3), 1.0, 2)
+    assert five is not None
+    assert six is not None
+    assert not five.excludes(0.0)  # as the sign test says: 2 · 0.5⁵ = 0.0625
+    assert six.excludes(0.0)  # 2 · 0.5⁶ = 0.031
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_single_prompt_has_no_interval_of_values_without_bounds(samples: int) -> None:
+    values, prompts = [3.0, 1.0, 2.0, 5.0][:samples], ids(1, samples)
+    mean = bootstrap_mean(values, prompts, seed=1)
+    assert mean is not None
+    assert not mean.excludes(1e9)
+    assert flat("reward", mean) == {"reward": sum(values) / samples, "reward_low": None, "reward_high": None}
+    assert flat("ratio", bootstrap_ratio(np.array([6.0]), np.array([4.0]), seed=1))["ratio_low"] is None
+    assert flat("t", t_interval(0.3, 0.0, 1)) == {"t": 0.3, "t_low": None, "t_high": None}
+
+
+def test_values_within_bounds_that_are_all_the_same_have_an_interval_that_narrows_with_their_number() -> None:
+    for value in (0.0, 0.25, 0.5, 1.0):
+        widths = []
+        for n in (1, 2, 10, 1000):
+            interval = fraction_interval([value] * n, ids(n))
+            assert interval is not None
+            assert 0 <= interval.low <= interval.value == value <= interval.high <= 1
+            widths.append(interval.high - interval.low)
+        assert widths == pytest.approx([1 - 0.025 ** (1 / n) for n in (1, 2, 10, 1000)])
+    summed_otherwise = fraction_interval([0.1, 0.2, 0.3, 0.3, 0.2, 0.1], ids(2, 3))
+    assert summed_otherwise is not None
+    assert summed_otherwise.high - summed_otherwise.low == pytest.approx(1 - 0.025 ** (1 / 2))
 
 
 def test_paired_gain_is_tighter_than_the_two_intervals() -> None:
@@ -81,7 +115,7 @@ def test_paired_gain_is_tighter_than_the_two_intervals() -> None:
     gain = bootstrap_gain(after, ids(300), before, ids(300), seed=1)
     assert gain is not None
     assert gain.value == pytest.approx(0.1)
-    assert gain.high - gain.low < 1e-9
+    assert gain.high - gain.low < 0.03
 
 
 def test_gain_does_not_depend_on_the_order_of_the_other_side() -> None:
@@ -156,7 +190,7 @@ def test_a_fraction_stays_within_0_and_1_and_one_prompt_says_nothing() -> None:
         interval = fraction_interval([1.0] * ones + [0.0] * (10 - ones), ids(10))
         assert interval is not None
         assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
-    assert fraction_interval([1.0, 0.0], ids(1, 2)) == (0.5, 0.0, 1.0, 1)
+    assert fraction_interval([1.0, 0.0], ids(1, 2)) == (0.5, pytest.approx(0.0125), pytest.approx(0.9875), 1)
 
 
 def test_answers_that_repeat_their_prompt_add_no_certainty_to_a_fraction() -> None:

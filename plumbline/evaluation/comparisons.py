@@ -56,9 +56,9 @@ class Pair(NamedTuple):
     differs: bool
     """Whether p_value is at most 5 %."""
     prompts_needed: int | None
-    """How many prompts would show a difference of this size with a power of 80 %; None for no difference at all, or for a single prompt."""
+    """How many prompts would show a difference of this size with a power of 80 %; None for no difference at all, or without a spread to go by."""
     detectable: float | None
-    """The difference that as many prompts as there are show with a power of 80 %; None for a single prompt, which says nothing of the spread."""
+    """The difference that as many prompts as there are show with a power of 80 %; None without a spread to go by."""
 
 
 class Comparisons(NamedTuple):
@@ -148,7 +148,7 @@ class _Found(NamedTuple):
     other: str
     difference: Interval
     deviation: float | None
-    """The standard deviation of a prompt's difference; None for a single prompt."""
+    """The standard deviation of a prompt's difference; None for a single prompt, and if it is the same on every prompt, but not 0."""
     p_value: float
 
 
@@ -164,8 +164,10 @@ def _compare(answers: Answers, policy: str, other: str, column: str, seed: int) 
     first, second = (policy, other) if values[policy].mean() >= values[other].mean() else (other, policy)
     differences = np.round(values[first] - values[second], DIGITS)
     deviation = float(differences.std(ddof=1)) if len(prompts) > 1 else None
-    difference = bootstrap_mean(differences.tolist(), prompts, seed=seed)
+    difference = bootstrap_mean(differences.tolist(), prompts, seed=seed, within=None if column == "reward" else (-1.0, 1.0))
     assert difference is not None, "there are prompts"
+    if difference.value and not np.ptp(differences):
+        deviation = None
     return _Found(first, second, difference, deviation, paired_p_value(difference.value, deviation, len(prompts)))
 
 
@@ -180,11 +182,12 @@ def _means(rows: Sequence[Row], column: str) -> dict[str, float]:
 def paired_p_value(difference: float, deviation: float | None, n: int) -> float:
     """The two-sided p-value of a paired t-test: how often n prompts would show so large a mean difference if there were none.
 
-    deviation: of a prompt's difference; None, for a single prompt, gives 1.
+    deviation: of a prompt's difference; None if the same difference on every prompt, or a single one, says nothing of it. The p-value is then that of
+    the sign test: how often n coins fall alike.
     """
-    if deviation is None or difference == 0:
+    if difference == 0:
         return 1.0
-    return 2 * float(stdtr(n - 1, -abs(difference) * n**0.5 / deviation)) if deviation else 0.0
+    return 2 * float(stdtr(n - 1, -abs(difference) * n**0.5 / deviation)) if deviation else 2.0 ** (1 - n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -122,13 +122,15 @@ def policy_figures(
 ) -> dict[str, float | int | None]:
     """All figures of one policy, each with its bounds `<figure>_low` and `<figure>_high`.
 
-    A figure that applies to no answer is None, and so are its bounds. `against` holds the opponent's scores on the same prompts, for
-    the paired gains. `at_1` and `against_at_1` are scores of answers of the whole distribution at temperature 1: `scores` and `against`
-    themselves if that is their decoding, empty if none were drawn.
+    A figure that applies to no answer is None, and so are its bounds. `against` holds the opponent's scores on the same prompts, for the paired
+    gains: `scores` itself for the opponent, whose gains and ties are certain. `at_1` and `against_at_1` are scores of answers of the whole
+    distribution at temperature 1: `scores` and `against` themselves if that is their decoding, empty if none were drawn.
     """
     figures: dict[str, float | int | None] = {}
     for figure in FIGURES:
         interval = _mean(scores, figure, seed)
+        if scores is against and figure.key == "win_rate" and interval:  # equal answers, which are ties for certain
+            interval = interval._replace(low=interval.value, high=interval.value)
         figures |= flat(figure.key, interval)
         if figure.key == "gold":
             figures |= flat("gold_gain", _gain(scores, against, "gold", seed))
@@ -148,7 +150,8 @@ def policy_figures(
         figures |= flat(key, interval) | {f"{key}_n": pairs}
     figures |= _figures_at_1(at_1, against_at_1, seed)
     for family in sorted({score.family for score in scores if score.family}):
-        ours, theirs = _of_family(scores, family), _of_family(against, family)
+        ours = _of_family(scores, family)
+        theirs = ours if scores is against else _of_family(against, family)
         if any(score.correct is not None for score in ours):
             accuracy = Figure(f"accuracy_{family}", "correct", True)
             figures |= flat(accuracy.key, _mean(ours, accuracy, seed))
@@ -203,6 +206,9 @@ def _followed_each(scores: Sequence[Score]) -> Interval | None:
 
 def _gain(scores: Sequence[Score], against: Sequence[Score], column: str, seed: int) -> Interval | None:
     ours, theirs = _column(scores, column), _column(against, column)
+    if scores is against:  # the opponent itself
+        measured = {score.id for score, value in zip(scores, ours, strict=True) if value is not None}
+        return Interval(0.0, 0.0, 0.0, len(measured)) if measured else None
     return bootstrap_gain(ours, [score.id for score in scores], theirs, [score.id for score in against], seed=seed)
 
 

@@ -8,6 +8,11 @@ Several answers to one prompt are not independent, so prompts are what varies, e
 - means of values in [0, 1]: Wilson's score interval, which also holds near 0 and 1, for the number of independent answers that would be as certain
   (Korn and Graubard, *Survey Methodology* 24, 1998, who put that number into Clopper and Pearson's interval).
 
+Where all prompts have the same value there is no variance to go by. Of values within bounds the interval is then that of Clopper and Pearson for 0
+of n prompts that differ, by as much as the bounds allow (for fractions the rule of three: Hanley and Lippman-Hand, *JAMA* 249, 1983). Without
+bounds no interval holds for every distribution (Bahadur and Savage, *Annals of Mathematical Statistics* 27, 1956): one prompt has none, and two or
+more have that of the t distribution, without width.
+
 tests/benchmarks/coverage.py measures how often the intervals hold the truth.
 """
 
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +30,8 @@ from scipy.special import ndtr, stdtrit
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 DIGITS = 6
+SAME_DIGITS = 12
+SAME = 10.0**-SAME_DIGITS  # means that differ by less are the same: sums of the same values in another order
 CHUNK_COUNT = 12_000_000  # weights drawn at once (96 MB), however many prompts there are
 
 Values = Sequence[float | None]
@@ -33,7 +41,10 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A figure with the bounds of its interval, and the number of prompts behind it."""
+    """A figure with the bounds of its interval, and the number of prompts behind it.
+
+    The bounds are nan, and null where they are written, if a single prompt says nothing of the spread.
+    """
 
     value: float
     low: float
@@ -52,8 +63,10 @@ def flat(key: str, interval: Interval | None) -> dict[str, float | int | None]:
 
 
 def rounded(value: Any) -> Any:
-    """A number without the bits that differ between machines; anything else as it is."""
-    return round(value, DIGITS) + 0.0 if isinstance(value, float) else value  # + 0.0: no "-0.0"
+    """A number without the bits that differ between machines; None for nan, and anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return None if isnan(value) else round(value, DIGITS) + 0.0  # + 0.0: no "-0.0"
 
 
 class Pooled(NamedTuple):
@@ -93,9 +106,22 @@ def sum_by_prompt(values: Values, prompts: Sequence[str], order: Sequence[str] |
     return PromptSums(sums, counts)
 
 
-def bootstrap_mean(values: Values, prompts: Sequence[str], *, seed: int, resamples: int = RESAMPLES) -> Interval | None:
-    """The mean over answers with its interval; None if the figure applies to no answer."""
-    return bootstrap_ratio(*sum_by_prompt(values, prompts), seed=seed, resamples=resamples)
+def bootstrap_mean(
+    values: Values,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    within: tuple[float, float] | None = None,
+) -> Interval | None:
+    """The mean over answers with its interval; None if the figure applies to no answer.
+
+    within: the bounds between which every value lies; None if there are none.
+    """
+    sides = _applying(sum_by_prompt(values, prompts))
+    if within and (alike := _alike(sides.sums / sides.counts, *within)):
+        return alike
+    return bootstrap_ratio(*sides, seed=seed, resamples=resamples)
 
 
 def bootstrap_ratio(sums: Floats, counts: Floats, *, seed: int, resamples: int = RESAMPLES) -> Interval | None:
@@ -114,19 +140,16 @@ def fraction_interval(values: Values, prompts: Sequence[str]) -> Interval | None
     """The mean of values in [0, 1] with Wilson's interval, whose `n` is the number of independent answers that would be as certain.
 
     That number follows from the variance between prompts: answers to one prompt that agree count as one, and gold, whose values lie closer
-    together than 0 and 1, counts for more than its prompts. If all answers are 0, or all 1, there is no variance to go by: the bounds are those
-    of Clopper and Pearson for 0, or n, of n prompts. None if the figure applies to no answer.
+    together than 0 and 1, counts for more than its prompts. If all prompts have the same mean there is no variance to go by: at 0 and 1 the bounds
+    are then those of Clopper and Pearson for 0, or n, of n prompts. None if the figure applies to no answer.
     """
     sums, counts = _applying(sum_by_prompt(values, prompts))
     n = len(sums)
     if not n:
         return None
+    if alike := _alike(sums / counts, 0.0, 1.0):
+        return alike
     mean = float(sums.sum() / counts.sum())
-    if mean in (0.0, 1.0):
-        reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
-        return Interval(mean, 0.0, reach, n) if mean == 0.0 else Interval(mean, 1 - reach, 1.0, n)
-    if n == 1:
-        return Interval(mean, 0.0, 1.0, 1)
     variance = float(((sums - mean * counts) ** 2).sum()) * n / (n - 1) / counts.sum() ** 2
     inverse = variance / (mean * (1 - mean))  # 1 / the number of independent answers
     quantile = float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2))
@@ -144,7 +167,7 @@ def bootstrap_gain(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """The difference of two means over the same prompts, paired: a resample draws the same prompts for both.
+    """The difference of two means of values in [0, 1] over the same prompts, paired: a resample draws the same prompts for both.
 
     Prompts to which the figure does not apply on both sides are left out; None if none is left.
 
@@ -162,6 +185,8 @@ def bootstrap_gain(
     if not kept.any():
         return None
     ours, theirs = (PromptSums(side.sums[kept], side.counts[kept]) for side in (ours, theirs))
+    if alike := _alike(ours.sums / ours.counts - theirs.sums / theirs.counts, -1.0, 1.0):
+        return alike
     columns = np.column_stack([*ours, *theirs])  # together, because reading the weights takes most of the time
     totals = np.concatenate([w @ columns for w in resampled(int(kept.sum()), resamples, seed)])
     draws = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
@@ -185,9 +210,22 @@ def _applying(sides: PromptSums) -> PromptSums:
     return PromptSums(sides.sums[kept], sides.counts[kept])
 
 
+def _alike(means: Floats, lowest: float, highest: float) -> Interval | None:
+    """The interval of values between two bounds if all prompts have the same mean; None if they have not, or if there are none.
+
+    means: (prompts,). Of all prompts at most a share of 1 − 0.025^(1/n) differs (Clopper and Pearson, 0 of n), and may lie at a bound.
+    """
+    n = len(means)
+    if not n or np.ptp(means) > SAME:
+        return None
+    value = round(float(means[0]), SAME_DIGITS)
+    reach = 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
+    return Interval(value, value - reach * (value - lowest), value + reach * (highest - value), n)
+
+
 def t_interval(value: float, error: float, n: int) -> Interval:
-    """The interval of a figure of n prompts with this standard error; one prompt gives no width."""
-    half = error * float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2)) if n > 1 else 0.0
+    """The interval of a figure of n prompts with this standard error; one prompt has none."""
+    half = error * float(stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2)) if n > 1 else nan
     return Interval(value, value - half, value + half, n)
 
 
@@ -222,10 +260,10 @@ def percentile_interval(value: float, draws: Floats, n: int) -> Interval:
     """The expanded percentile interval of a figure of n prompts, of which `draws` are the resampled values.
 
     A resample's variance is smaller than the prompts' by (n − 1) / n, and a normal quantile than one of t. Both are made good by percentiles
-    further out: at Φ(t · √(n / (n − 1))) instead of Φ(z). One prompt gives no width.
+    further out: at Φ(t · √(n / (n − 1))) instead of Φ(z). One prompt has no interval.
     """
     if n < 2:
-        return Interval(float(value), float(value), float(value), n)
+        return Interval(float(value), nan, nan, n)
     tail = float(ndtr(stdtrit(n - 1, (1 - CONFIDENCE) / 2) * (n / (n - 1)) ** 0.5))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high), n)

@@ -52,23 +52,23 @@ _STYLE: dict[str, Any] = {
 
 
 class Bar(NamedTuple):
-    """One bar with its interval."""
+    """One bar with its interval; no bounds if there is none."""
 
     label: str
     colour: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     text: str
 
 
 class Point(NamedTuple):
-    """One policy by two figures, each with bounds."""
+    """One policy by two figures, each with bounds if it has an interval."""
 
     label: str
     colour: str
-    x: tuple[float, float, float]  # value, low, high
-    y: tuple[float, float, float]
+    x: tuple[float, float | None, float | None]  # value, low, high
+    y: tuple[float, float | None, float | None]
 
 
 class Line(NamedTuple):
@@ -113,14 +113,14 @@ def bar_chart(
         axes = figure.add_axes((0.22, 20 / height, 0.6, 1 - 22 / height))
         for row, bar in enumerate(bars):
             axes.barh(row, bar.value - start, left=start, height=0.62, color=bar.colour, alpha=0.82, linewidth=0)
-            if bar.low < bar.high:
+            if bar.low is not None and bar.high is not None and bar.low < bar.high:
                 axes.plot([bar.low, bar.high], [row, row], color=INK, linewidth=1.4, solid_capstyle="butt")
                 axes.plot([[bar.low, bar.high]] * 2, [[row - 0.13] * 2, [row + 0.13] * 2], color=INK, linewidth=1.4)
             axes.text(1.03, row, bar.text, transform=axes.get_yaxis_transform(), va="center", color=INK)
         axes.axvline(start, color=MUTED, linewidth=1)
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars], color=INK)
         axes.set_ylim(len(bars) - 0.45, -0.55)
-        axes.set_xlim(*(limits or _limits([*(b.low for b in bars), *(b.high for b in bars), start])))
+        axes.set_xlim(*(limits or _limits([start, *(bound for bar in bars for bound in (bar.value, bar.low, bar.high))])))
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.grid(axis="x")
         _ticks(axes.xaxis, 4, percent)
@@ -132,10 +132,13 @@ def scatter_chart(points: Sequence[Point], *, name: str, x_title: str, y_title: 
     with _drawing(520, 300) as figure:
         axes = figure.add_axes((0.1, 0.16, 0.87, 0.8))
         for point in points:
-            axes.plot(point.x[1:], [point.y[0]] * 2, color=point.colour, linewidth=1.6)
-            axes.plot([point.x[0]] * 2, point.y[1:], color=point.colour, linewidth=1.6)
-            axes.plot([point.x[0]], [point.y[0]], "o", color=point.colour, markersize=9, markeredgecolor=PAPER)
-            axes.annotate(point.label, (point.x[0], point.y[0]), (8, 7), textcoords="offset points", color=INK, fontsize=12)
+            (x, left, right), (y, lower, upper) = point.x, point.y
+            if left is not None and right is not None:
+                axes.plot([left, right], [y, y], color=point.colour, linewidth=1.6)
+            if lower is not None and upper is not None:
+                axes.plot([x, x], [lower, upper], color=point.colour, linewidth=1.6)
+            axes.plot([x], [y], "o", color=point.colour, markersize=9, markeredgecolor=PAPER)
+            axes.annotate(point.label, (x, y), (8, 7), textcoords="offset points", color=INK, fontsize=12)
         axes.set_xlim(*_limits([value for point in points for value in point.x] + [0.0], right=0.14))
         axes.set_ylim(*_limits([value for point in points for value in point.y], right=0.1))
         axes.set_xlabel(x_title)
@@ -199,8 +202,10 @@ def calibration_chart(shares: Sequence[Share], *, name: str, title: str) -> str:
         return _svg(figure, name, f"{title}: {read}.")
 
 
-def _limits(values: Sequence[float], right: float = 0.04) -> tuple[float, float]:
-    low, high = min(values), max(values)
+def _limits(values: Sequence[float | None], right: float = 0.04) -> tuple[float, float]:
+    """The ends of an axis that shows these values; None are bounds of a figure without an interval."""
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
     room = (high - low) or 1.0
     return low - 0.04 * room, high + right * room
 

@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from plumbline.evaluation.comparisons import MEASURES, Comparisons, Pair
 from plumbline.evaluation.ratings import ELO
+from plumbline.evaluation.statistics import flat
 from plumbline.report import charts
 from plumbline.report.material import Material
 from plumbline.report.tables import DASH, MINUS, show, show_bounds
@@ -56,7 +57,8 @@ def line(pair: Pair, style: str) -> Line:
     if pair.differs:
         sentence = f"{pair.policy} is better than {pair.other}."
     elif pair.detectable is None:
-        sentence = f"{pair.policy} and {pair.other} cannot be told apart with a single prompt."
+        how_many = "a single prompt" if difference.n == 1 else f"{n} prompts"
+        sentence = f"{pair.policy} and {pair.other} cannot be told apart with {how_many}."
     elif not pair.detectable:
         sentence = f"{pair.policy} and {pair.other} are equal on each of the {n} prompts."
     else:
@@ -82,14 +84,17 @@ def _style(comparisons: Comparisons) -> str:
 
 def _rating(rating: Any, prompts: int) -> tuple[str, str]:
     """The rating and its interval as text; a dash for the interval of a single prompt, which cannot be resampled."""
-    texts = [f"{value:+.0f}".replace("-", MINUS) if round(value) else "0" for value in rating[:3]]
+    numbers = rating[:1] if prompts < 2 else rating[:3]
+    texts = [f"{value:+.0f}".replace("-", MINUS) if round(value) else "0" for value in numbers]
     if prompts < 2:
         return texts[0], DASH
     return texts[0], f"[{texts[1].removeprefix('+')}, {texts[2].removeprefix('+')}]"
 
 
 def _bars(material: Material, comparisons: Comparisons) -> list[charts.Bar]:
-    return [
-        charts.Bar(policy, charts.policy_colour(material.number(policy)), *rating[:3], _rating(rating, rating.n)[0])
-        for policy, rating in comparisons.rated
-    ]
+    bars = []
+    for policy, rating in comparisons.rated:
+        bounds = flat("rating", rating)
+        colour, text = charts.policy_colour(material.number(policy)), _rating(rating, rating.n)[0]
+        bars.append(charts.Bar(policy, colour, rating.value, bounds["rating_low"], bounds["rating_high"], text))
+    return bars

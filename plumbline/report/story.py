@@ -76,9 +76,7 @@ def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
     better = {
         policy: figures
         for policy in material.policies
-        if policy not in excluded
-        and (figures := material.figures[policy]).get("n") != 1
-        and (figures.get(f"{key}_low") or 0) > floor
+        if policy not in excluded and ((figures := material.figures[policy]).get(f"{key}_low") or 0) > floor
     }
     ranked = sorted(better, key=lambda policy: -better[policy][key])
     pairs = material.comparisons
@@ -109,7 +107,7 @@ def changes(figures: Figures, base: Figures) -> dict[str, bool]:
 
 
 def _apart(figures: Figures, base: Figures, key: str) -> str:
-    if any(of.get(key) is None or of.get("n") == 1 for of in (figures, base)):
+    if any(of.get(f"{key}_low") is None for of in (figures, base)):
         return ""
     if figures[f"{key}_low"] > base[f"{key}_high"]:
         return "up"

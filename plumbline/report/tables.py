@@ -105,9 +105,9 @@ def _show(value: float, style: str, decimals: int) -> str:
 
 
 def significance(figures: Figures, key: str) -> str:
-    """`up` or `down` if the interval of a difference excludes zero, else empty; always empty for a single prompt, whose interval has no width."""
+    """`up` or `down` if the interval of a difference excludes zero, else empty."""
     low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
-    if low is None or high is None or figures.get("n") == 1:
+    if low is None or high is None:
         return ""
     return "up" if low > 0 else "down" if high < 0 else ""
 
