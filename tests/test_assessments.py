@@ -10,7 +10,8 @@ import mlflow
 import pytest
 from mlflow.entities import AssessmentSource, SpanType
 
-from plumbline.feedback.assessments import Brought, bring, traces
+from plumbline.data.faults import RowFault
+from plumbline.feedback.assessments import Brought, _answer, bring, traces
 from plumbline.feedback.folder import FOLDER, MLFLOW, read
 from plumbline.feedback.lines import CORRECTION, DOWN, THUMB, UP, Line
 from plumbline.tools.collecting import bring_from_mlflow, broken, summary
@@ -97,6 +98,46 @@ def test_what_people_said_of_answers_comes_in_and_the_rest_is_counted(uri: str) 
     asked = {line.answers[0].text: [turn["content"] for turn in line.messages] for line in lines}
     assert asked == {"It is 4.": ["What is 2 + 2?"], "Four.": ["What is 2 + 2?"], "Vier.": ["Say four."]}
     assert {(line.source, line.answers[0].policy) for line in lines} == {("mlflow", "dpo")}
+
+
+THOUGHT = {"type": "thinking", "thinking": "Two and two."}
+ONE, OTHER = {"type": "text", "text": "It is "}, {"type": "text", "text": "4."}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text"),
+    [
+        ([ONE, OTHER], "It is 4."),
+        ({"role": "assistant", "content": [ONE, OTHER]}, "It is 4."),
+        ({"content": [THOUGHT, ONE, {"type": "redacted_thinking", "data": "x"}, OTHER], "stop_reason": "end_turn"}, "It is 4."),
+        ({"content": ["It is ", OTHER]}, "It is 4."),
+        ({"choices": [{"message": {"role": "assistant", "content": [ONE, OTHER]}}]}, "It is 4."),
+        (
+            {"output": [{"type": "reasoning"}, {"role": "assistant", "content": [{"type": "output_text", "text": "4"}, OTHER]}]},
+            "44.",
+        ),
+        ({"content": [{"type": "refusal", "refusal": "I can't."}]}, "I can't."),
+        ([{"role": "user", "content": [ONE]}, {"role": "assistant", "content": [OTHER]}], "4."),
+        (["It is 3.", "It is 4."], "It is 4."),  # two answers, not two parts
+    ],
+)
+def test_all_parts_of_an_answer_are_brought_and_no_more(outputs: Any, text: str) -> None:
+    assert _answer(outputs) == text
+
+
+@pytest.mark.parametrize(
+    "outputs", [[IMAGE, ONE], {"content": [ONE, IMAGE]}, {"content": [ONE, {"type": "tool_use", "name": "add"}]}]
+)
+def test_an_answer_that_is_not_text_alone_is_left_out_instead_of_cut(outputs: Any) -> None:
+    with pytest.raises(RowFault, match="an answer that is not text alone"):
+        _answer(outputs)
+
+
+@pytest.mark.parametrize("outputs", [[THOUGHT], {"content": [IMAGE]}, {"content": [{"type": "text", "text": "  "}]}])
+def test_parts_without_a_word_are_not_an_answer(outputs: Any) -> None:
+    with pytest.raises(RowFault, match="whose output is not an answer"):
+        _answer(outputs)
 
 
 SPOKEN = [

@@ -147,14 +147,43 @@ def _conversation(value: Any) -> list[Message]:
 
 
 def _answer(value: Any) -> str:
-    """The text in a trace's output: itself, a message, the last message of several, or OpenAI's choices."""
-    for _ in range(6):  # as deep as choices → first → message → content goes, and one to spare
+    """The text in a trace's output: itself, a message, the last message of several, or OpenAI's choices. The parts of a message are joined."""
+    for _ in range(7):  # as deep as choices → first → message → content → parts goes, and one to spare
         if isinstance(value, str) and value.strip():
             return value
-        if isinstance(value, list) and value:
+        if _are_parts(value):
+            value = "".join(_part_text(part) for part in value)
+        elif isinstance(value, list) and value:
             value = value[-1]
         elif isinstance(value, Mapping):
             value = next((value[key] for key in ("choices", "message", "messages", *_REPLIES) if value.get(key)), None)
         else:
             break
     raise RowFault("wrong_type", "of a trace whose output is not an answer")
+
+
+_TEXT_PARTS = {"text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of the parts of a message that people read, as OpenAI and Anthropic spell them → the key of the text."""
+_THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning")
+"""Types of parts that are thought and not answered, which may stand beside the message (OpenAI's Responses) or in it (Anthropic)."""
+
+
+def _are_parts(value: Any) -> bool:
+    """Whether a value is the list of the parts of one message, not a list of messages or choices."""
+    return (
+        isinstance(value, list)
+        and any(isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS for part in value)
+        and not any(isinstance(part, Mapping) and "role" in part for part in value)
+    )
+
+
+def _part_text(part: Any) -> str:
+    """The text of a part; empty for what was thought. RowFault for an image, a call of a tool, and anything else."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in _TEXT_PARTS and isinstance(text := part.get(_TEXT_PARTS[kind]), str):
+        return text
+    if kind in _THOUGHT_PARTS:
+        return ""
+    raise RowFault("wrong_type", "of an answer that is not text alone")
