@@ -9,7 +9,7 @@ from plumbline.graph import REPEATED, SINGLE, nodes, parents
 from plumbline.pipeline.execution import executing
 from plumbline.report.graph_picture import KINDS, Cost, duration, kind, nodes_in_order, pictures
 from plumbline.report.lanes import depth_first, lanes, nearest
-from plumbline.tools.graph_page import Timing, costs, draw, last_timings
+from plumbline.tools.graph_page import Experiment, Timing, costs, draw, experiments, last_timings
 from stages.report import ReportSection
 from tests.dag import load_recipe
 from tests.reporting import RECIPE, Page
@@ -149,6 +149,41 @@ def test_only_runs_by_dvc_in_this_project_count(tmp_path: Path) -> None:
     assert last_timings(tmp_path, ["sft", "align@dpo"]) == {"sft": Timing(5.0, "2026-01-02T10:00:00+00:00")}
 
 
+EXPERIMENTS = {
+    "sft": [
+        {"at": "2026-01-03T11:00:00+00:00", "by": "warm-bear", "here": False, "stage_seconds": 50.0},
+        {"at": "2026-01-03T11:30:00+00:00", "by": "warm-bear", "here": False, "stage_seconds": 60.0},  # again, after a crash
+        {
+            "at": "2026-01-01T11:00:00+00:00",
+            "by": "old-owl",
+            "stage_seconds": 1.0,
+        },  # of an older version, which had only queued ones in mind
+    ],
+    "align@dpo": [{"at": "2026-01-03T12:00:00+00:00", "by": "warm-bear", "here": False, "stage_seconds": 120.0}],
+    "align@other": [{"at": "2026-01-03T10:00:00+00:00", "by": "calm-cow", "here": False, "stage_seconds": 5.0}],
+}
+
+
+def test_an_experiment_in_this_folder_counts_as_a_run_and_queued_ones_are_listed(tmp_path: Path) -> None:
+    for name, rows in EXPERIMENTS.items():
+        write_timings(tmp_path, name, *rows)
+    here = {"at": "2026-01-02T10:00:00+00:00", "by": "loud-lion", "here": True, "stage_seconds": 7.0}
+    write_timings(tmp_path, "prepare", here)
+    assert last_timings(tmp_path, ["prepare", "sft"]) == {"prepare": Timing(7.0, here["at"])}
+    calm = Experiment("calm-cow", {"align@other": 5.0}, "2026-01-03T10:00:00+00:00")
+    warm = Experiment("warm-bear", {"sft": 60.0, "align@dpo": 120.0}, "2026-01-03T12:00:00+00:00")
+    assert experiments(tmp_path, "2026-01-02T00:00:00+00:00") == [calm, warm]
+    assert [one.name for one in experiments(tmp_path, "")] == ["old-owl", "calm-cow", "warm-bear"]
+    (tmp_path / "started").write_text("2026-01-02T09:30:00+00:00\n")
+    page, text = draw(RECIPE, [], tmp_path)
+    assert re.search(r"^prepare .*run +2026-01-02 10:00 UTC$", text, re.MULTILINE)
+    listed = (
+        r"^Queued experiments since then:\ncalm-cow .*\nwarm-bear  2 nodes  3 min, longest align@dpo 2 min +2026-01-03 12:00 UTC$"
+    )
+    assert re.search(listed, text, re.MULTILINE)
+    assert "warm-bear2 nodes3 min, longest align@dpo 2 min2026-01-03 12:00 UTC" in Page(page).text  # cells
+
+
 def test_what_ended_since_the_run_began_was_run_and_what_is_locked_besides_was_cached() -> None:
     timings = {"sft": Timing(5.0, "2026-01-02T10:00:00+00:00"), "prepare": Timing(2.0, "2026-01-02T09:00:00+00:00")}
     names, locked = ["prepare", "pretrain", "sft", "align@dpo"], ["prepare", "pretrain", "sft"]
@@ -183,9 +218,16 @@ def test_a_stage_writes_when_it_ended_and_for_whom(project: Path, monkeypatch: A
         with executing("report", None, ReportSection(prompts=1, listed=1), []):
             pass
         row = json.loads((project / ".timings/report.jsonl").read_text().splitlines()[-1])
-        assert row["by"] == by
+        assert (row["by"], row["here"]) == (by, True)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["at"])
         assert row["stage_seconds"] > 0
+    copy = project / ".dvc/tmp/exps/copy"
+    copy.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(copy)
+    with executing("report", None, ReportSection(prompts=1, listed=1), []):
+        pass
+    assert json.loads((project / ".timings/report.jsonl").read_text().splitlines()[-1])["here"] is False
 
 
 def test_make_repro_writes_when_it_began() -> None:

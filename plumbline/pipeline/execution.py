@@ -70,7 +70,8 @@ class Work:
     def log_timing(self, **figures: float) -> None:
         """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not.
 
-        The file also says when that was, in UTC, and for whom: `dvc`, `hand`, or the name of an experiment.
+        The file also says when that was, in UTC, for whom (`dvc`, `hand`, or the name of an experiment), and whether it was here, in the project's
+        own folder, or in the copy in which a queued experiment runs.
         """
         self.run.log_costs(figures)
         by = os.environ.get("DVC_EXP_NAME") or ("dvc" if "DVC_STAGE" in os.environ else "hand")
@@ -78,7 +79,7 @@ class Work:
         folder = project_root() / ".timings"
         folder.mkdir(exist_ok=True)
         with (folder / f"{self.name}.jsonl").open("a") as file:
-            file.write(json.dumps({"at": at, "by": by, **figures}) + "\n")
+            file.write(json.dumps({"at": at, "by": by, "here": Path.cwd().resolve() == project_root(), **figures}) + "\n")
 
 
 EXPECTED = (ValueError, OSError, FloatingPointError, AlreadyRunning, TrackingUnavailable, ProcessEnded)

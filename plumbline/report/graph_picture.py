@@ -83,13 +83,22 @@ def kind(node: Node) -> str:
     return KINDS.get(node.makes[0].partition("/")[0], OTHER) if node.makes else OTHER
 
 
-def picture_page(of: Sequence[Node], costs: Mapping[str, Cost], rows: Sequence[Sequence[str]], sentence: str) -> str:
+def picture_page(
+    of: Sequence[Node],
+    costs: Mapping[str, Cost],
+    rows: Sequence[Sequence[str]],
+    sentence: str,
+    experiments: Sequence[Sequence[str]] = (),
+) -> str:
     """A page of its own for a graph with what its nodes took.
 
-    rows: of the table below the picture: name, kind, time, and when it ran.
+    rows: of the table below the picture: name, kind, time, and when it ran. experiments: of a second one, of the experiments that ran elsewhere:
+    name, number of nodes, time, and when the last of them ended.
     """
     graph = pictures(of, {}, {}, costs)
-    return template("graph.html.j2", {}).render(style=verbatim("report.css"), graph=graph, rows=rows, sentence=sentence)
+    return template("graph.html.j2", {}).render(
+        style=verbatim("report.css"), graph=graph, rows=rows, sentence=sentence, experiments=experiments
+    )
 
 
 def pictures(

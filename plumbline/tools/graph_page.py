@@ -2,6 +2,8 @@
 
     python -m plumbline.tools.graph_page
 
+Experiments of DVC's queue run in copies of the project, with values of their own: they are listed below the graph.
+
 Reads params.yaml, dvc.lock and `.timings/`; writes `scratch/graph.html` and prints the same as a table. The report has the graph alone: how long a
 node took, and whether it ran, differs from run to run by nature, and an output that DVC caches has to be the same for the same inputs.
 """
@@ -33,14 +35,55 @@ class Timing(NamedTuple):
 
 
 def last_timings(folder: Path, names: Iterable[str]) -> dict[str, Timing]:
-    """The last run of each node, without those by hand and those of queued experiments, whose results lie elsewhere."""
+    """The last run of each node in this folder by DVC: not those by hand, nor those of queued experiments, whose results lie elsewhere."""
     timings = {}
     for name in names:
         file = folder / f"{name}.jsonl"
         for row in read_jsonl(file) if file.is_file() else []:
-            if "stage_seconds" in row and row.get("by", "dvc") == "dvc":
+            if "stage_seconds" in row and (row.get("by", "dvc") == "dvc" or (_is_experiment(row) and row.get("here", False))):
                 timings[name] = Timing(row["stage_seconds"], row.get("at", ""))
     return timings
+
+
+class Experiment(NamedTuple):
+    """What a queued experiment ran."""
+
+    name: str
+    nodes: dict[str, float]
+    """Node → seconds of its last run."""
+    at: str
+    """When its last node ended, in UTC, as ISO 8601."""
+
+
+def experiments(folder: Path, started: str) -> list[Experiment]:
+    """The queued experiments of which a node ended since `started`, of all in the folder of timings if that is empty; the last one last."""
+    found: dict[str, Experiment] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for row in read_jsonl(file):
+            if "stage_seconds" in row and _is_experiment(row) and not row.get("here", False) and row.get("at", "") >= started:
+                one = found.get(row["by"], Experiment(row["by"], {}, ""))
+                found[row["by"]] = one._replace(
+                    nodes=one.nodes | {file.stem: row["stage_seconds"]}, at=max(one.at, row.get("at", ""))
+                )
+    return sorted(found.values(), key=lambda one: (one.at, one.name))
+
+
+def _is_experiment(row: Mapping[str, Any]) -> bool:
+    return row.get("by", "dvc") not in ("dvc", "hand")
+
+
+def experiment_lines(of: Sequence[Experiment]) -> list[list[str]]:
+    """A row for each experiment: its name, how many nodes ran, how long that took and which took longest, and when the last one ended."""
+    return [
+        [
+            one.name,
+            f"{len(one.nodes)} node{'s' if len(one.nodes) > 1 else ''}",
+            f"{duration(sum(one.nodes.values()))}, longest {longest} {duration(one.nodes[longest])}",
+            _minute(one.at),
+        ]
+        for one in of
+        for longest in [max(one.nodes, key=lambda node: one.nodes[node])]
+    ]
 
 
 def costs(names: Iterable[str], timings: Mapping[str, Timing], locked: Iterable[str], started: str) -> dict[str, Cost]:
@@ -99,9 +142,15 @@ def draw(recipe: Mapping[str, Any], locked: Iterable[str], folder: Path) -> tupl
     timings = last_timings(folder, names)
     by_node = costs(names, timings, locked, started)
     rows, sentence = lines(of, by_node, timings), summary_of(by_node, started)
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return picture_page(of, by_node, rows, sentence), "\n".join([*shown, "", sentence])
+    queued = experiment_lines(experiments(folder, started))
+    below = ["", f"Queued experiments{' since then' if started else ''}:", *_aligned(queued)] if queued else []
+    return picture_page(of, by_node, rows, sentence, queued), "\n".join([*_aligned(rows), "", sentence, *below])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines whose columns begin at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def main() -> None:
