@@ -32,6 +32,7 @@ shard by shard, and continues at the shard at which a killed run was; the figure
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,7 @@ def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Wor
         return []
     from plumbline.evaluation.answer_shards import pass_over
     from plumbline.evaluation.winrate import compare
+    from plumbline.judging.asked import asked, recorded
     from plumbline.judging.building import load_judge
     from plumbline.judging.judges import must_see_all
 
@@ -199,10 +201,11 @@ def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Wor
         ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
         return {"win": compare(judge, [row["prompt"] for row in answers], ours, theirs)}
 
-    shards = pass_over(folder, pairs, columns, afresh=must_see_all(config.judge))
+    shards = pass_over(folder, pairs, columns, afresh=must_see_all(config.judge), recording=partial(recorded, judge))
     judge.finish()
-    work.run.log_traces(judge.traces(work.name))
-    work.log_timing(judge_calls=judge.ledger.calls, judge_bought=judge.ledger.bought, judge_cached=judge.ledger.cached)
+    ledger, conversations = asked(shards)
+    work.run.log_traces(conversations.traces(work.name))
+    work.log_timing(judge_calls=ledger.calls, judge_bought=ledger.bought, judge_cached=ledger.cached)
     return shards
 
 

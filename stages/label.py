@@ -218,6 +218,7 @@ def preferences(
 
 def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path]:
     """Judges each shard of the sample: its verdicts, what they say of the judge, the rows of each split, and counts."""
+    from plumbline.judging.asked import asked, recorded
     from plumbline.judging.gate import Quality
     from plumbline.judging.judges import must_see_all
     from plumbline.labelling.known import known_advantages
@@ -240,10 +241,11 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
         if settings.pairs == "strong_vs_weak":
             judged = [unjudged(len(group)) for group in groups]
         else:
-            for group, opinion in opinions_of(judge, groups, config, number, count):
-                observe(quality, group, opinion, advantages(group), marks)
-                judged.append(opinion.judged)
-                rows += opinion.rows
+            with recorded(judge, shard):
+                for group, opinion in opinions_of(judge, groups, config, number, count):
+                    observe(quality, group, opinion, advantages(group), marks)
+                    judged.append(opinion.judged)
+                    rows += opinion.rows
         write_jsonl(shard / VERDICTS, rows)
         write_json(shard / QUALITY, quality.state())
         splits, counted = preferences(config, groups, judged)
@@ -254,8 +256,9 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
     shards = by_shard(checkpoints, read_prompts(sample, settings.prompts), compute, afresh=must_see_all(config.judge))
     if judge:
         judge.finish()
-        work.run.log_traces(judge.traces(work.name))
-        work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
+        ledger, conversations = asked(shards)
+        work.run.log_traces(conversations.traces(work.name))
+        work.log_timing(**{f"judge_{name}": value for name, value in vars(ledger).items()})
     return shards
 
 

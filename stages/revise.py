@@ -175,11 +175,16 @@ def demonstrations(rows: Sequence[Row], validation_fraction: float, seed: int) -
 
 def revise_shards(config: ReviseStage, judge: "AskingJudge", checkpoints: Path) -> list[Path]:
     """Revises each shard of the sample, round by round: every round, the rows of each split, and counts."""
+    from plumbline.judging.asked import recorded
     from plumbline.judging.judges import must_see_all
 
     settings = config.revise
 
     def compute(number: int, rows: list[Row], shard: Path) -> None:
+        with recorded(judge, shard):
+            revise_shard(rows, shard)
+
+    def revise_shard(rows: list[Row], shard: Path) -> None:
         counted: dict[str, float] = {"responses": len(rows), **conduct(rows, 0)}
         rounds: list[Row] = []
         for round_number in range(1, settings.rounds + 1):
@@ -201,6 +206,7 @@ def run(config: ReviseStage, entry: str) -> None:
     """Revises shard by shard, counts, saves."""
     settings, sample = config.revise, Path("artifacts/sample") / config.revise.sample
     with executing("revise", entry, config, [sample]) as work, work.checkpoints() as checkpoints:
+        from plumbline.judging.asked import asked
         from plumbline.judging.building import load_judge
         from plumbline.judging.judges import uses_gold
         from plumbline.judging.panel import AskingJudge
@@ -211,6 +217,7 @@ def run(config: ReviseStage, entry: str) -> None:
             raise ValueError(f"revise.{entry}.judge: expected a judge that writes, such as a chat model, found {settings.judge}")
         shards = revise_shards(config, judge, checkpoints)
         judge.finish()
+        ledger, conversations = asked(shards)
         output, rounds = work.output(f"artifacts/revise/{entry}"), work.output(f"artifacts/rounds/{entry}.jsonl")
         as_lines(shards, ROUNDS, rounds)
         metrics: dict[str, Any] = means(counts(shards))
@@ -220,10 +227,10 @@ def run(config: ReviseStage, entry: str) -> None:
             as_lines(shards, f"{split}.jsonl", output / f"{split}.jsonl")
         write_json(work.output(f"artifacts/figures/revise/{entry}.json"), metrics)
         work.run.log_figures(metrics)
-        work.run.log_traces(judge.traces(work.name))
+        work.run.log_traces(conversations.traces(work.name))
         shown = islice(stream_jsonl(rounds), 40)
         work.run.log_table("revisions", [{"prompt": last_turn(row["prompt"]), **{k: row[k] for k in SHOWN}} for row in shown])
-        work.log_timing(**{f"judge_{name}": value for name, value in vars(judge.ledger).items()})
+        work.log_timing(**{f"judge_{name}": value for name, value in vars(ledger).items()})
 
 
 @hydra.main(version_base=None, config_path="../conf", config_name="revise")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from plumbline.pipeline.records import read_jsonl
+
 
 class Interrupted(BaseException):
     """The stage ends here, as if it were killed."""
@@ -17,10 +19,17 @@ def contents(outputs: Sequence[str]) -> dict[str, bytes]:
     return {file.as_posix(): file.read_bytes() for file in sorted(files)}
 
 
+def judge_calls() -> dict[str, int]:
+    """How many questions the last run of each node says that it put to a judge; nodes without a judge are left out."""
+    rows = [(file.stem, row) for file in Path(".timings").glob("*.jsonl") for row in read_jsonl(file) if "judge_calls" in row]
+    return {name: row["judge_calls"] for name, row in rows}
+
+
 def require_resuming(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], outputs: Sequence[str], done: int, *, afresh: bool = False
 ) -> None:
     """Requires that `run`, interrupted once `done` shards are there, computes the others alone when it runs again, and gives the same bytes.
+    What it says of a judge has to be of all shards, too.
 
     afresh: it computes all shards instead.
     """
@@ -38,7 +47,7 @@ def require_resuming(
 
     monkeypatch.setattr(os, "replace", counting)
     run()
-    undisturbed, total = contents(outputs), computed
+    undisturbed, total, calls = contents(outputs), computed, judge_calls()
     assert total > done > 0, "the test needs more shards"
     computed, limit = 0, done
     with pytest.raises(Interrupted):
@@ -47,3 +56,4 @@ def require_resuming(
     run()
     assert computed == (total if afresh else total - done)
     assert contents(outputs) == undisturbed
+    assert judge_calls() == calls

@@ -5,6 +5,7 @@ as columns of Score, in a folder for each shard (plumbline/pipeline/shard_work.p
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,12 +79,21 @@ def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
 
 
 def pass_over(
-    folder: Path, pairs: Sequence[Pair], columns: Callable[[list[Row], list[Row]], Columns], *, afresh: bool = False
+    folder: Path,
+    pairs: Sequence[Pair],
+    columns: Callable[[list[Row], list[Row]], Columns],
+    *,
+    afresh: bool = False,
+    recording: Callable[[Path], AbstractContextManager[object]] = nullcontext,
 ) -> list[Path]:
-    """The folders of a pass that finds `columns` for each shard's answers, from them and the opponent's; afresh: as of `by_shard`."""
+    """The folders of a pass that finds `columns` for each shard's answers, from them and the opponent's.
+
+    afresh: as of `by_shard`. recording: gets a shard's folder, and is entered while its columns are found.
+    """
 
     def compute(number: int, pair: Pair, shard: Path) -> None:
-        write_json(shard / COLUMNS, columns(*pair.read()))
+        with recording(shard):
+            write_json(shard / COLUMNS, columns(*pair.read()))
 
     return by_shard(folder, pairs, compute, afresh=afresh)
 

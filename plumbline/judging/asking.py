@@ -66,6 +66,10 @@ class Ledger:
         """The sum of two ledgers."""
         return Ledger(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
+    def less(self, earlier: "Ledger") -> "Ledger":
+        """What was added since an earlier state of the same ledger."""
+        return Ledger(**{name: value - vars(earlier)[name] for name, value in vars(self).items()})
+
 
 class Chat(Protocol):
     """A model that answers questions."""

@@ -7,13 +7,16 @@ that it was read from.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from plumbline.judging.aggregation import UNPARSED, WINS
 from plumbline.judging.asking import Ledger
 from plumbline.judging.verdicts import Ranks, other_way_round
 from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Message
+
+if TYPE_CHECKING:
+    from plumbline.judging.conversations import Conversations
 
 Prompts = Sequence[list[Message]]
 Principle = Mapping[str, str]
@@ -134,9 +137,9 @@ class Judge(ABC):
     def announce(self, share: float) -> None:  # noqa: B027  judges without a progress bar need not know
         """Announces which share of all questions the next call completes."""
 
-    def traces(self, name: str) -> list[dict[str, Any]]:
-        """Some of the conversations so far, as `Run.log_traces` takes them under a name; none of a judge that is not asked in words."""
-        return []
+    def take_conversations(self) -> "Conversations | None":
+        """Some of the conversations since this was last called; None of a judge that is not asked in words."""
+        return None
 
     @abstractmethod
     def finish(self) -> None:

@@ -91,8 +91,9 @@ class AskingJudge(Judge):
         for member in self._members:
             member.chat.share = share
 
-    def traces(self, name: str) -> list[dict[str, Any]]:
-        return self._conversations.traces(name)
+    def take_conversations(self) -> Conversations:
+        taken, self._conversations = self._conversations, Conversations()
+        return taken
 
     def finish(self) -> None:
         estimates = []
