@@ -14,7 +14,6 @@ Memory holds one shard of the sample, and a run that was killed continues at the
 were already bought are not bought again.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,83 +23,27 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
+from plumbline.labelling.entry import ANNOTATIONS, LabelEntry, outside_annotations
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import Work, executing, launched
-from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import groups_of, read_prompts, read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
-from plumbline.rows import Row, held_out, last_turn, text_of
+from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
     from plumbline.judging.gate import Quality
     from plumbline.judging.judge import Judge
     from plumbline.labelling.opinions import Group, Judged, Opinion
 
-ANNOTATIONS = Path("data/annotations")
 CHUNK = 256  # prompts judged at a time, so that memory holds the replies of no more than these
-SPLITS = ("train", "validation")
 VERDICTS, QUALITY = "verdicts.jsonl", "quality.json"
 """A shard's files, besides those of the splits: its verdicts, and what they say of the judge."""
 SHOWN = 40
 """The number of preferences in MLflow's table."""
-WAYS = ("rating", "pairwise", "ranking", "principle", "agreement")
 HEADLINE = ("train", "margin_mean", "unparsed_fraction", "inconsistent_fraction", "known_agreement")
 """The figures that MLflow shows first."""
-PAIRS = ("best_vs_worst", "best_vs_random", "all_pairs", "compared", "strong_vs_weak", "unpaired")
-
-
-@dataclass
-class LabelEntry:
-    """One entry of params.yaml's `label`; values and their meaning: conf/label.yaml."""
-
-    sample: str = MISSING
-    judge: str = MISSING
-    way: str = MISSING
-    pairs: str = MISSING
-    min_margin: float = MISSING
-    keep_ties: bool = MISSING
-    pairs_per_prompt: int = MISSING
-    opponents: int = MISSING
-    prompts: int = MISSING
-    strong: str | None = MISSING
-    weak: str | None = MISSING
-    known: str = MISSING
-    validation_fraction: float = MISSING
-
-    def problems(self) -> list[str]:
-        """What does not fit among the entry's own values; empty if all does."""
-        complaints = [
-            f"{key}: expected one of {', '.join(choices)}, found {getattr(self, key)!r}"
-            for key, choices in (("way", WAYS), ("pairs", PAIRS))
-            if getattr(self, key) not in choices
-        ]
-        if self.pairs == "strong_vs_weak" and not (self.strong and self.weak):
-            complaints.append(
-                f"strong, weak: expected two policies with pairs: strong_vs_weak, found {self.strong} and {self.weak}"
-            )
-        if self.pairs == "compared" and self.way != "pairwise":
-            complaints.append(f"way: expected pairwise with pairs: compared, found {self.way}")
-        if self.way == "agreement" and self.pairs == "strong_vs_weak":
-            complaints.append(
-                "way: expected a way other than agreement with pairs: strong_vs_weak, which looks at the policies alone"
-            )
-        if self.way == "agreement" and self.min_margin >= 1:
-            complaints.append(
-                f"min_margin: expected less than 1 with way: agreement, which scores from 0 to 1, found {self.min_margin}"
-            )
-        complaints += outside(
-            self,
-            min_margin=NOT_NEGATIVE,
-            pairs_per_prompt=NOT_NEGATIVE,
-            opponents=NOT_NEGATIVE,
-            prompts=NOT_NEGATIVE,
-            validation_fraction=BELOW_ONE,
-        )
-        if self.known not in ("none", "gold"):
-            complaints += outside_annotations("known", self.known)
-        return complaints
 
 
 @dataclass
@@ -135,30 +78,6 @@ class LabelStage:
         return complaints
 
 
-def outside_annotations(key: str, path: str) -> list[str]:
-    """A complaint about a path that is missing, or that DVC would not see change; empty if it is in the folder that labels depend on."""
-    if not Path(path).resolve().is_relative_to(ANNOTATIONS.resolve()):
-        return [f"{key}: expected a path in {ANNOTATIONS}, which labels depend on, found {path}: DVC would not see it change"]
-    return [] if Path(path).exists() else [f"{key}: expected a file or folder, found none at {path}"]
-
-
-def opinions_on(judge: "Judge | None", groups: "list[Group]", config: LabelStage) -> "list[Opinion]":
-    """The judge's opinion of each group, by the entry's way of judging; without a judge, how far each group agrees."""
-    from plumbline.labelling import opinions
-
-    if judge is None:
-        return opinions.agree(groups, config.judge.thinking_marks)
-    entry = config.label
-    principles = {name: principle["judge"] for name, principle in config.judge.principles.items()}
-    if entry.way == "pairwise":
-        return opinions.compare(judge, groups, principles, entry.opponents, config.seed)
-    if entry.way == "ranking":
-        return opinions.rank(judge, groups)
-    if entry.way == "principle":
-        return opinions.check(judge, groups, principles)
-    return opinions.rate(judge, groups)
-
-
 def judge_of(config: LabelStage, work: Work) -> "Judge | None":
     """The judge; None if nobody is asked."""
     if config.label.way == "agreement" or config.label.pairs == "strong_vs_weak":
@@ -174,46 +93,24 @@ def opinions_of(
     judge: "Judge | None", groups: "list[Group]", config: LabelStage, number: int, of: int
 ) -> "Iterator[tuple[Group, Opinion]]":
     """The groups of shard `number` of so many, each with the judge's opinion of it, which is asked for chunk by chunk."""
+    from plumbline.labelling.opinions import opinions_on
+
     asked = 0
     for chunk in chunked(groups, CHUNK):
         asked += len(chunk)
         if judge:
             judge.announce((number + asked / len(groups)) / of)
-        yield from zip(chunk, opinions_on(judge, chunk, config), strict=True)
+        yield from zip(chunk, opinions_on(judge, chunk, config.label, config.judge, config.seed), strict=True)
 
 
-def preferences(
-    config: LabelStage, groups: "Sequence[Group]", judged: "Sequence[Judged]"
-) -> tuple[dict[str, list[Row]], dict[str, float | int]]:
-    """The rows of each split, and counts of what was kept and left out."""
-    from plumbline.labelling.labels import kto_labels, pairs_of, preference_labels
-
+def judged_by(config: LabelStage) -> dict[str, str]:
+    """Who judged, and how: columns of every row."""
     entry = config.label
-    source = {
+    return {
         "judge": entry.judge,
         "model": str(getattr(config.judge, "model", config.judge.backend)),
         "way": entry.way if entry.pairs != "strong_vs_weak" else "none",
     }
-    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    counted: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
-    counted.update(dropped_unfinished=0, not_drawn=0, prompts_without_labels=0)
-    margins: list[float] = []
-    for group, judgement in zip(groups, judged, strict=True):
-        if entry.pairs == "unpaired":
-            labels = kto_labels(group, judgement, source, min_margin=entry.min_margin)
-        else:
-            seed = f"{config.seed}:{group[0]['id']}"
-            candidates = pairs_of(group, judgement, entry.pairs, seed, entry.strong, entry.weak)
-            labels = preference_labels(
-                group, judgement, candidates, source,
-                min_margin=entry.min_margin, keep_ties=entry.keep_ties, most=entry.pairs_per_prompt, seed=seed,
-            )  # fmt: skip
-        counted.update(labels.counts)
-        counted["prompts_without_labels"] += not labels.rows
-        margins += labels.margins
-        splits["validation" if held_out(group[0]["id"], entry.validation_fraction, config.seed) else "train"] += labels.rows
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    return splits, {**counted, **sizes, "margins": len(margins), "margin_sum": sum(margins)}
 
 
 def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path]:
@@ -222,6 +119,7 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
     from plumbline.judging.gate import Quality
     from plumbline.judging.judges import must_see_all
     from plumbline.labelling.known import known_advantages
+    from plumbline.labelling.labels import labels_by_split
     from plumbline.labelling.opinions import observe, unjudged
 
     settings, marks = config.label, config.judge.thinking_marks
@@ -248,7 +146,7 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
                     rows += opinion.rows
         write_jsonl(shard / VERDICTS, rows)
         write_json(shard / QUALITY, quality.state())
-        splits, counted = preferences(config, groups, judged)
+        splits, counted = labels_by_split(groups, judged, settings, judged_by(config), config.seed)
         for split, of_split in splits.items():
             write_jsonl(shard / f"{split}.jsonl", of_split)
         write_counts(shard, counted | {"cost": sum(sum(judgement.costs) for judgement in judged)})
@@ -268,6 +166,8 @@ def figures_of(shards: Sequence[Path]) -> dict[str, Any]:
     Raises:
         ValueError: nothing is left to train on.
     """
+    from plumbline.labelling.labels import SPLITS
+
     total = counts(shards)
     margins, margin_sum, cost = (total.pop(name) for name in ("margins", "margin_sum", "cost"))
     if not total["train"]:
@@ -302,6 +202,7 @@ def run(config: LabelStage, entry: str) -> None:
     with executing("label", entry, config, [sample, ANNOTATIONS]) as work, work.checkpoints() as checkpoints:
         from plumbline.judging.gate import require
         from plumbline.judging.judges import uses_gold
+        from plumbline.labelling.labels import SPLITS
 
         shards = label_shards(config, work, checkpoints)
         quality = quality_of(shards)

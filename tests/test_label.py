@@ -16,6 +16,7 @@ from plumbline.judging.gold import VerifierJudge
 from plumbline.judging.judge import Comparison
 from plumbline.judging.judges import GateLimits, GoldJudge, HumanJudge, JudgeConfig, NoJudge, SimulatedJudge
 from plumbline.judging.sheets import export, item_code
+from plumbline.labelling.entry import LabelEntry
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.rows import Preference, Row, assistant, text_of
@@ -23,7 +24,7 @@ from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.answers import Style, write_answer
 from plumbline.world.families.catalog import FAMILIES, understand
 from plumbline.world.verify import verify
-from stages.label import LabelEntry, LabelStage, run
+from stages.label import LabelStage, run
 from tests.interrupting import require_resuming
 
 PROMPTS, EACH = 40, 4

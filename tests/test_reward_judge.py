@@ -26,6 +26,7 @@ from plumbline.judging.judges import (
     SimulatedJudge,
 )
 from plumbline.judging.panel import AskingJudge, Member
+from plumbline.labelling.entry import LabelEntry
 from plumbline.methods.job import OnlineJob
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
@@ -36,7 +37,7 @@ from plumbline.rewards.reward import WeightedSum, finish, held_out_accuracy, loa
 from plumbline.rows import Message, Row, text_of
 from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.verify import verify
-from stages.label import LabelEntry, LabelStage
+from stages.label import LabelStage
 from stages.label import run as run_label
 from stages.reject import RejectEntry, RejectStage
 from stages.reject import run as run_reject

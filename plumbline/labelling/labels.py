@@ -4,9 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from plumbline.labelling.entry import LabelEntry
 from plumbline.labelling.opinions import Group, Judged, line_of
 from plumbline.labelling.pairs import BUILDERS, Pair, drawn, kept, strong_vs_weak, unpaired
-from plumbline.rows import Preference, Row, text_of
+from plumbline.rows import Preference, Row, held_out, text_of
+
+SPLITS = ("train", "validation")
 
 
 class Labels(NamedTuple):
@@ -15,6 +18,38 @@ class Labels(NamedTuple):
     rows: list[Row]
     margins: list[float]
     counts: Counter[str]
+
+
+def labels_by_split(
+    groups: Sequence[Group], judged: Sequence[Judged], entry: LabelEntry, provenance: Mapping[str, Any], seed: int
+) -> tuple[dict[str, list[Row]], dict[str, float | int]]:
+    """The rows of each split, and counts of what was kept and left out.
+
+    provenance: further columns of every row, such as who judged.
+    """
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    counted: Counter[str] = Counter(prompts=len(groups), completions=sum(map(len, groups)), dropped_ties=0, dropped_margin=0)
+    counted.update(dropped_unfinished=0, not_drawn=0, prompts_without_labels=0)
+    margins: list[float] = []
+    for group, judgement in zip(groups, judged, strict=True):
+        labels = labels_of(group, judgement, entry, provenance, f"{seed}:{group[0]['id']}")
+        counted.update(labels.counts)
+        counted["prompts_without_labels"] += not labels.rows
+        margins += labels.margins
+        splits["validation" if held_out(group[0]["id"], entry.validation_fraction, seed) else "train"] += labels.rows
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    return splits, {**counted, **sizes, "margins": len(margins), "margin_sum": sum(margins)}
+
+
+def labels_of(group: Group, judged: Judged, entry: LabelEntry, provenance: Mapping[str, Any], seed: str) -> Labels:
+    """The rows made of one prompt's completions, as the entry says."""
+    if entry.pairs == "unpaired":
+        return kto_labels(group, judged, provenance, min_margin=entry.min_margin)
+    candidates = pairs_of(group, judged, entry.pairs, seed, entry.strong, entry.weak)
+    return preference_labels(
+        group, judged, candidates, provenance,
+        min_margin=entry.min_margin, keep_ties=entry.keep_ties, most=entry.pairs_per_prompt, seed=seed,
+    )  # fmt: skip
 
 
 def pairs_of(group: Group, judged: Judged, pairs: str, seed: str, strong: str | None, weak: str | None) -> list[Pair]:

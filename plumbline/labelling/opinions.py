@@ -7,8 +7,10 @@ from typing import NamedTuple
 from plumbline.judging.aggregation import INCONSISTENT, UNPARSED, mean
 from plumbline.judging.gate import Quality
 from plumbline.judging.judge import Comparison, Judge, Principle, Rating, Verdict, rater_names
+from plumbline.judging.judges import JudgeConfig
 from plumbline.judging.verdicts import TIE, A, B
 from plumbline.labelling.agreement import agreement_scores
+from plumbline.labelling.entry import LabelEntry
 from plumbline.reasoning import ALL, without_reasoning
 from plumbline.rows import Row, text_of
 
@@ -59,6 +61,20 @@ class Opinion(NamedTuple):
     flipped: list[tuple[bool, str]]
     """For each case that was asked in two orders and could be read in both: whether the two disagree, and the evidence."""
     verdicts: list[Verdict]
+
+
+def opinions_on(judge: Judge | None, groups: Sequence[Group], entry: LabelEntry, config: JudgeConfig, seed: int) -> list[Opinion]:
+    """The judge's opinion of each group, by the entry's way of judging; without a judge, how far each group agrees."""
+    if judge is None:
+        return agree(groups, config.thinking_marks)
+    principles = {name: principle["judge"] for name, principle in config.principles.items()}
+    if entry.way == "pairwise":
+        return compare(judge, groups, principles, entry.opponents, seed)
+    if entry.way == "ranking":
+        return rank(judge, groups)
+    if entry.way == "principle":
+        return check(judge, groups, principles)
+    return rate(judge, groups)
 
 
 def rate(judge: Judge, groups: Sequence[Group]) -> list[Opinion]:

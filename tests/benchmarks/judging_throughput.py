@@ -107,10 +107,11 @@ def read_back(count: int) -> dict[str, float]:
 
 def label_stage(count: int) -> dict[str, float]:
     """The whole stage `label` over a sample of `count` completions whose verdicts are all in the store."""
+    from plumbline.labelling.entry import LabelEntry
     from plumbline.pipeline.records import read_jsonl
     from plumbline.pipeline.shard_files import shard_paths, write_table
     from plumbline.rows import assistant
-    from stages.label import LabelEntry, LabelStage, run
+    from stages.label import LabelStage, run
 
     os.environ["DVC_STAGE"] = "label@bench"
     Path("data/annotations").mkdir(parents=True, exist_ok=True)

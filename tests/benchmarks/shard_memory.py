@@ -139,8 +139,9 @@ def overoptimisation(count: int, policy: str, n: int) -> int:
 def label() -> None:
     """The stage `label` on the sample."""
     from plumbline.judging.judges import SimulatedJudge
+    from plumbline.labelling.entry import LabelEntry
     from plumbline.world.annotate import AnnotatorConfig
-    from stages.label import LabelEntry, LabelStage, run
+    from stages.label import LabelStage, run
 
     Path("data/annotations").mkdir(parents=True)
     judge = SimulatedJudge(
