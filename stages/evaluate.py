@@ -97,8 +97,7 @@ def run(config: EvaluateStage) -> None:
         executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work,
         work.checkpoints() as checkpoints,
     ):
-        from plumbline.evaluation.answer_shards import ANSWERS as ROWS
-        from plumbline.evaluation.answer_shards import OURS, THEIRS, scores_of
+        from plumbline.evaluation.answer_shards import OURS, SCORED, THEIRS, scores_of
         from plumbline.evaluation.figures import headline_figures, policy_figures
         from plumbline.evaluation.repetition import distinct
         from plumbline.evaluation.statistics import flat
@@ -113,8 +112,8 @@ def run(config: EvaluateStage) -> None:
         figures = policy_figures(scores, against, config.seed, scores_at_1, against_at_1)
         figures |= counts(shards)
         folder = work.output(f"artifacts/evaluate/{policy}")
-        as_lines(shards, ROWS, folder / ROWS)
-        texts, ids = shown_answers(folder / ROWS, section.thinking_marks)
+        as_lines(shards, SCORED, folder / SCORED)
+        texts, ids = shown_answers(folder / SCORED, section.thinking_marks)
         for n in DISTINCT:
             figures |= flat(f"distinct_{n}", distinct(texts, ids, n))
         figures |= held_out(config)
@@ -124,7 +123,7 @@ def run(config: EvaluateStage) -> None:
         shown = {name: value for name, value in headline.items() if not name.endswith("_low")}  # a bound stands beside its figure
         write_card(config, figures, shown, folder, work)
         work.run.log_figures(figures, ())
-        first = islice((row for row in stream_jsonl(folder / ROWS) if row["index"] == 0), SHOWN)
+        first = islice((row for row in stream_jsonl(folder / SCORED) if row["index"] == 0), SHOWN)
         work.run.log_table("scored_answers", [*map(_shown, first)])
 
 

@@ -30,7 +30,7 @@ from plumbline.rows import Row, text_of
 Columns = Mapping[str, Sequence[float | None]]
 """Columns of Score, each with a value for each answer of a shard."""
 
-OURS, THEIRS, ANSWERS = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
+OURS, THEIRS, SCORED = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
 """A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
 
 
@@ -114,7 +114,7 @@ def score_shards(
         scores = scored(answers, policies[0], marks, columns)
         write_jsonl(shard / OURS, map(vars, scores))
         write_jsonl(shard / THEIRS, map(vars, scored(opposing, policies[1], marks, {})))
-        write_jsonl(shard / ANSWERS, map(_answer, scores, answers))
+        write_jsonl(shard / SCORED, map(_answer, scores, answers))
         write_counts(shard, unread_figures(answers, [score.refused for score in scores]))
 
     return by_shard(folder, pairs, compute)
