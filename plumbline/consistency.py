@@ -10,6 +10,8 @@ from typing import Any
 
 from plumbline.checking.following import require_checkers, require_library
 from plumbline.checking.instructions import COLUMN
+from plumbline.checking.program_runs import COLUMN as TESTS
+from plumbline.checking.program_runs import NOT_RUN
 from plumbline.checking.references import REFERENCE_COLUMNS
 from plumbline.checking.sandbox import SandboxUnavailable, require_isolation
 from plumbline.data.faults import DataError
@@ -56,6 +58,7 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
         *_wrong_size(prepare.model, params),
         *_no_room(configs, prepare.model.context_tokens),
         *without_sandbox(configs),
+        *without_sandbox_for_answers(configs, params),
         *without_checkers(configs, params),
         *_not_launchable(configs, params),
     ]
@@ -235,6 +238,24 @@ def without_sandbox(configs: Configs) -> Iterator[str]:
             require_isolation(isolation)
         except SandboxUnavailable as error:
             yield from (f"{where(node)}: {error}" for node, values in nodes.items() if values.isolation == isolation)
+
+
+def without_sandbox_for_answers(configs: Configs, params: Params) -> Iterator[str]:
+    """Programs that answers are evaluated by, as far as the data conf tells, with an isolation that this machine does not offer."""
+    data = configs["prepare", None].data
+    sources = [source for source in data.prompts.sources if not source.problems()] if isinstance(data, FilesData) else []
+    evaluated = (None, params.get("evaluate", {}).get("split"))
+    with_tests = [s.name for s in sources if s.into in evaluated and (TESTS in s.fields or s.format in ("mbpp", "humaneval"))]
+    programs = next((config.programs for node, config in configs.items() if node[0] == "evaluate"), None)
+    if not with_tests or programs is None or programs.isolation == NOT_RUN:
+        return
+    try:
+        require_isolation(programs.isolation)
+    except SandboxUnavailable as error:
+        yield (
+            f"conf/evaluate.yaml: programs.{error} Or set `isolation: none`, which runs no program: the answers to the prompts of "
+            f"{', '.join(with_tests)} are then not checked."
+        )
 
 
 def wrong_references(params: Params) -> list[str]:

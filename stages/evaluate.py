@@ -7,8 +7,9 @@ apply), the policy's card with these figures (`README.md`), and each answer with
 (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
-  string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), and by comparison with
-  the `answer` of prompts that have one (plumbline/checking/maths.py); else null.
+  string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), by comparison with
+  the `answer` of prompts that have one (plumbline/checking/maths.py), and by running the programs in answers to prompts that have `tests` (MBPP,
+  HumanEval: plumbline/checking/program_runs.py); else null. `programs_<outcome>` counts how programs ended.
 - instructions followed: the share of answers that follow all `instructions` of their prompt (IFEval: plumbline/checking/following.py).
 - pass@k: of prompts with several answers that are checked, those answered rightly in k attempts (plumbline/evaluation/attempts.py).
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
+from plumbline.checking.program_runs import Programs
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
@@ -72,6 +74,7 @@ class EvaluateStage:
     seed: int = MISSING
     threads: int = MISSING
     policy: str = MISSING
+    programs: Programs = field(default_factory=Programs)
     held_out_rows: int = 0  # the most validation demonstrations, preferences, and texts, whose likelihood is measured
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     judge: Any = MISSING
@@ -141,14 +144,16 @@ def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: P
     if of_policy_itself:
         passes.append(divergence_pass(checkpoints / "divergence", [pair.ours for pair in pairs], *policies))
     marks = section.thinking_marks
-    shards = score_shards(checkpoints / "scores", pairs, [of_pass for of_pass in passes if of_pass], policies, marks)
+    shards = score_shards(
+        checkpoints / "scores", pairs, [of_pass for of_pass in passes if of_pass], policies, marks, config.programs
+    )
     if of_policy_itself:
         return shards, shards
     if not section.samples_at_1:
         return shards, []
     at_1 = pairs_of(*(table / COMPLETIONS_AT_1 for table in tables))
     divergences = divergence_pass(checkpoints / "divergence_at_1", [pair.ours for pair in at_1], *policies)
-    return shards, score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks)
+    return shards, score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks, config.programs)
 
 
 def write_card(config: EvaluateStage, figures: Mapping[str, Any], shown: Mapping[str, Any], folder: Path, work: Work) -> None:

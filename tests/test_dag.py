@@ -112,7 +112,8 @@ EDITS = {
     "plumbline/world/generate.py": {"prepare", "feedback@votes", *(f"label@{name}" for name in ("round1", "ranked", "round2")), "revise@cai",
                                     "reward_judge@direct", *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "plumbline/rewards/rules.py": {"reward_rules@manners"},
-    "plumbline/checking/sandbox.py": {f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code", "refusals", "instructions")},
+    "plumbline/checking/sandbox.py": {*(f"reward_verifier@{kind}" for kind in ("closed_world", "math", "code", "refusals", "instructions")),
+                                      *(f"evaluate@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
     "conf/size/tiny.yaml": {
         "pretrain", "sft", "sample@round1", "sample@round2", "reward_model@rm", "align@rs", "align@dpo1", "align@dpo", "rl@ppo",
         *(f"align@by_{name}" for name in METHODS if name not in ONLINE), *(f"rl@by_{name}" for name in ONLINE),

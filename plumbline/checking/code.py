@@ -40,14 +40,25 @@ class CodeReward:
         return [float(verdict.outcome == "passed") for verdict in verdicts]
 
     def verdicts(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[Verdict]:
-        """The verdict on each program, in order. As many programs run at once as there are cores; equal programs run once."""
-        tests = ["\n".join(self.references.of(prompt)) for prompt in prompts]
-        tasks = [(program_of(text, test, self.reasoning), test) for text, test in zip(completions, tests, strict=True)]
-        distinct = list(dict.fromkeys(tasks))
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            verdicts = list(pool.map(lambda task: run_tests(task[0], task[1], self.limits, self.isolation), distinct))
-        by_task = dict(zip(distinct, verdicts, strict=True))
-        return [by_task[task] for task in tasks]
+        """The verdict on each program, in order."""
+        tests = [self.references.of(prompt) for prompt in prompts]
+        return verdicts_on(completions, tests, self.limits, self.isolation, self.reasoning)
+
+
+def verdicts_on(
+    completions: Sequence[str], tests: Sequence[Sequence[str]], limits: Limits, isolation: str, reasoning: str = ALL
+) -> list[Verdict]:
+    """The verdict on the program in each completion by its own tests, in order, in a sandbox that `require_isolation` has tried.
+
+    As many programs run at once as there are cores; equal programs run once.
+    """
+    of_each = ["\n".join(statements) for statements in tests]
+    tasks = [(program_of(text, test, reasoning), test) for text, test in zip(completions, of_each, strict=True)]
+    distinct = list(dict.fromkeys(tasks))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        verdicts = list(pool.map(lambda task: run_tests(task[0], task[1], limits, isolation), distinct))
+    by_task = dict(zip(distinct, verdicts, strict=True))
+    return [by_task[task] for task in tasks]
 
 
 def load(folder: Path, description: Mapping[str, Any], run: str) -> CodeReward:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbline.checking.following import require_checkers
+from plumbline.checking.program_runs import Programs, outcome_figures, outcomes
 from plumbline.evaluation.divergence_shards import COLUMNS
 from plumbline.evaluation.figures import Score
 from plumbline.evaluation.repetition import repeated_fraction
@@ -99,7 +100,12 @@ def pass_over(
 
 
 def score_shards(
-    folder: Path, pairs: Sequence[Pair], passes: Sequence[Sequence[Path]], policies: tuple[Path, Path], marks: str
+    folder: Path,
+    pairs: Sequence[Pair],
+    passes: Sequence[Sequence[Path]],
+    policies: tuple[Path, Path],
+    marks: str,
+    programs: Programs,
 ) -> list[Path]:
     """The scores of each shard: of the policy's answers, with what the passes found, and of the opponent's.
 
@@ -111,11 +117,16 @@ def score_shards(
         columns: dict[str, Sequence[float | None]] = {}
         for of_pass in passes:
             columns |= read_json(of_pass[number] / COLUMNS)
-        scores = scored(answers, policies[0], marks, columns)
+        ended = outcomes(answers, shown_texts(answers, marks), programs)
+        scores = scored(answers, policies[0], marks, columns, ended)
+        if policies[0] == policies[1]:
+            theirs = scored(answers, policies[0], marks, {}, ended)
+        else:
+            theirs = scored(opposing, policies[1], marks, {}, outcomes(opposing, shown_texts(opposing, marks), programs))
         write_jsonl(shard / OURS, map(vars, scores))
-        write_jsonl(shard / THEIRS, map(vars, scored(opposing, policies[1], marks, {})))
+        write_jsonl(shard / THEIRS, map(vars, theirs))
         write_jsonl(shard / SCORED, map(_answer, scores, answers))
-        write_counts(shard, unread_figures(answers, [score.refused for score in scores]))
+        write_counts(shard, unread_figures(answers, [score.refused for score in scores]) | outcome_figures(ended))
 
     return by_shard(folder, pairs, compute)
 
@@ -125,10 +136,10 @@ def scores_of(shards: Sequence[Path], file: str) -> list[Score]:
     return [Score(**row) for shard in shards for row in stream_jsonl(shard / file)]
 
 
-def scored(answers: Sequence[Row], policy: Path, marks: str, columns: Columns) -> list[Score]:
-    """Each answer's scores: the verdicts, its length, and others column by column."""
+def scored(answers: Sequence[Row], policy: Path, marks: str, columns: Columns, ended: Sequence[str | None]) -> list[Score]:
+    """Each answer's scores: the verdicts, its length, and others column by column; ended: how its program ended (program_runs.py)."""
     texts = shown_texts(answers, marks)
-    every: dict[str, Sequence[Any]] = {**_verdicts(answers, texts), "tokens": lengths(policy, answers, texts)}
+    every: dict[str, Sequence[Any]] = {**_verdicts(answers, texts, ended), "tokens": lengths(policy, answers, texts)}
     every |= {"characters": [len(text) for text in texts], "repeated": [repeated_fraction(text) for text in texts], **columns}
     kept = ("id", "index", "family", "language", "finished")
     by_answer = [dict(zip(every, values, strict=True)) for values in zip(*every.values(), strict=True)]
@@ -155,14 +166,14 @@ def lengths(policy: Path, answers: Sequence[Row], shown: Sequence[str]) -> list[
     return tokens
 
 
-def _verdicts(answers: Sequence[Row], shown: Sequence[str]) -> dict[str, list[Any]]:
+def _verdicts(answers: Sequence[Row], shown: Sequence[str], ended: Sequence[str | None]) -> dict[str, list[Any]]:
     """The verdicts as columns of Score: the verifier's, or those by what the prompt's row states; None for a prompt without either."""
     require_checkers(one for row in answers for one in row.get("instructions") or ())
     right = RightAnswers()
     values: list[dict[str, Any]] = []
-    for row, answer in zip(answers, shown, strict=True):
+    for row, answer, outcome in zip(answers, shown, ended, strict=True):
         verdict = verdict_values(row["prompt"], row["family"], answer)
-        values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right))
+        values.append(verdict if verdict["gold"] is not None else stated_values(row, answer, right, outcome))
     return {name: [row[name] for row in values] for name in VERDICT_COLUMNS}
 
 
