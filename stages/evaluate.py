@@ -218,11 +218,13 @@ def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, w
     if not folders:
         return []
     from plumbline.evaluation.answer_shards import pass_over
-    from plumbline.rewards.reward import finish, load_reward, score
+    from plumbline.rewards.reward import finish, load_reward, score, spending, spent
 
     reward = load_reward(folders[0], f"{work.name} {work.key}")
-    shards = pass_over(folder, pairs, lambda answers, _: {"reward": score(reward, answers)[0]})
-    if counted := finish(reward):
+    recording = partial(spending, reward)
+    shards = pass_over(folder, pairs, lambda answers, _: {"reward": score(reward, answers)[0]}, recording=recording)
+    finish(reward)
+    if counted := spent(shards):
         work.log_timing(**{f"reward_{name}": count for name, count in counted.items()})
     return shards
 

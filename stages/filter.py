@@ -16,7 +16,7 @@ from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.shard_files import read_shard, shard_paths, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
-from plumbline.rewards.reward import finish, load_reward, score
+from plumbline.rewards.reward import finish, load_reward, score, spending, spent
 
 TABLE, BOUNDS = "completions.parquet", "bounds.json"
 """A shard's files: the completions that are left, and the lowest and the highest reward."""
@@ -65,7 +65,8 @@ def run(config: FilterStage, entry: str) -> None:
 
         def compute(number: int, file: Path, shard: Path) -> None:
             rows = read_shard(file)
-            rewards, counted = score(scorer, rows)
+            with spending(scorer, shard):
+                rewards, counted = score(scorer, rows)
             kept = [row for row, value in zip(rows, rewards, strict=True) if settings.allows(value)]
             write_shard(shard / TABLE, kept)
             write_json(shard / BOUNDS, [min(rewards, default=None), max(rewards, default=None)])
@@ -73,6 +74,7 @@ def run(config: FilterStage, entry: str) -> None:
             write_counts(shard, {"completions": len(rows), "kept": len(kept), "prompts_without": prompts} | counted)
 
         shards = by_shard(checkpoints, shard_paths(sample), compute)
+        finish(scorer)
         total = counts(shards)
         if not total["kept"]:
             bounds = [value for shard in shards for value in read_json(shard / BOUNDS) if value is not None]
@@ -86,7 +88,7 @@ def run(config: FilterStage, entry: str) -> None:
         figures |= sorted(total.items())  # the outcomes of checks
         write_json(work.output(f"artifacts/figures/filter/{entry}.json"), figures)
         work.run.log_figures(figures)
-        if ledger := finish(scorer):
+        if ledger := spent(shards):
             work.log_timing(**ledger)
 
 

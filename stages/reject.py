@@ -29,7 +29,7 @@ from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
 from plumbline.rewards.rejection import Floats, best, matches, reject_statistically, top_fraction_threshold
-from plumbline.rewards.reward import finish, load_reward, score
+from plumbline.rewards.reward import finish, load_reward, score, spending, spent
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
@@ -173,7 +173,8 @@ def score_shards(work: Work, checkpoints: Path, sample: Path, reward: Path) -> l
 
     def compute(number: int, file: Path, shard: Path) -> None:
         rows = read_shard(file)
-        rewards, outcomes = score(scorer, rows)
+        with spending(scorer, shard):
+            rewards, outcomes = score(scorer, rows)
         np.save(shard / REWARDS, np.array(rewards, dtype=np.float64))
         counted = {
             "completions": len(rows),
@@ -185,7 +186,8 @@ def score_shards(work: Work, checkpoints: Path, sample: Path, reward: Path) -> l
 
     files = shard_paths(sample)
     shards = by_shard(checkpoints / "scored", files, compute)
-    if ledger := finish(scorer):
+    finish(scorer)
+    if ledger := spent(shards):
         work.log_timing(**ledger)
     return [*map(Scored, files, shards)]
 

@@ -33,7 +33,7 @@ from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_
 from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.pipeline.tracking import Run
 from plumbline.rewards.judged import JudgeReward
-from plumbline.rewards.reward import WeightedSum, finish, held_out_accuracy, load_reward, outcomes
+from plumbline.rewards.reward import WeightedSum, finish, held_out_accuracy, load_reward, outcomes, spending, spent
 from plumbline.rows import Message, Row, text_of
 from plumbline.world.annotate import AnnotatorConfig
 from plumbline.world.verify import verify
@@ -168,6 +168,29 @@ def test_an_unread_rating_is_the_lowest_of_the_call_and_counted_while_there_are_
     assert outcomes(blend) == {"judge_read": 40, "judge_unparsed": 2}
     assert finish(blend)["judge_calls"] == 42 + 1 + 1
     assert chat.share == 0.0
+
+
+def test_what_a_judges_replies_took_is_of_all_shards_in_however_many_attempts(tmp_path: Path) -> None:
+    shards = [tmp_path / name for name in ("0", "1")]
+    for shard, count in zip(shards, (5, 3), strict=True):
+        shard.mkdir()
+        blend = WeightedSum([(1.0, scripted()[0]), (0.5, scripted()[0])])  # a new process loads the reward anew
+        blend([PROMPT], ["before the shard"])
+        with spending(blend, shard):
+            blend([PROMPT] * count, [f"good {number}" for number in range(count)])
+        finish(blend)
+    assert spent(shards)["judge_calls"] == 2 * (5 + 3)
+    assert spent(shards)["judge_cost"] == 0.0
+    with spending(DigitsReward(), shards[0]):
+        pass
+    assert spent(shards[:1]) == {}
+
+
+class DigitsReward:
+    """A reward without a judge."""
+
+    def __call__(self, prompts: Any, completions: Any) -> list[float]:
+        return [float(text.isdigit()) for text in completions]
 
 
 def test_too_many_unread_ratings_stop_scoring_with_their_number_and_examples() -> None:

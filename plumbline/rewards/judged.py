@@ -88,10 +88,14 @@ class JudgeReward:
                 "Fix the judge or its prompt, let it try more often (judge.attempts), or raise judge.gate.unparsed_fraction in conf/judge."
             )
 
-    def finish(self) -> dict[str, float]:
-        """Ends the judge's work and returns its ledger."""
-        self.judge.finish()
+    @property
+    def ledger(self) -> dict[str, float]:
+        """What the judge's replies took so far."""
         return {f"judge_{name}": value for name, value in vars(self.judge.ledger).items()}
+
+    def finish(self) -> None:
+        """Ends the judge's work."""
+        self.judge.finish()
 
 
 def unsuitable(judge: Any) -> str:

@@ -6,7 +6,8 @@ depends on that folder alone: an edit of the code makes the reward again, and th
 
 import importlib
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,12 +140,42 @@ def finish(reward: Reward) -> dict[str, float]:
 
     The figures depend on what was cached, so they belong in logs and never in outputs. Empty for a reward without a judge.
     """
-    end = getattr(reward, "finish", None)
-    totals: dict[str, float] = end() if end else {}
+    if end := getattr(reward, "finish", None):
+        end()
     for _, part in reward.parts if isinstance(reward, WeightedSum) else []:
-        for name, value in finish(part).items():
-            totals[name] = totals.get(name, 0) + value
-    return totals
+        finish(part)
+    return _ledger(reward)
+
+
+def _ledger(reward: Reward) -> dict[str, float]:
+    """What the replies of a reward's judges took so far; empty for a reward without a judge."""
+    parts = reward.parts if isinstance(reward, WeightedSum) else []
+    return _added_up([getattr(reward, "ledger", {}), *(_ledger(part) for _, part in parts)])
+
+
+def _added_up(ledgers: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for one in ledgers:
+        for name, value in one.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+SPENT = "spent.json"
+"""A shard's file: what the replies of the reward's judges took for it. It depends on what was cached, so it is no part of an output."""
+
+
+@contextmanager
+def spending(reward: Reward, shard: Path) -> Iterator[None]:
+    """Writes what the replies of the reward's judges take in this block to a shard's folder."""
+    before = _ledger(reward)
+    yield
+    write_json(shard / SPENT, {name: value - before[name] for name, value in _ledger(reward).items()})
+
+
+def spent(shards: Iterable[Path]) -> dict[str, float]:
+    """What they took for all shards, in however many attempts at the stage; empty for a reward without a judge."""
+    return _added_up(read_json(shard / SPENT) for shard in shards)
 
 
 def held_out_accuracy(folder: Path) -> float | None:
