@@ -23,6 +23,7 @@ from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, Evaluate
 from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.pipeline.composing import register, typed
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import chunked, stream_jsonl, write_json
@@ -43,6 +44,7 @@ class AnswerStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     policy: str = MISSING
     shard_prompts: int = MISSING
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)

@@ -69,16 +69,19 @@ from plumbline.pipeline.tracking_values import tracking_values
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}", f"steps/{NOTHING}")
 DECODING = Path("artifacts/decoding.json")
-SECTIONS = ("seed", "threads", "launcher", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
+SECTIONS = ("seed", "threads", "launcher", "engine", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
 HYDRAS_OWN = ("launcher", "sweeper", "help", "hydra_help", "hydra_logging", "output", "env")
 """Parts of Hydra's own config that decide no value of a stage; leaving them out saves a quarter of the time."""
 
-REQUIRED = ("seed", "threads", "launcher", "inputs", "model", "data", *SINGLE, "evaluate")
+REQUIRED = ("seed", "threads", "launcher", "engine", "inputs", "model", "data", *SINGLE, "evaluate")
 """The sections that every recipe has; of the others it names those that it uses."""
 
-ADDED_LATER = {"launcher": ". Add the line `launcher: local`: each stage then trains in one process, as before"}
+ADDED_LATER = {
+    "launcher": ". Add the line `launcher: local`: each stage then trains in one process, as before",
+    "engine": ". Add the line `engine: here`: each stage then generates in its own process, as before",
+}
 """Sections that an older params.yaml lacks → what to write."""
 
 

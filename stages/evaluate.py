@@ -45,6 +45,7 @@ from plumbline.checking.program_runs import Programs
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, NONE, EvaluateSection
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import NOT_NEGATIVE, outside
 from plumbline.pipeline.records import replacing, stream_jsonl, write_json
@@ -73,6 +74,7 @@ class EvaluateStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     policy: str = MISSING
     programs: Programs = field(default_factory=Programs)
     held_out_rows: int = 0  # the most validation demonstrations, preferences, and texts, whose likelihood is measured

@@ -26,6 +26,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.labelling.entry import ANNOTATIONS, LabelEntry, outside_annotations
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import groups_of, read_prompts, read_shard, shard_paths
@@ -52,6 +53,7 @@ class LabelStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     label: LabelEntry = field(default_factory=LabelEntry)
     judge: Any = MISSING
 

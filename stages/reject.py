@@ -23,6 +23,7 @@ import numpy as np
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, outside
 from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
@@ -85,6 +86,7 @@ class RejectStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     reject: RejectEntry = field(default_factory=RejectEntry)
 
 

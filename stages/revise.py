@@ -22,6 +22,7 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
@@ -65,6 +66,7 @@ class ReviseStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     revise: ReviseEntry = field(default_factory=ReviseEntry)
     judge: Any = MISSING
 

@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
 from plumbline.models.decoding_values import DecodingFields
 from plumbline.pipeline.composing import entry_name, register, typed
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, stream_jsonl, write_json
@@ -64,6 +65,7 @@ class SampleStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     sample: SampleEntry = field(default_factory=SampleEntry)
 
 

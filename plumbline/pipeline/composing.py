@@ -196,6 +196,7 @@ SCHEMAS = {
     "data": "plumbline.data.schema",
     "judge": "plumbline.judging.judges",
     "launcher": "plumbline.pipeline.launcher",
+    "engine": "plumbline.pipeline.engine",
 }
 """Where a group's schemas come from: each module's SCHEMAS maps the name in a conf file's defaults list to its dataclass."""
 

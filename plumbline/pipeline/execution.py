@@ -22,6 +22,7 @@ from plumbline.pipeline import processes
 from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
 from plumbline.pipeline.composing import require_sound, typed
 from plumbline.pipeline.digests import input_digest
+from plumbline.pipeline.engine import decisive
 from plumbline.pipeline.launcher import ProcessEnded, launch, trains
 from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.provenance import Input, maker_run, node_tags
@@ -171,7 +172,7 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     processes.join()
     # the checkpoints go last: what is still logged after training may fail, too
     with ExitStack() as until_done, _tracking(stage, entry, params, read) as run:
-        key = computation_key(json.dumps(params, sort_keys=True, default=str), read)
+        key = computation_key(json.dumps(decisive(params), sort_keys=True, default=str), read)
         work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
         with _in_all_processes():
             yield work
