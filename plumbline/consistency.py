@@ -23,6 +23,7 @@ from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
 from plumbline.pipeline.digests import content_digest, wrong_pin
+from plumbline.pipeline.engine import engine_lacks
 from plumbline.pipeline.launcher import machine_problems, oversubscription, trains
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
@@ -61,6 +62,7 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
         *without_sandbox_for_answers(configs, params),
         *without_checkers(configs, params),
         *_not_launchable(configs, params),
+        *_without_engine(configs, params),
     ]
 
 
@@ -218,6 +220,12 @@ def _not_launchable(configs: Configs, params: Params) -> Iterator[str]:
     """What the launcher of stages that train needs, and this machine lacks."""
     if stages := _launched(configs):
         yield from (f"conf/launcher/{params['launcher']}.yaml: {complaint}" for complaint in machine_problems(stages[0].launcher))
+
+
+def _without_engine(configs: Configs, params: Params) -> Iterator[str]:
+    """What the engine needs, and the environment does not offer."""
+    if engines := [config.engine for config in configs.values() if hasattr(config, "engine")]:
+        yield from (f"conf/engine/{params['engine']}.yaml: {complaint}" for complaint in engine_lacks(engines[0]))
 
 
 def crowded(configs: Configs) -> str:

@@ -76,6 +76,7 @@ def run(config: AnswerStage) -> None:
             batch_size=BATCH_SIZE,
             seed=config.seed,
             title=work.name,
+            engine=config.engine,
         )
 
         def complete(number: int, prompts: list[Row], shard: Path) -> None:

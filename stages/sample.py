@@ -108,6 +108,7 @@ def run(config: SampleStage, entry: str) -> None:
             batch_size=settings.batch_size,
             seed=config.seed,
             title=work.name,
+            engine=config.engine,
         )
 
         def complete(number: int, prompts: list[Row], shard: Path) -> None:

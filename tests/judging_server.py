@@ -67,8 +67,8 @@ class Server:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
                 body = await reader.readexactly(int(length[1]) if length else 0)
-                if head.startswith(b"GET /stats"):
-                    await self.send(writer, json.dumps({"delivered": self.delivered, "calls": self.calls}).encode())
+                if head.startswith(b"GET"):
+                    await self.send(writer, json.dumps(self.page()).encode())
                     continue
                 self.under_way += 1
                 self.most_under_way = max(self.most_under_way, self.under_way)
@@ -84,6 +84,10 @@ class Server:
             pass
         finally:
             writer.close()
+
+    def page(self) -> dict[str, Any]:
+        """What is returned for GET."""
+        return {"delivered": self.delivered, "calls": self.calls}
 
     async def answer(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answers one call; returns whether the connection is still good."""
@@ -187,7 +191,14 @@ def verdict(question: str) -> str:
 @contextmanager
 def running(**settings: Any) -> Iterator[Server]:
     """Runs the endpoint in a thread."""
-    server, started, loop = Server(**settings), threading.Event(), asyncio.new_event_loop()
+    with serving(Server(**settings)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server: Any) -> Iterator[Any]:
+    """Runs a server in a thread."""
+    started, loop = threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
         listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)

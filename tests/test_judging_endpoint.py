@@ -10,12 +10,13 @@ import pytest
 from judging_server import running, worth
 
 from plumbline.judging.asking import Reply
-from plumbline.judging.backends.client import EndpointClient, EndpointError, last_choice_logprobs
+from plumbline.judging.backends.client import last_choice_logprobs
 from plumbline.judging.backends.endpoint import BudgetError, EndpointChat
 from plumbline.judging.building import load_judge
 from plumbline.judging.judges import OpenaiJudge, PanelJudge, Prices, SamplingConfig
 from plumbline.judging.panel import AskingJudge, Item
 from plumbline.judging.store import VerdictStore
+from plumbline.pipeline.endpoint_calls import Caller, EndpointError
 
 PROMPT = [{"role": "user", "content": "Say something."}]
 KEY = "planted/0123456789+abcdef"  # does not look like a key
@@ -114,14 +115,14 @@ def test_calls_begin_a_moment_apart_and_never_slower_than_twice_the_rate(monkeyp
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    async def begin(client: EndpointClient, count: int) -> None:
+    async def begin(client: Caller, count: int) -> None:
         for _ in range(count):
             await client._space()
 
-    monkeypatch.setattr("plumbline.judging.backends.client.time.monotonic", lambda: 100.0)
-    monkeypatch.setattr("plumbline.judging.backends.client.asyncio.sleep", sleep)
+    monkeypatch.setattr("plumbline.pipeline.endpoint_calls.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("plumbline.pipeline.endpoint_calls.asyncio.sleep", sleep)
     for call_seconds, apart in ((0.0, 0.0), (0.008, 0.0005), (0.2, 0.003), (30.0, 0.003)):
-        client = EndpointClient(OpenaiJudge(model="m", base_url="http://127.0.0.1:9/v1", needs_key=False, concurrency=8))
+        client = Caller(OpenaiJudge(model="m", needs_key=False, concurrency=8), "http://127.0.0.1:9/v1", "Replies")
         client._call_seconds = call_seconds
         waits.clear()
         asyncio.run(begin(client, 4))

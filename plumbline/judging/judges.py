@@ -1,15 +1,15 @@
 """The schemas of conf/judge/*.yaml: one dataclass for each backend."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from plumbline.pipeline.composing import problems
 from plumbline.pipeline.digests import pin_problems
+from plumbline.pipeline.endpoints import Endpoint, check_address
 from plumbline.pipeline.misfits import misfits
-from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, outside
+from plumbline.pipeline.ranges import COUNT, FRACTION, NOT_NEGATIVE, Range, outside
 from plumbline.reasoning import ALL, mark_problems
 from plumbline.rows import LANGUAGES
 from plumbline.world.annotate import AnnotatorConfig
@@ -122,22 +122,6 @@ class NoJudge(JudgeConfig):
     backend: str = "none"
 
 
-def check_address(url: str) -> None:
-    """Requires an address that may be shown and logged.
-
-    Raises:
-        ValueError: the text is not an address, or it has a user, a password or a query, which the message does not repeat.
-    """
-    if any(mark in url for mark in "@?#"):
-        raise ValueError(
-            "judge.base_url: expected an address alone, found one with a user, password, query or fragment. Addresses are logged: "
-            "put the key into the environment variable that judge.api_key_env names"
-        )
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"judge.base_url: expected http://… or https://…, found {url!r}")
-
-
 @dataclass
 class Prices:
     """Money per million tokens, in the currency of max_cost."""
@@ -166,52 +150,30 @@ class SamplingConfig:
 
 
 @dataclass
-class OpenaiJudge(JudgeConfig):
-    """Any OpenAI-compatible chat endpoint: hosted, vLLM, Ollama, llama.cpp, `transformers serve`."""
+class OpenaiJudge(JudgeConfig, Endpoint):
+    """Any OpenAI-compatible chat endpoint: hosted, vLLM, Ollama, llama.cpp, `transformers serve`.
+
+    Without `base_url` it is the one of the environment's OPENAI_BASE_URL, or else the hosted service.
+    """
+
+    section: ClassVar[str] = "judge"
 
     backend: str = "openai"
     model: str = MISSING
-    base_url: str | None = None
-    """Address of the endpoint, with /v1; null: the environment's OPENAI_BASE_URL, or else the hosted service."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; never the key itself."""
-    needs_key: bool = True
-    """False for a local server that accepts any key."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     structured: bool = False
     """Ask for the verdict as JSON that follows a schema; if the endpoint cannot do that, as text."""
     probabilities: bool = False
     """Ask for token log-probabilities, and score comparisons by P(A) if the endpoint gives them."""
-    concurrency: int = 16
-    requests_per_minute: float | None = None
-    timeout_seconds: float = 60.0
-    retries: int = 8
-    """Further tries of a call that fails in transport; they back off exponentially and honour Retry-After."""
-    backoff_seconds: float = 0.5
-    longest_wait_seconds: float = 60.0
     prices: Prices = field(default_factory=Prices)
     max_cost: float | None = None
     """Money that a run may spend, including earlier attempts that crashed; it stops before it would spend more."""
     dry_run: bool = False
     """Print what the run would cost and stop."""
 
-    def __post_init__(self) -> None:
-        # Checked here, before the stage's values are logged to MLflow as they are.
-        if self.base_url and self.base_url != MISSING:
-            check_address(self.base_url)
-
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        return super().problems() + outside(
-            self,
-            concurrency=COUNT,
-            requests_per_minute=POSITIVE,
-            timeout_seconds=POSITIVE,
-            retries=NOT_NEGATIVE,
-            backoff_seconds=NOT_NEGATIVE,
-            longest_wait_seconds=NOT_NEGATIVE,
-            max_cost=NOT_NEGATIVE,
-        )
+        return [*super().problems(), *self.endpoint_problems(), *outside(self, max_cost=NOT_NEGATIVE)]
 
 
 @dataclass
@@ -249,7 +211,7 @@ class PanelJudge(JudgeConfig):
     def __post_init__(self) -> None:
         for member in self.members.values():
             if address := member.get("base_url"):
-                check_address(address)
+                check_address(address, "judge")
 
     def problems(self) -> list[str]:
         """What does not fit in the panel and in each member; empty if all does."""

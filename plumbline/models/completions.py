@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plumbline.models.decoding_values import NEUTRAL, Decoding
+from plumbline.models.generating import generator_of
+from plumbline.pipeline.engine import Engine
 from plumbline.rows import assistant
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ class Draws(NamedTuple):
 
 
 class Completer:
-    """A policy that completes prompts: loaded once, and then asked about any part of the prompts.
+    """A policy that completes prompts: loaded once, or found at a server, and then asked about any part of the prompts.
 
     What it draws for a prompt depends on the seed and on the prompt's number among all prompts, so that a part can be drawn alone.
     """
@@ -36,22 +38,22 @@ class Completer:
         batch_size: int,
         seed: int,
         title: str,
+        engine: Engine | None = None,
     ) -> None:
         """Loads the policy in `folder`, and makes sure that all prompts can be completed before the first is.
 
         prompts: all of them, which are read once. draws: how each is completed; all of them use the same seed. title: heads the progress bar
-        and error messages.
+        and error messages. engine: says what generates; None for this process.
 
         Raises:
-            ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, or greedy decoding is to give
-                several completions of a prompt.
+            ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, greedy decoding is to give
+                several completions of a prompt, or the engine's server does not serve this policy.
+            EndpointError: the engine's server cannot be reached.
         """
         from tqdm import tqdm
         from transformers import AutoTokenizer
 
         from plumbline.models.chat import prompt_ids
-        from plumbline.models.loading import context_of, load_policy
-        from plumbline.models.memory import rows_in_cache
 
         for n, decoding, _ in draws:
             if decoding.temperature == 0 and n > 1:
@@ -59,17 +61,18 @@ class Completer:
                     f"{title}: expected one completion of each prompt by greedy decoding (temperature 0), where all are the same, found {n}. "
                     "Draw one, or set a temperature above 0"
                 )
-        self.draws, self.max_new_tokens, self.seed = draws, max_new_tokens, seed
+        self.draws = draws
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = load_policy(folder)
+        self.generator = generator_of(
+            engine or Engine(), folder, self.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
+        )
         tokens = (len(prompt_ids(self.tokenizer, row["prompt"])) for row in prompts)
-        fitting = require_room(tokens, context_of(self.model.config), max_new_tokens, title)
+        fitting = require_room(tokens, self.generator.context_tokens, max_new_tokens, title)
         if not fitting.prompts:
             raise ValueError(
                 f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
             )
-        longest, held = fitting.longest_tokens + max_new_tokens, self.model.get_memory_footprint()
-        self.batch_size = rows_in_cache(self.model, longest, batch_size, held=held)
+        self.generator.make_room(fitting.longest_tokens + max_new_tokens)
         words = "; ".join(one.decoding.words for one in draws)
         self.bar = tqdm(total=fitting.prompts * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")
 
@@ -78,7 +81,7 @@ class Completer:
 
         Prompts keep their order, and the completions of a prompt are adjacent. A row holds the prompt's columns, then `index` (0 … n − 1),
         `completion`, `finished` (the end of turn was reached), `tokens` (their number) and `ids`. The ids are kept because tokenising the
-        text again may give other tokens.
+        text again may give other tokens. `retokenised` marks a row whose ids are such tokens, because a server did not say which it drew.
         """
         from plumbline.models.chat import openings, prompt_ids
 
@@ -97,18 +100,11 @@ class Completer:
         first: int,
         draws: Draws,
     ) -> list[dict[str, Any]]:
-        from plumbline.models.sampling import sample
-        from plumbline.models.uniforms import uniforms_of
-
         n = draws.n
-        samples = sample(
-            self.model,
-            self.tokenizer,
+        samples = self.generator.draw(
             [ids for ids in encoded for _ in range(n)],
-            max_new_tokens=self.max_new_tokens,
-            decoding=draws.decoding,
-            uniforms=uniforms_of(self.seed, range(first * n, (first + len(prompts)) * n), self.max_new_tokens),
-            batch_size=self.batch_size,
+            range(first * n, (first + len(prompts)) * n),
+            draws.decoding,
             with_logps=draws.with_logp,
             progress=self.bar.update,
         )
@@ -119,20 +115,26 @@ class Completer:
         ]
 
     def close(self) -> None:
-        """Ends the progress bar; nothing more will be completed."""
+        """Ends the progress bar and what generates; nothing more will be completed."""
         self.bar.close()
+        self.generator.close()
 
 
 def _row(prompt: Mapping[str, Any], index: int, sampled: "Sampled", text: str) -> dict[str, Any]:
     logps = sampled.per_token_logps
-    return {
-        **prompt,
-        "index": index,
-        "completion": assistant(text),
-        "finished": sampled.finished,
-        "tokens": len(sampled.ids),
-        "ids": sampled.ids,
-    } | ({} if logps is None else {"logp": round(sum(logps), 6)})
+    marks = {"retokenised": True} if sampled.retokenised else {}
+    return (
+        {
+            **prompt,
+            "index": index,
+            "completion": assistant(text),
+            "finished": sampled.finished,
+            "tokens": len(sampled.ids),
+            "ids": sampled.ids,
+        }
+        | marks
+        | ({} if logps is None else {"logp": round(sum(logps), 6)})
+    )
 
 
 def drawn_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -141,14 +143,20 @@ def drawn_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         "drawn": len(rows),
         "drawn_finished": sum(row["finished"] for row in rows),
         "drawn_tokens": sum(row["tokens"] for row in rows),
+        "drawn_retokenised": sum("retokenised" in row for row in rows),
     }
 
 
 def drawn_figures(counts: Mapping[str, int], decoding: Decoding) -> dict[str, float]:
-    """How many completions ended before the token limit, their mean length in tokens, and the decoding they were drawn by."""
+    """How many completions ended before the token limit, their mean length in tokens, and the decoding they were drawn by.
+
+    Also the fraction whose ids are those of their text tokenised again, if there are any.
+    """
+    retokenised = counts["drawn_retokenised"] / counts["drawn"]
     return {
         "finished_fraction": counts["drawn_finished"] / counts["drawn"],
         "length_tokens": counts["drawn_tokens"] / counts["drawn"],
+        **({"retokenised_fraction": retokenised} if retokenised else {}),
         **decoding._asdict(),
     }
 

@@ -50,6 +50,8 @@ class Sampled(NamedTuple):
     """Whether the end-of-turn token was reached within `max_new_tokens`."""
     per_token_logps: list[float] | None
     """Log-probability of each of `ids` under the distribution sampled from (temperature applied); None unless `with_logps`."""
+    retokenised: bool = False
+    """Whether `ids` are those of the text tokenised again, because a server did not say which it had drawn."""
 
 
 def sample(

@@ -20,3 +20,11 @@ def uniforms_of(seed: int, rows: Sequence[int], count: int) -> torch.Tensor:
     for position, row in enumerate(rows):
         raw[position] = np.random.Philox(key=np.array([seed % KEY, row], dtype=np.uint64)).random_raw(count)
     return torch.from_numpy((raw >> np.uint64(BITS)) * UNIT)
+
+
+def request_seed(seed: int, row: int) -> int:
+    """The seed with which a server is asked to draw a row: the first 31 bits of the row's stream, which every server takes as a seed.
+
+    Servers keep 32 bits of a seed, or 64, and only the lower ones where torch's generator runs on a CPU: the run's seed must be in them.
+    """
+    return int(np.random.Philox(key=np.array([seed % KEY, row], dtype=np.uint64)).random_raw() >> 33)

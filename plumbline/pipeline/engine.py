@@ -4,9 +4,13 @@
 drawn by a server with OpenAI's completions API, such as vLLM (plumbline/models/served.py). `shards` and `workers` say where shards are computed.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.endpoints import Endpoint
 from plumbline.pipeline.ranges import COUNT, outside
 
@@ -15,6 +19,9 @@ SHARDS = ("here", "processes", "ray")
 
 ADDRESS = "ENGINE_BASE_URL"
 """The environment variable with the server's address, if the file gives none."""
+
+DIGITS = 8
+"""Of the digest in a served policy's name."""
 
 
 @dataclass
@@ -27,6 +34,8 @@ class Engine(Endpoint):
     """transformers: this project's own sampler, in the process that computes the shard | server."""
     model: str = "{policy}-{digest}"
     """generator: server only: the name by which the server serves a policy; `{policy}` is the node, `{digest}` begins the digest of its folder."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """generator: server only: fields that each request gets besides, for a server that has other names than vLLM."""
     shards: str = "here"
     """Where shards are computed: here, one after the other | processes: in `workers` processes of this machine | ray."""
     workers: int = 1
@@ -47,6 +56,10 @@ class Engine(Endpoint):
             if value not in options
         ]
         complaints += outside(self, workers=COUNT)
+        try:
+            self.model.format(policy="", digest="")
+        except (KeyError, IndexError, ValueError):
+            complaints.append(f"model: expected a name in which braces hold policy or digest, found {self.model!r}")
         if self.shards == "here" and self.workers > 1:
             complaints.append(
                 f"workers: expected 1 with shards: here, where one shard is computed after the other, found {self.workers}. Set it to 1, or "
@@ -61,4 +74,31 @@ SCHEMAS = {"engine_schema": Engine}
 def decisive(params: dict[str, Any]) -> dict[str, Any]:
     """A stage's values without those of its engine that change no result: a killed run goes on with another number of workers or calls."""
     engine = params.get("engine")
-    return params if engine is None else params | {"engine": {"generator": engine["generator"]}}
+    return params if engine is None else params | {"engine": {key: engine[key] for key in ("generator", "model", "request")}}
+
+
+def address_of(engine: Engine) -> str:
+    """The server's address.
+
+    Raises:
+        ValueError: neither the engine's file nor the environment says it.
+    """
+    if complaints := [*engine_lacks(engine)]:
+        raise ValueError(f"engine.{complaints[0]}")
+    return engine.base_url or os.environ[ADDRESS]
+
+
+def engine_lacks(engine: Engine) -> Iterator[str]:
+    """What the engine needs and the environment does not offer."""
+    if engine.is_served and not (engine.base_url or os.environ.get(ADDRESS)):
+        yield f"base_url: expected the server's address here or in the environment variable {ADDRESS}, such as http://127.0.0.1:8000/v1, found none"
+    if engine.is_served and engine.needs_key and not os.environ.get(engine.api_key_env):
+        yield f"needs_key: expected the server's key in the environment variable {engine.api_key_env}, found none"
+
+
+def served_name(engine: Engine, folder: Path) -> str:
+    """The name by which a server is expected to serve the policy in a folder, such as `dpo-3f2a91bc`.
+
+    With the digest in it, a server that still has the weights of an earlier training serves another name.
+    """
+    return engine.model.format(policy=folder.name, digest=content_digest(folder)[:DIGITS])

@@ -2,17 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
 
 from plumbline.judging.asking import ESTIMATED, Ledger, Reply, Request
-from plumbline.judging.backends.client import EndpointClient, EndpointError, TransientError
+from plumbline.judging.backends.client import EndpointClient
 from plumbline.judging.judges import OpenaiJudge
 from plumbline.judging.store import VerdictStore, content_key, store_folder
+from plumbline.pipeline.endpoint_calls import EndpointError, TransientError, at_once
 
 BYTES_PER_TOKEN = 4  # for estimates; the worst case is one
 
@@ -80,8 +81,8 @@ class EndpointChat:
         if self._bar is not None:
             self._show()
             self._bar.close()
-        if self._client.is_open:
-            self._runner.run(self._client.close())
+        if self._client.caller.is_open:
+            self._runner.run(self._client.caller.close())
         self._runner.close()
         self._store.close()
 
@@ -104,67 +105,36 @@ class EndpointChat:
         return Reply("", ESTIMATED)
 
     async def _complete(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies; if one fails, those to calls under way are still received and kept."""
         replies: list[Reply | None] = [None] * len(requests)
-        waiting = iter(enumerate(requests))
-        failures: list[Exception] = []
-        workers = [self._work(waiting, replies, failures) for _ in range(self._config.concurrency)]
-        await asyncio.gather(*workers)
-        if failures:
-            raise failures[0]
+
+        async def answer(item: tuple[int, Request]) -> None:
+            position, request = item
+            replies[position] = await self._reply(request)
+
+        await at_once(enumerate(requests), answer, self._config.concurrency)
         return [reply for reply in replies if reply is not None]
 
-    async def _work(self, waiting: Iterator[tuple[int, Request]], replies: list[Reply | None], failures: list[Exception]) -> None:
-        """Takes requests until none is left or a worker has failed; the replies to calls under way are still received and kept."""
-        for position, request in waiting:
-            if failures:
-                return
-            key = self._key_of(request)
-            reply = self._store.get(key)
-            try:
-                if reply is not None:
-                    self.ledger.cached += 1
-                else:
-                    reply = await self._buy(key, request)
-            except (EndpointError, BudgetError) as error:
-                failures.append(error)
-                return
-            replies[position] = reply
-            self.ledger.calls += 1
-            if self._bar is not None and self._bar.update():
-                self._show()
-            if self.ledger.cached % 256 == 0:
-                await asyncio.sleep(0)  # a long run of cached replies must not keep arriving replies waiting
+    async def _reply(self, request: Request) -> Reply:
+        """The reply to one request, from the store or else bought."""
+        key = self._key_of(request)
+        reply = self._store.get(key)
+        if reply is not None:
+            self.ledger.cached += 1
+        else:
+            reply = await self._client.caller.patiently(partial(self._try, key, request))
+        self.ledger.calls += 1
+        if self._bar is not None and self._bar.update():
+            self._show()
+        if self.ledger.cached % 256 == 0:
+            await asyncio.sleep(0)  # a long run of cached replies must not keep arriving replies waiting
+        return reply
 
     def _show(self) -> None:
         if self._bar is not None:
             ledger = self.ledger
             tokens = ledger.input_tokens + ledger.output_tokens
             self._bar.set_postfix(cached=ledger.cached, failed=ledger.failed, tokens=tokens, cost=f"{ledger.cost:.4f}")
-
-    async def _buy(self, key: str, request: Request) -> Reply:
-        """Tries until there is a complete reply."""
-        config = self._config
-        tries = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(config.retries + 1),
-            wait=self._wait,
-            reraise=True,
-        )
-        try:
-            return await tries(self._try, key, request)
-        except TransientError as error:
-            raise EndpointError(
-                f"judge: {self._client.address} failed {config.retries + 1} times for one call, the last time with {error.kind}. "
-                "The replies received so far are kept: run again to go on from here, or raise judge.retries or judge.timeout_seconds."
-            ) from None
-
-    def _wait(self, state: RetryCallState) -> float:
-        """Seconds to wait: exponential backoff with jitter, or the endpoint's Retry-After if that is longer."""
-        config = self._config
-        backoff = wait_random_exponential(multiplier=config.backoff_seconds, max=config.longest_wait_seconds)(state)
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait_seconds if isinstance(error, TransientError) else None
-        return backoff if asked is None else max(asked, min(backoff, asked + config.backoff_seconds))
 
     async def _try(self, key: str, request: Request) -> Reply:
         if (kept := self._store.get(key)) is not None:  # another process bought it in the meantime

@@ -1,0 +1,209 @@
+"""Completions from a server with OpenAI's completions API, such as vLLM: what it is asked, and what its answers mean.
+
+Each completion is a request of its own: the prompt as token ids, the whole decoding (a server would else take what it lacks from the model's
+generation config), and a seed that belongs to the row (uniforms.py). So what a server draws for a row does not depend on which rows it draws at the
+same time, as far as the server keeps seeds apart. Its draws are not those of this project's sampler, which makes something else of the same seed.
+
+As in that sampler only the end-of-turn token ends a completion, and rows of the embeddings without a token are never drawn. `stop_token_ids`,
+`ignore_eos`, `return_token_ids`, `top_k`, `min_p` and `repetition_penalty` are vLLM's names; another server may ignore them, which no answer shows.
+"""
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from plumbline.models.chat import end_of_turn_id
+from plumbline.models.decoding_values import NEUTRAL, Decoding
+from plumbline.models.loading import context_of, rows_without_token
+from plumbline.models.sampling import Sampled
+from plumbline.models.uniforms import request_seed
+from plumbline.pipeline.endpoint_calls import Caller, EndpointError, RefusedError, TransientError, at_once
+from plumbline.pipeline.engine import Engine, address_of, served_name
+
+BANNED = -100
+"""The bias of a token that is never drawn; OpenAI's lowest."""
+
+
+class Served:
+    """A policy behind a server (`Generator` in generating.py)."""
+
+    def __init__(
+        self, engine: Engine, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, seed: int
+    ) -> None:
+        """Asks the server whether it serves the policy in `folder`.
+
+        Raises:
+            EndpointError: the server cannot be reached, or refuses.
+            ValueError: it does not serve this policy.
+        """
+        self._engine, self._folder, self._tokenizer = engine, folder, tokenizer
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._name = served_name(engine, folder)
+        self._end_id = end_of_turn_id(tokenizer)
+        self._caller = Caller(engine, address_of(engine), "The shards completed so far")
+        self._runner = asyncio.Runner()
+        self._noted = False
+        config = AutoConfig.from_pretrained(folder)
+        rows = config.get_text_config().vocab_size
+        self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, rows)}
+        self._served_context = self._runner.run(self._caller.patiently(self._context))
+        self.context_tokens = context_of(config)
+
+    def make_room(self, longest_tokens: int) -> None:
+        """Makes sure that the server reads sequences of so many tokens, prompt and completion together.
+
+        Raises:
+            ValueError: it says that it does not.
+        """
+        if self._served_context and longest_tokens > self._served_context:
+            raise ValueError(
+                f"engine: expected {self._caller.address} to serve {self._name!r} with a context of at least {longest_tokens} tokens, found "
+                f"{self._served_context}. Start it with a longer one (vLLM: --max-model-len {longest_tokens}), or lower max_new_tokens"
+            )
+
+    def draw(
+        self,
+        prompts_ids: Sequence[list[int]],
+        rows: Sequence[int],
+        decoding: Decoding,
+        *,
+        with_logps: bool,
+        progress: Callable[[int], object],
+    ) -> list[Sampled]:
+        """One completion of each prompt, in the order of the prompts; row `rows[i]` of all completions is that of prompt i.
+
+        Raises:
+            EndpointError: the server refuses, kept failing, or answers what cannot be used.
+            ValueError: log-probabilities are asked for of a decoding that is not the policy's own distribution.
+        """
+        if with_logps and decoding != NEUTRAL:
+            raise ValueError(
+                f"engine: with_logps: expected the whole distribution at temperature 1, of which servers report log-probabilities, found "
+                f"{decoding.words}"
+            )
+        samples: list[Sampled | None] = [None] * len(prompts_ids)
+
+        async def complete(position: int) -> None:
+            body = self._body(prompts_ids[position], rows[position], decoding, with_logps)
+            samples[position] = await self._caller.patiently(partial(self._complete, body))
+            progress(1)
+
+        self._runner.run(at_once(range(len(prompts_ids)), complete, self._engine.concurrency))
+        return [one for one in samples if one is not None]
+
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._caller.is_open:
+            self._runner.run(self._caller.close())
+        self._runner.close()
+
+    async def _context(self) -> int | None:
+        """The context with which the server serves the policy, in tokens; None if it does not say."""
+        answer = await self._caller.get("/models")
+        try:
+            models = {str(one["id"]): one for one in answer["data"]}
+        except (KeyError, TypeError):
+            raise TransientError("an unreadable list of models") from None
+        if self._name not in models:
+            raise ValueError(
+                f"engine: expected {self._caller.address} to serve {self._name!r}, which is {self._folder} as it is now, found "
+                f"{', '.join(models) or 'no model'}. Serve it (`vllm serve {self._folder} --served-model-name {self._name}`), and run again"
+            )
+        context = models[self._name].get("max_model_len")
+        return context if isinstance(context, int) else None
+
+    def _body(self, prompt: Sequence[int], row: int, decoding: Decoding, with_logps: bool) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._name,
+            "prompt": list(prompt),
+            "n": 1,
+            "max_tokens": self._max_new_tokens,
+            "seed": request_seed(self._seed, row),
+            **decoding._asdict(),
+            "stop_token_ids": [self._end_id],
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        if with_logps:
+            body["logprobs"] = 1
+        if self._bias:
+            body["logit_bias"] = self._bias
+        return body | self._engine.request
+
+    async def _complete(self, body: Mapping[str, Any]) -> Sampled:
+        """One completion; raises TransientError if another try may bring it."""
+        try:
+            answer = await self._caller.post("/completions", body)
+        except RefusedError as error:
+            raise EndpointError(
+                f"engine: {self._caller.address} refused a completion of {len(body['prompt'])} tokens by at most {self._max_new_tokens} more of "
+                f"{self._name!r} with HTTP {error.status}: {error.message}. Check what it serves, and `request` in the engine's file"
+            ) from None
+        return self._sampled(answer, "logprobs" in body)
+
+    def _sampled(self, answer: Any, with_logps: bool) -> Sampled:
+        try:
+            [choice] = answer["choices"]
+            text, finish, ids = choice["text"], choice["finish_reason"], choice.get("token_ids")
+        except (KeyError, TypeError, ValueError):
+            raise TransientError("an answer that has not exactly one choice") from None
+        if finish not in ("stop", "length") or not isinstance(text, str):
+            raise TransientError(f"a completion that ended by {finish!r}", billed=True)
+        if (name := answer.get("model", self._name)) != self._name:
+            raise EndpointError(
+                f"engine: expected a completion by {self._name!r} from {self._caller.address}, found one by {name!r}. Serve one model"
+            )
+        retokenised = ids is None
+        if retokenised:
+            ids = self._tokenised(text, with_logps)
+        if finish == "stop" and ids[-1:] != [self._end_id]:  # which some servers leave out
+            ids = [*ids, self._end_id]
+        if finish == "length" and not retokenised and len(ids) != self._max_new_tokens:
+            raise EndpointError(
+                f"engine: expected {self._caller.address} to complete by up to {self._max_new_tokens} tokens, found a completion that it cut off "
+                f"after {len(ids)}. Serve the policy with a longer context, or lower max_new_tokens"
+            )
+        return Sampled(ids, finish == "stop", self._logps(choice, len(ids)) if with_logps else None, retokenised)
+
+    def _tokenised(self, text: str, with_logps: bool) -> list[int]:
+        """The ids of a text whose server does not say them.
+
+        Raises:
+            EndpointError: log-probabilities are asked for, which belong to the ids that were drawn.
+        """
+        if with_logps:
+            raise EndpointError(
+                f"engine: expected the token ids of each completion from {self._caller.address} (vLLM 0.10.2 and later: return_token_ids), found "
+                "none. KL is estimated from log-probabilities of those tokens: use such a server, or set evaluate.samples_at_1 to 0 and a "
+                "decoding other than temperature 1"
+            )
+        if not self._noted:
+            self._noted = True
+            tqdm.write(
+                f"engine: {self._caller.address} gives no token ids: texts are tokenised again, which may give other tokens than were drawn",
+                file=sys.stderr,
+            )
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _logps(self, choice: Mapping[str, Any], count: int) -> list[float]:
+        """The log-probability of each token drawn.
+
+        Raises:
+            EndpointError: there is not one for each token.
+        """
+        logps = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        if len(logps) != count or not all(isinstance(one, int | float) and math.isfinite(one) for one in logps):
+            raise EndpointError(
+                f"engine: expected a log-probability of each of the {count} tokens of a completion from {self._caller.address}, found "
+                f"{len(logps)}. KL is estimated from them: use a server that gives them, or set evaluate.samples_at_1 to 0 and a decoding other "
+                "than temperature 1"
+            )
+        return [float(one) for one in logps]

@@ -1,0 +1,233 @@
+"""Calls to a server that speaks OpenAI's protocol: what a failure means, when to try again, and how many calls are under way at once.
+
+Judges and engines call their servers by it. The key comes from the environment and is given to the client only.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from plumbline.pipeline.endpoints import Endpoint, check_address, public_address
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+IN_HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # what the client sends in headers besides the key
+LONGEST_SPACE_SECONDS = 0.003  # handling an answer takes about 2 ms
+LONGEST_RETRY_AFTER_SECONDS = 1800.0  # a longer wait is a quota, not a rate limit
+SHOWN = 300  # characters of a server's words
+
+
+class EndpointError(OSError):
+    """The server refuses, or kept failing; the message names it and holds no secret."""
+
+
+class RefusedError(EndpointError):
+    """The server refuses a call, and would refuse it again: its HTTP status, its words without secrets, and the start of them for messages."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(f"HTTP {status}: {words[:SHOWN]}")
+        self.status, self.words, self.message = status, words, words[:SHOWN]
+
+
+class TransientError(Exception):
+    """A failure after which another try may succeed; `billed` if the server may charge for it."""
+
+    def __init__(self, kind: str, wait_seconds: float | None = None, billed: bool = False) -> None:
+        super().__init__(kind)
+        self.kind, self.wait_seconds, self.billed = kind, wait_seconds, billed
+
+
+class Caller:
+    """Calls one server."""
+
+    def __init__(self, config: Endpoint, base_url: str, kept: str, *, key_needed: bool | None = None) -> None:
+        """Reads the key; nothing is sent yet.
+
+        kept: what is not lost if calls fail, such as `The replies received so far`; messages say so. key_needed: None as `config` says.
+
+        Raises:
+            EndpointError: the key is missing.
+            ValueError: the address is not one, or holds a secret.
+        """
+        self._config, self._base_url, self._kept = config, base_url, kept
+        self._key = os.environ.get(config.api_key_env, "")
+        section = config.section
+        if (config.needs_key if key_needed is None else key_needed) and not self._key:
+            raise EndpointError(
+                f"{section}: expected the key of {config.base_url or 'the endpoint'} in the environment variable "
+                f"{config.api_key_env}, found none: export it (never write it into a file), or set {section}.needs_key: false for a "
+                "server that accepts any key"
+            )
+        check_address(base_url, section)
+        self.address = public_address(base_url)
+        self._client: AsyncOpenAI | None = None
+        self._limiter: Any = nullcontext()
+        self._call_seconds = self._next_start = 0.0
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Sends one call and returns the answer's JSON; raises as `get`."""
+        # Not the client's own methods, which spend a quarter of a call's time on checking what is well formed.
+        return await self._answer(lambda client: client.post(path, body=body, cast_to=object))
+
+    async def get(self, path: str) -> Any:
+        """Asks once and returns the answer's JSON.
+
+        Raises:
+            TransientError: another try may succeed.
+            RefusedError: the server refuses, and would refuse another try.
+            EndpointError: the account is empty, or the server asks for a long pause.
+        """
+        return await self._answer(lambda client: client.get(path, cast_to=object))
+
+    async def _answer(self, send: "Callable[[AsyncOpenAI], Awaitable[Any]]") -> Any:
+        import openai
+
+        try:
+            client = self._opened()
+            await self._space()
+            async with self._limiter, asyncio.timeout(self._config.timeout_seconds):
+                started = time.monotonic()
+                answer = await send(client)
+                seconds = time.monotonic() - started
+                self._call_seconds = 0.9 * self._call_seconds + 0.1 * seconds if self._call_seconds else seconds
+        except (openai.APITimeoutError, TimeoutError):
+            raise TransientError("timeout", billed=True) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__  # ConnectError, ConnectTimeout: nothing was sent, so nothing can be billed
+            raise TransientError(f"connection dropped ({cause})", billed=not cause.startswith("Connect")) from None
+        except openai.APIStatusError as error:
+            raise self._failure(error) from None
+        except (openai.APIResponseValidationError, ValueError):  # not JSON, or cut off
+            raise TransientError("unreadable body", billed=True) from None
+        return answer
+
+    async def patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """The result of a call, made again after each failure that may pass.
+
+        Raises:
+            EndpointError: the server refuses, or failed in all tries.
+        """
+        section, tries = self._config.section, self._config.retries + 1
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientError), stop=stop_after_attempt(tries), wait=self._wait, reraise=True
+        )
+        try:
+            return await retrying(call)
+        except TransientError as error:
+            raise EndpointError(
+                f"{section}: {self.address} failed {tries} times for one call, the last time with {error.kind}. "
+                f"{self._kept} are kept: run again to go on from here, or raise {section}.retries or {section}.timeout_seconds."
+            ) from None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are connections to close."""
+        return self._client is not None
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds to wait: exponential backoff with jitter, or the server's Retry-After if that is longer."""
+        config = self._config
+        backoff = wait_random_exponential(multiplier=config.backoff_seconds, max=config.longest_wait_seconds)(state)
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.wait_seconds if isinstance(error, TransientError) else None
+        return backoff if asked is None else max(asked, min(backoff, asked + config.backoff_seconds))
+
+    async def _space(self) -> None:
+        """Lets calls begin a moment apart, since those that begin together return together and wait for each other to be handled.
+
+        They begin at most twice as often as the concurrency allows, so that the rate is never limited.
+        """
+        now = time.monotonic()
+        apart = min(LONGEST_SPACE_SECONDS, self._call_seconds / self._config.concurrency / 2)
+        self._next_start = max(now, self._next_start + apart)
+        if self._next_start > now:
+            await asyncio.sleep(self._next_start - now)
+
+    def _opened(self) -> "AsyncOpenAI":
+        """The client, opened inside the event loop that it belongs to."""
+        if self._client is None:
+            from openai import AsyncOpenAI
+
+            config = self._config
+            self._client = AsyncOpenAI(
+                api_key=self._key or "none", base_url=self._base_url, timeout=config.timeout_seconds, max_retries=0
+            )
+            if config.requests_per_minute:
+                from aiolimiter import AsyncLimiter
+
+                # A bucket of one second: a full minute's calls must not go out at once.
+                self._limiter = AsyncLimiter(max(1.0, config.requests_per_minute / 60), max(1.0, 60 / config.requests_per_minute))
+        return self._client
+
+    def _failure(self, error: Any) -> TransientError | EndpointError:
+        """What to raise for a status of 400 and above: too many calls and faults of the server may pass, refusals do not."""
+        words, code = self._without_secrets(str(error)), getattr(error, "code", None)
+        if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+            return RefusedError(error.status_code, words if code is None else f"{code}: {words}")
+        message = words[:SHOWN]
+        if code == "insufficient_quota":
+            return EndpointError(f"{self._config.section}: {self.address}: the account has no money left: {message}")
+        seconds = _retry_after(error.response.headers)
+        if seconds and seconds > LONGEST_RETRY_AFTER_SECONDS:
+            return EndpointError(
+                f"{self._config.section}: {self.address} asks to be left alone for {seconds / 3600:.1f} hours (HTTP {error.status_code}): "
+                f"{message}. {self._kept} are kept: run again then to go on from here."
+            )
+        return TransientError(f"HTTP {error.status_code}", seconds)
+
+    def _without_secrets(self, text: str) -> str:
+        """A server's words without the key or anything that looks like one."""
+        for secret in (self._key, *(os.environ.get(name, "") for name in IN_HEADERS)):
+            text = text.replace(secret, "[key]") if secret else text
+        return re.sub(r"(?i)(bearer\s+)\S+|\bsk-[\w*.-]{6,}", "[key]", text)
+
+
+async def at_once(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], concurrency: int) -> None:
+    """Works on items, `concurrency` at once, until none is left or one has failed; work under way is still finished.
+
+    Raises:
+        OSError, ValueError: as the first work that failed.
+    """
+    waiting = iter(items)
+    failures: list[Exception] = []
+    await asyncio.gather(*(_take(waiting, work, failures) for _ in range(concurrency)))
+    if failures:
+        raise failures[0]
+
+
+async def _take(waiting: Iterator[Item], work: Callable[[Item], Awaitable[None]], failures: list[Exception]) -> None:
+    for item in waiting:
+        if failures:
+            return
+        try:
+            await work(item)
+        except (OSError, ValueError) as error:
+            failures.append(error)
+            return
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("retry-after", "")
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
