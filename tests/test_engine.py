@@ -219,6 +219,7 @@ def test_training_again_gives_a_policy_another_name(world: Path) -> None:
         ({"over": {"finish_reason": "abort"}}, "a completion that ended by 'abort'"),
         ({"over": {"finish_reason": "length", "token_ids": [5, 6]}}, "expected .* to complete by up to 6 tokens, found a completion that it cut off "
          "after 2. Serve the policy with a longer context"),
+        ({"over": {"token_ids": [10**6]}}, "expected ids below the .* of artifacts/policy/sft from .*, found 1000000. It serves a model"),
         ({"extra": {"model": "another"}}, "expected a completion by 'sft-.*, found one by 'another'"),
         ({"refuses": ("top_k",)}, "refused a completion of .* tokens by at most 6 more of .* with HTTP 400: .*Unsupported parameter: top_k"),
         ({"over": {"token_ids": None}}, "expected the token ids of each completion .*, found none. KL is estimated from log-probabilities"),

@@ -51,8 +51,8 @@ class Served:
         self._runner = asyncio.Runner()
         self._noted = False
         config = AutoConfig.from_pretrained(folder)
-        rows = config.get_text_config().vocab_size
-        self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, rows)}
+        self._rows = config.get_text_config().vocab_size
+        self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, self._rows)}
         self._served_context = self._runner.run(self._caller.patiently(self._context))
         self.context_tokens = context_of(config)
 
@@ -163,6 +163,11 @@ class Served:
         retokenised = ids is None
         if retokenised:
             ids = self._tokenised(text, with_logps)
+        if not all(type(one) is int and 0 <= one < self._rows for one in ids):
+            raise EndpointError(
+                f"engine: expected ids below the {self._rows} of {self._folder} from {self._caller.address}, found {max(ids)}. It serves a model "
+                "with another tokenizer"
+            )
         if finish == "stop" and ids[-1:] != [self._end_id]:  # which some servers leave out
             ids = [*ids, self._end_id]
         if finish == "length" and not retokenised and len(ids) != self._max_new_tokens:

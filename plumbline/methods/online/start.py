@@ -43,8 +43,8 @@ def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
     from transformers import AutoTokenizer
 
     from plumbline.models.chat import prompt_ids
-    from plumbline.models.completions import require_room
     from plumbline.models.loading import context_of, load_causal_lm, training_dtype
+    from plumbline.models.room import require_room
     from plumbline.pipeline.records import read_jsonl
     from plumbline.rewards.reward import held_out_accuracy, require_accuracy
 
