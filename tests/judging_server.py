@@ -68,7 +68,7 @@ class Server:
                 length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 if head.startswith(b"GET"):
-                    await self.send(writer, json.dumps(self.page()).encode())
+                    await self.send(writer, json.dumps(self.page()).encode(), self.status)
                     continue
                 self.under_way += 1
                 self.most_under_way = max(self.most_under_way, self.under_way)

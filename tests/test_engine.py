@@ -244,6 +244,12 @@ def test_a_context_that_is_too_short_is_refused_before_anything_is_drawn(world: 
     assert "--max-model-len" in str(refused.value)
 
 
+def test_a_server_that_refuses_the_key_is_named(world: Path) -> None:
+    message = r"engine: http://127.0.0.1:\d+/v1 refused to list its models with HTTP 401: .*the key in ENGINE_API_KEY"
+    with server(status=401) as (_, engine), pytest.raises(EndpointError, match=message):
+        draw(engine)
+
+
 def test_a_server_that_cannot_be_reached_is_named(world: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -106,7 +106,13 @@ class Served:
 
     async def _context(self) -> int | None:
         """The context with which the server serves the policy, in tokens; None if it does not say."""
-        answer = await self._caller.get("/models")
+        try:
+            answer = await self._caller.get("/models")
+        except RefusedError as error:
+            raise EndpointError(
+                f"engine: {self._caller.address} refused to list its models with HTTP {error.status}: {error.message}. Check the address, which "
+                f"ends in /v1, and the key in {self._engine.api_key_env}"
+            ) from None
         try:
             models = {str(one["id"]): one for one in answer["data"]}
         except (KeyError, TypeError):
