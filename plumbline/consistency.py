@@ -23,7 +23,7 @@ from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
 from plumbline.pipeline.digests import content_digest, wrong_pin
-from plumbline.pipeline.engine import engine_lacks
+from plumbline.pipeline.engine import crowding, engine_lacks
 from plumbline.pipeline.launcher import machine_problems, oversubscription, trains
 from plumbline.pipeline.misfits import suggestion
 from plumbline.world.families.catalog import FAMILIES
@@ -222,16 +222,33 @@ def _not_launchable(configs: Configs, params: Params) -> Iterator[str]:
         yield from (f"conf/launcher/{params['launcher']}.yaml: {complaint}" for complaint in machine_problems(stages[0].launcher))
 
 
+def crowded(configs: Configs) -> Iterator[str]:
+    """Notes on a launcher and an engine that start more threads than this machine has cores."""
+    for stage in _launched(configs)[:1]:
+        yield oversubscription(stage.launcher, stage.threads)
+    for stage in _working_by_shard(configs)[:1]:
+        yield crowding(stage.engine, stage.threads)
+
+
+def _working_by_shard(configs: Configs) -> list[Any]:
+    """The configs of the stages whose shards are computed where the engine says."""
+    return [config for config in configs.values() if hasattr(config, "engine")]
+
+
+def asked_here(configs: Configs) -> str:
+    """A note on labels whose judge is asked by the stage's own process although the engine has workers; empty if there are none."""
+    nodes = [
+        f"label@{entry}"
+        for (stage, entry), config in configs.items()
+        if stage == "label" and config.engine.shards != "here" and config.judge.backend != "none"
+    ]
+    return f"{', '.join(nodes)}: the judge is asked by the stage's own process, not by workers (docs/scale.md)" if nodes else ""
+
+
 def _without_engine(configs: Configs, params: Params) -> Iterator[str]:
     """What the engine needs, and the environment does not offer."""
-    if engines := [config.engine for config in configs.values() if hasattr(config, "engine")]:
-        yield from (f"conf/engine/{params['engine']}.yaml: {complaint}" for complaint in engine_lacks(engines[0]))
-
-
-def crowded(configs: Configs) -> str:
-    """A note on a launcher that starts more threads than this machine has cores; empty if there is nothing to note."""
-    stages = _launched(configs)
-    return oversubscription(stages[0].launcher, stages[0].threads) if stages else ""
+    if stages := _working_by_shard(configs):
+        yield from (f"conf/engine/{params['engine']}.yaml: {complaint}" for complaint in engine_lacks(stages[0].engine))
 
 
 def without_sandbox(configs: Configs) -> Iterator[str]:

@@ -12,7 +12,10 @@ All policies draw from the same uniform numbers (the same seed), which makes pai
 that another judge or reward scores the same answers. Memory holds one shard, and a run that was killed continues at the shard it was at.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -21,7 +24,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
 from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
-from plumbline.models.decoding_values import NEUTRAL
+from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
@@ -29,6 +32,7 @@ from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import chunked, stream_jsonl, write_json
 from plumbline.pipeline.shard_files import read_shard, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
+from plumbline.pipeline.shard_workers import Compute
 from plumbline.rows import Row, conversation_text, text_of
 
 BATCH_SIZE = 512
@@ -54,41 +58,54 @@ class AnswerStage:
         return outside(self, shard_prompts=COUNT)
 
 
+def draws_of(section: EvaluateSection, decoding: Decoding) -> dict[str, Draws]:
+    """How many answers are drawn and by which decoding, by the table that they go to."""
+    draws = {COMPLETIONS: Draws(section.samples, decoding, with_logp=decoding == NEUTRAL)}
+    if decoding != NEUTRAL and section.samples_at_1:
+        draws[COMPLETIONS_AT_1] = Draws(section.samples_at_1, with_logp=True)
+    return draws
+
+
+@contextmanager
+def answering(config: AnswerStage, policy: Path, prompts: Path, title: str) -> Iterator[Compute]:
+    """Loads the policy, and computes shards of its answers."""
+    from plumbline.models.determinism import make_deterministic
+
+    make_deterministic(config.seed, config.threads)
+    draws = draws_of(config.evaluate, config.evaluate.decoding(policy))
+    completer = Completer(
+        policy,
+        stream_jsonl(prompts),
+        [*draws.values()],
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=BATCH_SIZE,
+        seed=config.seed,
+        title=title,
+        engine=config.engine,
+    )
+
+    def answer(number: int, asked: list[Row], shard: Path) -> None:
+        drawn = completer.complete(asked, number * config.shard_prompts)
+        for name, rows in zip(draws, drawn, strict=True):
+            write_shard(shard / name, [answer_row(row, config.policy) for row in rows])
+        write_counts(shard, drawn_counts(drawn[0]))
+
+    yield answer
+    completer.close()
+
+
 def run(config: AnswerStage) -> None:
     """Samples the policy's answers, shard by shard, and writes them."""
     section = config.evaluate
-    folder, prompts = Path("artifacts/policy") / config.policy, Path(f"artifacts/data/prompts/{section.split}.jsonl")
-    with executing("answer", config.policy, config, [folder, prompts]) as work, work.checkpoints() as checkpoints:
-        from plumbline.models.determinism import make_deterministic
-
+    policy, prompts = Path("artifacts/policy") / config.policy, Path(f"artifacts/data/prompts/{section.split}.jsonl")
+    with executing("answer", config.policy, config, [policy, prompts]) as work, work.checkpoints() as checkpoints:
         # which `evaluate` needs
         require_checkers(one for row in stream_jsonl(prompts) for one in row.get("instructions") or ())
-        make_deterministic(config.seed, config.threads)
-        decoding = section.decoding(folder)
-        draws = {COMPLETIONS: Draws(section.samples, decoding, with_logp=decoding == NEUTRAL)}
-        if decoding != NEUTRAL and section.samples_at_1:
-            draws[COMPLETIONS_AT_1] = Draws(section.samples_at_1, with_logp=True)
-        completer = Completer(
-            folder,
-            stream_jsonl(prompts),
-            [*draws.values()],
-            max_new_tokens=section.max_new_tokens,
-            batch_size=BATCH_SIZE,
-            seed=config.seed,
-            title=work.name,
-            engine=config.engine,
-        )
-
-        def complete(number: int, prompts: list[Row], shard: Path) -> None:
-            drawn = completer.complete(prompts, number * config.shard_prompts)
-            for name, rows in zip(draws, drawn, strict=True):
-                write_shard(shard / name, [answer_row(row, config.policy) for row in rows])
-            write_counts(shard, drawn_counts(drawn[0]))
-
-        shards = by_shard(checkpoints, chunked(stream_jsonl(prompts), config.shard_prompts), complete)
-        completer.close()
+        parts = chunked(stream_jsonl(prompts), config.shard_prompts)
+        shards = by_shard(checkpoints, parts, partial(answering, config, policy, prompts, work.name), config.engine)
+        decoding = section.decoding(policy)
         output = work.output(f"artifacts/answer/{config.policy}")
-        for name in draws:
+        for name in draws_of(section, decoding):
             as_table(shards, name, output / name)
         total = counts(shards)
         figures = {"answers": total["drawn"], **drawn_figures(total, decoding)}

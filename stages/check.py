@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plumbline.consistency import (
     Node,
+    asked_here,
     crowded,
     far_above,
     inconsistencies,
@@ -356,7 +357,7 @@ def main(files: Sequence[str] = ()) -> None:
     section = EvaluateSection(**params["evaluate"])
     write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
     print("The recipe is sound.")
-    for note in filter(None, (slow_precision(configs, params), crowded(configs))):
+    for note in filter(None, (slow_precision(configs, params), *crowded(configs), asked_here(configs))):
         print(f"Note: {note}.")
 
 

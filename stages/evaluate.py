@@ -31,7 +31,8 @@ It costs three forward passes over the answers, the reward model's, the policy's
 shard by shard, and continues at the shard at which a killed run was; the figures hold the scores and texts of all answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -55,7 +56,7 @@ from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, conversation_text, text_of
 
 if TYPE_CHECKING:
-    from plumbline.evaluation.answer_shards import Columns, Pair
+    from plumbline.evaluation.answer_shards import Columns, FindColumns, Pair
 
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
 HELD_OUT = {
@@ -135,27 +136,28 @@ def run(config: EvaluateStage) -> None:
 def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: Path, work: Work) -> tuple[list[Path], list[Path]]:
     """The scores of both policies' answers, and of those at temperature 1, with the policy's log-ratios; none of the latter if none were drawn."""
     from plumbline.evaluation.answer_shards import pairs_of, score_shards
-    from plumbline.evaluation.divergence_shards import divergence_pass
+    from plumbline.evaluation.divergence_shards import Surroundings, divergence_pass
 
     section, policies = config.evaluate, (POLICIES / config.policy, POLICIES / config.evaluate.against)
-    tables = ANSWERS / config.policy, ANSWERS / section.against
+    tables, engine = (ANSWERS / config.policy, ANSWERS / section.against), config.engine
+    surroundings = Surroundings(config.seed, config.threads, engine)
     pairs = pairs_of(*(table / COMPLETIONS for table in tables))
-    passes = [wins(config, pairs, checkpoints / "wins", work), rewards_of(rewards, pairs, checkpoints / "rewards", work)]
+    passes = [wins(config, pairs, checkpoints / "wins", work), rewards_of(rewards, pairs, checkpoints / "rewards", work, config)]
     # the whole distribution at temperature 1: all answers of a table have their log-probability, or none
     of_policy_itself = all(row["logp"] is not None for row in read_shard(pairs[0].ours))
     if of_policy_itself:
-        passes.append(divergence_pass(checkpoints / "divergence", [pair.ours for pair in pairs], *policies))
+        passes.append(divergence_pass(checkpoints / "divergence", [pair.ours for pair in pairs], *policies, surroundings))
     marks = section.thinking_marks
-    shards = score_shards(
-        checkpoints / "scores", pairs, [of_pass for of_pass in passes if of_pass], policies, marks, config.programs
-    )
+    found = [of_pass for of_pass in passes if of_pass]
+    shards = score_shards(checkpoints / "scores", pairs, found, policies, marks, config.programs, engine)
     if of_policy_itself:
         return shards, shards
     if not section.samples_at_1:
         return shards, []
     at_1 = pairs_of(*(table / COMPLETIONS_AT_1 for table in tables))
-    divergences = divergence_pass(checkpoints / "divergence_at_1", [pair.ours for pair in at_1], *policies)
-    return shards, score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks, config.programs)
+    divergences = divergence_pass(checkpoints / "divergence_at_1", [pair.ours for pair in at_1], *policies, surroundings)
+    scores = score_shards(checkpoints / "scores_at_1", at_1, [divergences], policies, marks, config.programs, engine)
+    return shards, scores
 
 
 def write_card(config: EvaluateStage, figures: Mapping[str, Any], shown: Mapping[str, Any], folder: Path, work: Work) -> None:
@@ -203,11 +205,12 @@ def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Wor
     run_name = f"{work.name} {digests[0]} {digests[1]}"
     judge = load_judge(config.judge, seed=config.seed, run=run_name)
 
-    def columns(answers: list[Row], opposing: list[Row]) -> "Columns":
+    def columns(answers: list[Row], opposing: list[Row], shard: Path) -> "Columns":
         ours, theirs = ([text_of(row["completion"]) for row in rows] for rows in (answers, opposing))
-        return {"win": compare(judge, [row["prompt"] for row in answers], ours, theirs)}
+        with recorded(judge, shard):
+            return {"win": compare(judge, [row["prompt"] for row in answers], ours, theirs)}
 
-    shards = pass_over(folder, pairs, columns, afresh=must_see_all(config.judge), recording=partial(recorded, judge))
+    shards = pass_over(folder, pairs, lambda: nullcontext(columns), afresh=must_see_all(config.judge))
     judge.finish()
     ledger, conversations = asked(shards)
     work.run.log_traces(conversations.traces(work.name))
@@ -215,20 +218,35 @@ def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Wor
     return shards
 
 
-def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, work: Work) -> list[Path]:
+def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, work: Work, config: EvaluateStage) -> list[Path]:
     """A pass that finds the reward of each answer. No pass without a reward."""
     if not folders:
         return []
     from plumbline.evaluation.answer_shards import pass_over
-    from plumbline.rewards.reward import finish, load_reward, score, spending, spent
+    from plumbline.rewards.reward import asks_judge, spent
 
-    reward = load_reward(folders[0], f"{work.name} {work.key}")
-    recording = partial(spending, reward)
-    shards = pass_over(folder, pairs, lambda answers, _: {"reward": score(reward, answers)[0]}, recording=recording)
-    finish(reward)
+    prepare = partial(rewarding, config, folders[0], f"{work.name} {work.key}")
+    shards = pass_over(folder, pairs, prepare, None if asks_judge(folders[0]) else config.engine)
     if counted := spent(shards):
         work.log_timing(**{f"reward_{name}": count for name, count in counted.items()})
     return shards
+
+
+@contextmanager
+def rewarding(config: EvaluateStage, folder: Path, run_name: str) -> "Iterator[FindColumns]":
+    """Loads the reward, and finds the reward of each answer; run_name: for the budget of a reward that is a judge's rating."""
+    from plumbline.models.determinism import make_deterministic
+    from plumbline.rewards.reward import finish, load_reward, score, spending
+
+    make_deterministic(config.seed, config.threads)
+    reward = load_reward(folder, run_name)
+
+    def columns(answers: list[Row], _: list[Row], shard: Path) -> "Columns":
+        with spending(reward, shard):
+            return {"reward": score(reward, answers)[0]}
+
+    yield columns
+    finish(reward)
 
 
 def held_out(config: EvaluateStage) -> dict[str, float | int | None]:

@@ -5,18 +5,23 @@ Reads `artifacts/sample/<sample>` and `artifacts/reward/<reward>`; writes the ro
 completions are left that the model finds safe (Safe RLHF's constraint, arXiv:2310.12773).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.shard_files import read_shard, shard_paths, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
-from plumbline.rewards.reward import finish, load_reward, score, spending, spent
+from plumbline.pipeline.shard_workers import Compute
+from plumbline.rewards.reward import asks_judge, finish, load_reward, score, spending, spent
 
 TABLE, BOUNDS = "completions.parquet", "bounds.json"
 """A shard's files: the completions that are left, and the lowest and the highest reward."""
@@ -50,7 +55,30 @@ class FilterStage:
 
     seed: int = MISSING
     threads: int = MISSING
+    engine: Engine = field(default_factory=Engine)
     filter: FilterEntry = field(default_factory=FilterEntry)
+
+
+@contextmanager
+def filtering(config: FilterStage, reward: Path, run_name: str) -> Iterator[Compute]:
+    """Loads the reward, and computes shards of what is left; run_name: for the budget of a reward that is a judge's rating."""
+    from plumbline.models.determinism import make_deterministic
+
+    make_deterministic(config.seed, config.threads)
+    settings, scorer = config.filter, load_reward(reward, run_name)
+
+    def compute(number: int, file: Path, shard: Path) -> None:
+        rows = read_shard(file)
+        with spending(scorer, shard):
+            rewards, counted = score(scorer, rows)
+        kept = [row for row, value in zip(rows, rewards, strict=True) if settings.allows(value)]
+        write_shard(shard / TABLE, kept)
+        write_json(shard / BOUNDS, [min(rewards, default=None), max(rewards, default=None)])
+        prompts = len({row["id"] for row in rows}) - len({row["id"] for row in kept})
+        write_counts(shard, {"completions": len(rows), "kept": len(kept), "prompts_without": prompts} | counted)
+
+    yield compute
+    finish(scorer)
 
 
 def run(config: FilterStage, entry: str) -> None:
@@ -58,23 +86,8 @@ def run(config: FilterStage, entry: str) -> None:
     settings = config.filter
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
     with executing("filter", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
-        from plumbline.models.determinism import make_deterministic
-
-        make_deterministic(config.seed, config.threads)
-        scorer = load_reward(reward, f"{work.name} {work.key}")
-
-        def compute(number: int, file: Path, shard: Path) -> None:
-            rows = read_shard(file)
-            with spending(scorer, shard):
-                rewards, counted = score(scorer, rows)
-            kept = [row for row, value in zip(rows, rewards, strict=True) if settings.allows(value)]
-            write_shard(shard / TABLE, kept)
-            write_json(shard / BOUNDS, [min(rewards, default=None), max(rewards, default=None)])
-            prompts = len({row["id"] for row in rows}) - len({row["id"] for row in kept})
-            write_counts(shard, {"completions": len(rows), "kept": len(kept), "prompts_without": prompts} | counted)
-
-        shards = by_shard(checkpoints, shard_paths(sample), compute)
-        finish(scorer)
+        prepare = partial(filtering, config, reward, f"{work.name} {work.key}")
+        shards = by_shard(checkpoints, shard_paths(sample), prepare, None if asks_judge(reward) else config.engine)
         total = counts(shards)
         if not total["kept"]:
             bounds = [value for shard in shards for value in read_json(shard / BOUNDS) if value is not None]

@@ -15,7 +15,9 @@ were already bought are not bought again.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import groups_of, read_prompts, read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
+from plumbline.pipeline.shard_workers import Compute
 from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
@@ -115,24 +118,20 @@ def judged_by(config: LabelStage) -> dict[str, str]:
     }
 
 
-def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path]:
-    """Judges each shard of the sample: its verdicts, what they say of the judge, the rows of each split, and counts."""
-    from plumbline.judging.asked import asked, recorded
+@contextmanager
+def labelling(config: LabelStage, judge: "Judge | None", count: int) -> Iterator[Compute]:
+    """Computes shards: the verdicts, what they say of the judge, the rows of each split, and counts.
+
+    count: of shards that there are, for the judge's progress bar.
+    """
+    from plumbline.judging.asked import recorded
     from plumbline.judging.gate import Quality
-    from plumbline.judging.judges import must_see_all
     from plumbline.labelling.known import known_advantages
     from plumbline.labelling.labels import labels_by_split
     from plumbline.labelling.opinions import observe, unjudged
 
     settings, marks = config.label, config.judge.thinking_marks
-    advantages, judge = known_advantages(settings.known, marks), judge_of(config, work)
-
-    sample = Path("artifacts/sample") / settings.sample
-    files = shard_paths(sample)
-    count = len(files)
-    if settings.prompts:
-        in_each = sum(1 for _ in groups_of(read_shard(files[0])))
-        count = min(count, -(-settings.prompts // max(1, in_each)))
+    advantages = known_advantages(settings.known, marks)
 
     def compute(number: int, groups: "list[Group]", shard: Path) -> None:
         quality = Quality()
@@ -153,7 +152,24 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
             write_jsonl(shard / f"{split}.jsonl", of_split)
         write_counts(shard, counted | {"cost": sum(sum(judgement.costs) for judgement in judged)})
 
-    shards = by_shard(checkpoints, read_prompts(sample, settings.prompts), compute, afresh=must_see_all(config.judge))
+    yield compute
+
+
+def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path]:
+    """Judges each shard of the sample; in workers if nobody is asked, for a judge's limits count for all its questions together."""
+    from plumbline.judging.asked import asked
+    from plumbline.judging.judges import must_see_all
+
+    sample = Path("artifacts/sample") / config.label.sample
+    files = shard_paths(sample)
+    count = len(files)
+    if config.label.prompts:
+        in_each = sum(1 for _ in groups_of(read_shard(files[0])))
+        count = min(count, -(-config.label.prompts // max(1, in_each)))
+    judge = judge_of(config, work)
+    prepare, engine = partial(labelling, config, judge, count), None if judge else config.engine
+    parts = read_prompts(sample, config.label.prompts)
+    shards = by_shard(checkpoints, parts, prepare, engine, afresh=must_see_all(config.judge))
     if judge:
         judge.finish()
         ledger, conversations = asked(shards)

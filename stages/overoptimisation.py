@@ -32,7 +32,7 @@ from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, write_shard
-from plumbline.pipeline.shard_work import by_shard
+from plumbline.pipeline.shard_work import by_shard, only_here
 from plumbline.rewards.reward import finish, load_reward, score
 from plumbline.rows import Row, last_turn, text_of
 
@@ -159,7 +159,7 @@ def drawn(config: OveroptimisationStage, policy: Path, prompts: Path, step: int,
         [answers] = completer.complete(rows, number * settings.shard_prompts)
         write_shard(shard / TABLE, [{column: row[column] for column in KEPT} for row in answers])
 
-    shards = by_shard(folder / str(step), chunked(stream_jsonl(prompts), settings.shard_prompts), complete)
+    shards = by_shard(folder / str(step), chunked(stream_jsonl(prompts), settings.shard_prompts), only_here(complete))
     completer.close()
     return [shard / TABLE for shard in shards]
 
@@ -171,7 +171,7 @@ def scored(reward: Path, answers: Shards, folder: Path, work: Work) -> dict[int,
     def compute(number: int, file: Path, shard: Path) -> None:
         write_json(shard / SCORES, score(scorer, read_shard(file))[0])
 
-    shards = {step: by_shard(folder / str(step), files, compute) for step, files in answers.items()}
+    shards = {step: by_shard(folder / str(step), files, only_here(compute)) for step, files in answers.items()}
     if ledger := finish(scorer):
         work.log_timing(**{f"{folder.name}_{name}": value for name, value in ledger.items()})
     return {step: [shard / SCORES for shard in of_step] for step, of_step in shards.items()}
@@ -183,7 +183,7 @@ def measured(
     """The points of the curve: best of n, or the start and the policies that were kept, whose estimates of KL are kept in `folder`."""
     import numpy as np
 
-    from plumbline.evaluation.divergence_shards import COLUMNS, divergence_pass
+    from plumbline.evaluation.divergence_shards import COLUMNS, Surroundings, divergence_pass
     from plumbline.evaluation.optimisation import best_of_n_points, training_points
 
     def by_prompt(shards: Iterable[Sequence[float]]) -> "Floats":  # (prompts, answers)
@@ -193,9 +193,9 @@ def measured(
     rewards = {step: {name: by_prompt(map(read_json, of[step])) for name, of in scores.items()} for step in policies}
     if config.overoptimisation.steps == NONE:
         return best_of_n_points(rewards[0])
-    kl = {}
+    kl, surroundings = {}, Surroundings(config.seed, config.threads)
     for step, policy in policies.items():
-        estimates = divergence_pass(folder / str(step), answers[step], policy, policies[0])
+        estimates = divergence_pass(folder / str(step), answers[step], policy, policies[0], surroundings)
         kl[step] = by_prompt(read_json(shard / COLUMNS)["kl_k1"] for shard in estimates)
     return training_points(rewards, kl)
 

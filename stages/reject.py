@@ -12,8 +12,10 @@ Memory holds one shard of the sample. Scoring and selecting are two passes, beca
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +30,10 @@ from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, outside
 from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, shard_paths
-from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
+from plumbline.pipeline.shard_work import as_lines, by_shard, counts, only_here, write_counts
+from plumbline.pipeline.shard_workers import Compute
 from plumbline.rewards.rejection import Floats, best, matches, reject_statistically, top_fraction_threshold
-from plumbline.rewards.reward import finish, load_reward, score, spending, spent
+from plumbline.rewards.reward import asks_judge, finish, load_reward, score, spending, spent
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
@@ -168,10 +171,13 @@ class Scored(NamedTuple):
         return np.array([row["reward"] for rows in candidates(self.rows()).values() for row in rows])
 
 
-def score_shards(work: Work, checkpoints: Path, sample: Path, reward: Path) -> list[Scored]:
-    """Scores the completions of each shard of the sample."""
-    # the name keeps a judge's budget: what a crashed attempt at this run has spent still counts when it runs again
-    scorer = load_reward(reward, f"{work.name} {work.key}")
+@contextmanager
+def scoring(config: RejectStage, reward: Path, run_name: str) -> Iterator[Compute]:
+    """Loads the reward, and computes shards of its scores; run_name: for the budget of a reward that is a judge's rating."""
+    from plumbline.models.determinism import make_deterministic
+
+    make_deterministic(config.seed, config.threads)
+    scorer = load_reward(reward, run_name)
 
     def compute(number: int, file: Path, shard: Path) -> None:
         rows = read_shard(file)
@@ -186,9 +192,16 @@ def score_shards(work: Work, checkpoints: Path, sample: Path, reward: Path) -> l
         }
         write_counts(shard, counted | outcomes)
 
-    files = shard_paths(sample)
-    shards = by_shard(checkpoints / "scored", files, compute)
+    yield compute
     finish(scorer)
+
+
+def score_shards(config: RejectStage, work: Work, checkpoints: Path, sample: Path, reward: Path) -> list[Scored]:
+    """Scores the completions of each shard of the sample."""
+    files = shard_paths(sample)
+    # the name keeps a judge's budget: what a crashed attempt at this run has spent still counts when it runs again
+    prepare = partial(scoring, config, reward, f"{work.name} {work.key}")
+    shards = by_shard(checkpoints / "scored", files, prepare, None if asks_judge(reward) else config.engine)
     if ledger := spent(shards):
         work.log_timing(**ledger)
     return [*map(Scored, files, shards)]
@@ -209,7 +222,7 @@ def select_shards(config: RejectStage, checkpoints: Path, scored: Sequence[Score
         counted = {"kept": len(chosen), "prompts_kept": len(kept), "reward_kept": sum(row["reward"] for row in chosen)}
         write_counts(shard, counted | {f"rows_{split}": len(rows) for split, rows in splits.items()})
 
-    return by_shard(checkpoints / "selected", scored, compute)
+    return by_shard(checkpoints / "selected", scored, only_here(compute))
 
 
 def run(config: RejectStage, entry: str) -> None:
@@ -217,10 +230,7 @@ def run(config: RejectStage, entry: str) -> None:
     settings = config.reject
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
     with executing("reject", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
-        from plumbline.models.determinism import make_deterministic
-
-        make_deterministic(config.seed, config.threads)
-        scored = score_shards(work, checkpoints, sample, reward)
+        scored = score_shards(config, work, checkpoints, sample, reward)
         selected = select_shards(config, checkpoints, scored)
         total, chosen = counts(one.shard for one in scored), counts(selected)
         if not chosen["rows_train"]:

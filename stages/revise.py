@@ -22,12 +22,11 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.digests import input_digest
-from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.ranges import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_prompts
-from plumbline.pipeline.shard_work import as_lines, by_shard, counts, write_counts
+from plumbline.pipeline.shard_work import as_lines, by_shard, counts, only_here, write_counts
 from plumbline.rows import Row, assistant, held_out, last_turn, text_of
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class ReviseStage:
 
     seed: int = MISSING
     threads: int = MISSING
-    engine: Engine = field(default_factory=Engine)
     revise: ReviseEntry = field(default_factory=ReviseEntry)
     judge: Any = MISSING
 
@@ -201,7 +199,7 @@ def revise_shards(config: ReviseStage, judge: "AskingJudge", checkpoints: Path) 
         write_counts(shard, counted)
 
     parts = responses(Path("artifacts/sample") / settings.sample, settings.prompts, settings.responses)
-    return by_shard(checkpoints, parts, compute, afresh=must_see_all(config.judge))
+    return by_shard(checkpoints, parts, only_here(compute), afresh=must_see_all(config.judge))
 
 
 def run(config: ReviseStage, entry: str) -> None:

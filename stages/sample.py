@@ -13,7 +13,9 @@ a minute on two cores. Memory holds one shard, whatever the number of prompts, a
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -29,9 +31,11 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, stream_jsonl, write_json
 from plumbline.pipeline.shard_files import read_shard, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
+from plumbline.pipeline.shard_workers import Compute
 from plumbline.rows import DEMONSTRATIONS as DEMONSTRATED
 from plumbline.rows import Row, by_prompt, last_turn, text_of
 
+POLICIES = Path("artifacts/policy")
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
 DEMONSTRATIONS = Path("artifacts/data/sft/train.jsonl")
 TABLE = "completions.parquet"
@@ -91,36 +95,42 @@ def completed(completer: Completer, prompts: list[Row], first: int, settings: Sa
     return rows, {"completions": len(rows), **drawn_counts(sampled)}
 
 
+@contextmanager
+def completing(config: SampleStage, title: str) -> Iterator[Compute]:
+    """Loads the policy, and computes shards of its completions."""
+    from plumbline.models.determinism import make_deterministic
+
+    make_deterministic(config.seed, config.threads)
+    settings, policy = config.sample, POLICIES / config.sample.policy
+    completer = Completer(
+        policy,
+        prompts_of(settings),
+        [Draws(settings.n, settings.decoding(policy))],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        title=title,
+        engine=config.engine,
+    )
+
+    def complete(number: int, prompts: list[Row], shard: Path) -> None:
+        rows, counted = completed(completer, prompts, number * settings.shard_prompts, settings)
+        write_shard(shard / TABLE, rows)
+        write_counts(shard, counted)
+
+    yield complete
+    completer.close()
+
+
 def run(config: SampleStage, entry: str) -> None:
     """Samples the completions, shard by shard, and writes them."""
-    settings = config.sample
-    policy = Path("artifacts/policy") / settings.policy
+    settings, policy = config.sample, POLICIES / config.sample.policy
     with executing("sample", entry, config, [policy, PROMPTS, DEMONSTRATIONS]) as work, work.checkpoints() as checkpoints:
-        from plumbline.models.determinism import make_deterministic
-
-        make_deterministic(config.seed, config.threads)
-        decoding = settings.decoding(policy)
-        completer = Completer(
-            policy,
-            prompts_of(settings),
-            [Draws(settings.n, decoding)],
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            title=work.name,
-            engine=config.engine,
-        )
-
-        def complete(number: int, prompts: list[Row], shard: Path) -> None:
-            rows, counted = completed(completer, prompts, number * settings.shard_prompts, settings)
-            write_shard(shard / TABLE, rows)
-            write_counts(shard, counted)
-
-        shards = by_shard(checkpoints, chunked(prompts_of(settings), settings.shard_prompts), complete)
-        completer.close()
+        parts = chunked(prompts_of(settings), settings.shard_prompts)
+        shards = by_shard(checkpoints, parts, partial(completing, config, work.name), config.engine)
         as_table(shards, TABLE, work.output(f"artifacts/sample/{entry}"))
         total = counts(shards)
-        figures = {"completions": total["completions"], **drawn_figures(total, decoding)}
+        figures = {"completions": total["completions"], **drawn_figures(total, settings.decoding(policy))}
         write_json(work.output(f"artifacts/figures/sample/{entry}.json"), figures)
         work.run.log_figures(figures, HEADLINE)
         shown = read_shard(shards[0] / TABLE)[: 40 * settings.n : max(1, settings.n // 2)]

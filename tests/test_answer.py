@@ -13,10 +13,11 @@ from plumbline.models.chat import prompt_ids
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.loading import load_policy
 from plumbline.models.tokenizers import train_tokenizer
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import read_table
 from stages.answer import AnswerStage, answer_row, run
-from tests.interrupting import require_resuming
+from tests.interrupting import contents, require_resuming
 
 SHARD_PROMPTS = 2
 TEXTS = ["What is 3 plus 4?", "It is 7.", "사과는 무슨 색인가요?", "빨간색이에요."] * 4
@@ -60,8 +61,9 @@ def ask(project: Path, contents: list[str]) -> None:
     write_jsonl(project / "artifacts/data/prompts/test.jsonl", rows)
 
 
-def answers(project: Path, evaluate: EvaluateSection) -> list[dict]:
-    run(AnswerStage(seed=3, threads=1, policy="sft", shard_prompts=SHARD_PROMPTS, evaluate=evaluate))
+def answers(project: Path, evaluate: EvaluateSection, engine: Engine | None = None) -> list[dict]:
+    engine = engine or Engine()
+    run(AnswerStage(seed=3, threads=1, engine=engine, policy="sft", shard_prompts=SHARD_PROMPTS, evaluate=evaluate))
     return read_table(project / "artifacts/answer/sft/completions")
 
 
@@ -229,6 +231,16 @@ def test_an_interrupted_run_goes_on_from_its_shards_and_answers_alike(world: Pat
     ask(world, [f"What is {number} plus 4?" for number in range(7)])
     outputs = ["artifacts/answer/sft", "artifacts/figures/answer/sft.json"]
     require_resuming(monkeypatch, lambda: answers(world, section(temperature=0.5)), outputs, done=3)
+
+
+@pytest.mark.slow
+def test_workers_answer_as_the_stage_itself(world: Path) -> None:
+    ask(world, [f"What is {number} plus 4?" for number in range(7)])
+    outputs = ["artifacts/answer/sft", "artifacts/figures/answer/sft.json"]
+    answers(world, section(temperature=0.5))
+    here = contents(outputs)
+    answers(world, section(temperature=0.5), Engine(shards="processes", workers=2))
+    assert contents(outputs) == here
 
 
 def test_an_answer_does_not_depend_on_the_shard_that_it_is_in(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,7 +19,7 @@ from plumbline.evaluation import divergence
 from plumbline.evaluation.answer_shards import check_pairs, pass_over
 from plumbline.evaluation.divergence import completion_logps
 from plumbline.evaluation.divergence_shards import COLUMNS as FOUND
-from plumbline.evaluation.divergence_shards import divergence_pass
+from plumbline.evaluation.divergence_shards import Surroundings, divergence_pass
 from plumbline.evaluation.figures import HEADLINE, Score, headline_figures, policy_figures
 from plumbline.evaluation.scoring import (
     VERDICT_COLUMNS,
@@ -31,6 +32,7 @@ from plumbline.evaluation.scoring import (
 from plumbline.judging.asking import Ledger
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
 from plumbline.pipeline.composing import require_sound
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import shard_paths, write_table
 from plumbline.world.families.catalog import FAMILIES, ask
@@ -292,7 +294,7 @@ def estimated(policy: str, rows: list[dict[str, Any]]) -> dict[str, list[float]]
     """The estimates of KL of a policy from `sft`, by answers that it gave, which are shared out among shards of three prompts."""
     write_table(Path("answers", policy), rows, 3)
     models = Path("artifacts/policy", policy), Path("artifacts/policy/sft")
-    shards = divergence_pass(Path("passes", policy), shard_paths(Path("answers", policy)), *models)
+    shards = divergence_pass(Path("passes", policy), shard_paths(Path("answers", policy)), *models, Surroundings(3, 1, Engine()))
     columns = [read_json(shard / FOUND) for shard in shards]
     return {name: [value for of_shard in columns for value in of_shard[name]] for name in columns[0]}
 
@@ -469,11 +471,11 @@ def test_answers_at_temperature_1_give_kl_and_are_neither_judged_nor_rewarded(
     scored_texts: list[str] = []
 
     def seen(name: str, value: float) -> Callable[..., list[Path]]:
-        def columns(rows: list[dict[str, Any]], _: object) -> dict[str, list[float]]:
+        def columns(rows: list[dict[str, Any]], *_: object) -> dict[str, list[float]]:
             scored_texts.extend(map(text, rows))
             return {name: [value] * len(rows)}
 
-        return lambda _, pairs, folder, work: pass_over(folder, pairs, columns)
+        return lambda _, pairs, folder, work, *_more: pass_over(folder, pairs, lambda: nullcontext(columns))
 
     monkeypatch.setattr("stages.evaluate.wins", seen("win", 0.5))
     monkeypatch.setattr("stages.evaluate.rewards_of", seen("reward", 0.1))
@@ -547,6 +549,17 @@ def test_an_interrupted_run_goes_on_from_its_shards(answered: Path, monkeypatch:
         answer_with(policy, answer_rows(policy), shard_prompts=2)
     outputs = ["metrics/dpo.json", "artifacts/evaluate/dpo"]
     require_resuming(monkeypatch, lambda: run(stage("dpo")), outputs, done=5)
+
+
+@pytest.mark.slow
+def test_workers_score_as_the_stage_itself(answered: Path) -> None:
+    for policy in ("sft", "dpo"):
+        answer_with(policy, answer_rows(policy), shard_prompts=2)
+    outputs = ["metrics/dpo.json", "artifacts/evaluate/dpo"]
+    run(stage("dpo"))
+    here = contents(outputs)
+    run(replace(stage("dpo"), engine=Engine(shards="processes", workers=2)))
+    assert contents(outputs) == here
 
 
 def test_figures_do_not_depend_on_the_shards(answered: Path) -> None:

@@ -1,16 +1,18 @@
 """Filters: the rows of a sample whose reward is within bounds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plumbline.pipeline.composing import problems
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.rows import Row, assistant, text_of
 from stages.filter import FilterEntry, FilterStage, run
-from tests.interrupting import require_resuming
+from tests.interrupting import contents, require_resuming
 
 ROWS: list[Row] = [
     {
@@ -41,6 +43,15 @@ def sampled(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lengths(**bounds: Any) -> list[int]:
     run(stage(**bounds), "some")
     return [len(text_of(row["completion"]).split()) for row in read_table(Path("artifacts/sample/some"))]
+
+
+@pytest.mark.slow
+def test_workers_filter_as_the_stage_itself(sampled: Path) -> None:
+    outputs = ["artifacts/sample/some", "artifacts/figures/filter/some.json"]
+    run(stage(least=0.5), "some")
+    here = contents(outputs)
+    run(replace(stage(least=0.5), engine=Engine(shards="processes", workers=2)), "some")
+    assert contents(outputs) == here
 
 
 def test_both_bounds_are_inclusive_and_either_may_be_left_out(sampled: Path) -> None:

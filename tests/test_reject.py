@@ -3,18 +3,20 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, read_jsonl, write_json
 from plumbline.pipeline.shard_files import write_table
 from plumbline.rewards.rejection import acceptance_probabilities, best, matches, reject_statistically, top_fraction_threshold
 from plumbline.rows import Row, assistant
 from stages.reject import RejectEntry, RejectStage, candidates, preferences, run, select, threshold_of
-from tests.interrupting import require_resuming
+from tests.interrupting import contents, require_resuming
 
 KOLMOGOROV = 1.95  # sqrt(n) times the largest distance of two distribution functions exceeds this once in a thousand samples
 
@@ -263,6 +265,16 @@ def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: 
     outputs = ["artifacts/reject/rs", "artifacts/figures/reject/rs.json"]
     settings = stage(strategy="fraction", fraction=0.5, keep=0)
     require_resuming(monkeypatch, lambda: run(settings, "rs"), outputs, done)
+
+
+@pytest.mark.slow
+def test_workers_score_as_the_stage_itself(sampled: Path) -> None:
+    outputs = ["artifacts/reject/rs", "artifacts/figures/reject/rs.json"]
+    settings = stage(strategy="fraction", fraction=0.5, keep=0)
+    run(settings, "rs")
+    here = contents(outputs)
+    run(replace(settings, engine=Engine(shards="processes", workers=2)), "rs")
+    assert contents(outputs) == here
 
 
 def test_a_fraction_is_of_all_shards(sampled: Path) -> None:

@@ -14,6 +14,7 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.saving import save_policy
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, write_jsonl
 from plumbline.pipeline.shard_files import read_table
 from plumbline.rows import Row, assistant
@@ -21,6 +22,7 @@ from stages import sample
 from stages.sample import SampleEntry, SampleStage
 from tests.conftest import ROOT
 from tests.interrupting import contents, require_resuming
+from tests.ray_cluster import cluster  # noqa: F401  a fixture
 
 DEMONSTRATION = assistant("a b a b a b a b")  # longer than a sampled completion can be
 
@@ -37,10 +39,10 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def draw(entry: str, **changes: Any) -> list[Row]:
+def draw(entry: str, engine: Engine | None = None, **changes: Any) -> list[Row]:
     settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
     config = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 8, "shard_prompts": 1024, **changes})
-    sample.run(SampleStage(seed=3, threads=1, sample=config), entry)
+    sample.run(SampleStage(seed=3, threads=1, engine=engine or Engine(), sample=config), entry)
     return read_table(Path(f"artifacts/sample/{entry}"))
 
 
@@ -92,6 +94,25 @@ def test_another_source_of_prompts_is_refused_before_any_work(world: Path) -> No
 def test_an_interrupted_run_goes_on_from_its_shards(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = ["artifacts/sample/spin", "artifacts/figures/sample/spin.json"]
     require_resuming(monkeypatch, lambda: draw("spin", of="demonstrations", shard_prompts=2), outputs, done=2)
+
+
+@pytest.mark.slow
+def test_workers_draw_what_the_stage_draws_itself(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = ["artifacts/sample/spin", "artifacts/figures/sample/spin.json"]
+    draw("spin", of="demonstrations", shard_prompts=2)
+    here = contents(outputs)
+    monkeypatch.setattr(sample, "Completer", lambda *_, **__: pytest.fail("the stage's process loaded the policy"))
+    draw("spin", Engine(shards="processes", workers=2), of="demonstrations", shard_prompts=2)
+    assert contents(outputs) == here
+
+
+@pytest.mark.slow
+def test_workers_on_a_cluster_draw_the_same(world: Path, cluster: Any) -> None:  # noqa: F811
+    outputs = ["artifacts/sample/one", "artifacts/figures/sample/one.json"]
+    draw("one", shard_prompts=2)
+    here = contents(outputs)
+    draw("one", Engine(shards="ray", workers=2), shard_prompts=2)
+    assert contents(outputs) == here
 
 
 KILLED = """

@@ -26,7 +26,8 @@ from plumbline.pipeline.shard_files import (
     write_shard,
     write_table,
 )
-from plumbline.pipeline.shard_work import as_lines, as_table, by_shard, counts, write_counts
+from plumbline.pipeline.shard_work import as_lines, as_table, by_shard, counts, only_here, write_counts
+from plumbline.pipeline.shard_workers import Task, compute_shard
 from plumbline.rows import Row, assistant
 from tests.conftest import ROOT
 
@@ -138,18 +139,32 @@ def test_a_shard_that_is_there_is_not_computed_again_and_one_that_was_begun_is(t
         write_counts(shard, {"items": 1, item: number / 2})
 
     with pytest.raises(KeyboardInterrupt):
-        by_shard(tmp_path / "work", "abcd", compute)
-    (tmp_path / "work/000002.partial/left").write_text("of the interrupted shard")
+        by_shard(tmp_path / "work", "abcd", only_here(compute))
+    (tmp_path / "work/000002.3f.partial").mkdir()  # of a run that was killed
     (tmp_path / "again").touch()
-    shards = by_shard(tmp_path / "work", "abcd", compute)
+    shards = by_shard(tmp_path / "work", "abcd", only_here(compute))
     assert computed == [0, 1, 2, 3]
     assert [shard.name for shard in shards] == ["000000", "000001", "000002", "000003"]
     assert {file.name for file in shards[2].iterdir()} == {"half", "item", "counts.json"}
     assert counts(shards) == {"items": 4, "a": 0.0, "b": 0.5, "c": 1.0, "d": 1.5}
     as_lines(shards, "item", tmp_path / "out/lines.jsonl")
     assert (tmp_path / "out/lines.jsonl").read_text() == "a\nb\nc\nd\n"
-    by_shard(tmp_path / "work", "ab", compute, afresh=True)
+    by_shard(tmp_path / "work", "ab", only_here(compute), afresh=True)
     assert computed[4:] == [0, 1]
+
+
+def test_of_two_workers_that_complete_a_shard_the_first_counts(tmp_path: Path) -> None:
+    """The first seemed dead, and the second had begun meanwhile."""
+
+    def late(number: int, item: str, shard: Path) -> None:
+        (shard / "item").write_text(item)
+        if item == "second":
+            compute_shard(late, Task(number, "first", tmp_path / "000000"))
+
+    compute_shard(late, Task(0, "second", tmp_path / "000000"))
+    compute_shard(late, Task(0, "third", tmp_path / "000000"))
+    assert [path.name for path in tmp_path.iterdir()] == ["000000"]
+    assert (tmp_path / "000000/item").read_text() == "first"
 
 
 @pytest.mark.parametrize("linking", [True, False])
@@ -162,7 +177,11 @@ def test_a_table_of_shards_leaves_the_shards_where_they_are(
     if not linking:
         monkeypatch.setattr("os.link", refuse)
     rows = [row(prompt) for prompt in "abc"]
-    shards = by_shard(tmp_path / "work", rows, lambda number, one, shard: write_shard(shard / "table.parquet", [one]))
+
+    def compute(number: int, one: Row, shard: Path) -> None:
+        write_shard(shard / "table.parquet", [one])
+
+    shards = by_shard(tmp_path / "work", rows, only_here(compute))
     as_table(shards, "table.parquet", tmp_path / "table")
     assert read_table(tmp_path / "table") == rows
     assert [read_shard(shard / "table.parquet") for shard in shards] == [[one] for one in rows]
@@ -174,7 +193,7 @@ def peak_bytes(folder: Path, prompts: int) -> int:
     tracemalloc.start()
     write_table(folder / "table", rows, 20)
     files = shard_paths(folder / "table")
-    shards = by_shard(folder / "work", files, lambda number, file, shard: as_both(read_shard(file), shard))
+    shards = by_shard(folder / "work", files, only_here(as_both))
     as_table(shards, "table.parquet", folder / "out")
     as_lines(shards, "lines.jsonl", folder / "lines.jsonl")
     assert sum(1 for _ in read_groups(folder / "out")) == prompts
@@ -183,7 +202,8 @@ def peak_bytes(folder: Path, prompts: int) -> int:
     return peak
 
 
-def as_both(rows: list[Row], shard: Path) -> None:
+def as_both(number: int, file: Path, shard: Path) -> None:
+    rows = read_shard(file)
     write_shard(shard / "table.parquet", rows)
     write_jsonl(shard / "lines.jsonl", rows)
 

@@ -4,8 +4,9 @@ Whatever needs a model or a judge passes over all shards alone, so that memory h
 as columns of Score, in a folder for each shard (plumbline/pipeline/shard_work.py); `score_shards` puts the columns of all passes together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +23,19 @@ from plumbline.evaluation.scoring import (
     unread_figures,
     verdict_values,
 )
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import count_rows, read_shard, shard_paths
 from plumbline.pipeline.shard_work import by_shard, write_counts
+from plumbline.pipeline.shard_workers import Compute
 from plumbline.reasoning import without_reasoning
 from plumbline.rows import Row, text_of
 
 Columns = Mapping[str, Sequence[float | None]]
 """Columns of Score, each with a value for each answer of a shard."""
+
+FindColumns = Callable[[list[Row], list[Row], Path], Columns]
+"""Finds columns of a shard's answers, from them, the opponent's, and the shard's folder, to which it may write more."""
 
 OURS, THEIRS, SCORED = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
 """A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
@@ -82,21 +88,27 @@ def check_pairs(answers: Sequence[Row], opposing: Sequence[Row]) -> None:
 def pass_over(
     folder: Path,
     pairs: Sequence[Pair],
-    columns: Callable[[list[Row], list[Row]], Columns],
+    prepare: Callable[[], AbstractContextManager[FindColumns]],
+    engine: Engine | None = None,
     *,
     afresh: bool = False,
-    recording: Callable[[Path], AbstractContextManager[object]] = nullcontext,
 ) -> list[Path]:
-    """The folders of a pass that finds `columns` for each shard's answers, from them and the opponent's.
+    """The folders of a pass that finds columns for each shard's answers, from them and the opponent's.
 
-    afresh: as of `by_shard`. recording: gets a shard's folder, and is entered while its columns are found.
+    prepare: sets up what finds them; this, engine and afresh are as of `by_shard`.
     """
+    return by_shard(folder, pairs, partial(_writing, prepare), engine, afresh=afresh)
 
-    def compute(number: int, pair: Pair, shard: Path) -> None:
-        with recording(shard):
-            write_json(shard / COLUMNS, columns(*pair.read()))
 
-    return by_shard(folder, pairs, compute, afresh=afresh)
+@contextmanager
+def _writing(prepare: Callable[[], AbstractContextManager[FindColumns]]) -> Iterator[Compute]:
+    """Computes shards of the columns that are found."""
+    with prepare() as columns:
+
+        def compute(number: int, pair: Pair, shard: Path) -> None:
+            write_json(shard / COLUMNS, columns(*pair.read(), shard))
+
+        yield compute
 
 
 def score_shards(
@@ -106,11 +118,18 @@ def score_shards(
     policies: tuple[Path, Path],
     marks: str,
     programs: Programs,
+    engine: Engine | None = None,
 ) -> list[Path]:
     """The scores of each shard: of the policy's answers, with what the passes found, and of the opponent's.
 
     policies: the folders of both; marks: what sets reasoning apart from an answer.
     """
+    return by_shard(folder, pairs, partial(_scoring, passes, policies, marks, programs), engine)
+
+
+@contextmanager
+def _scoring(passes: Sequence[Sequence[Path]], policies: tuple[Path, Path], marks: str, programs: Programs) -> Iterator[Compute]:
+    """Computes shards of scores."""
 
     def compute(number: int, pair: Pair, shard: Path) -> None:
         answers, opposing = pair.read()
@@ -128,7 +147,7 @@ def score_shards(
         write_jsonl(shard / SCORED, map(_answer, scores, answers))
         write_counts(shard, unread_figures(answers, [score.refused for score in scores]) | outcome_figures(ended))
 
-    return by_shard(folder, pairs, compute)
+    yield compute
 
 
 def scores_of(shards: Sequence[Path], file: str) -> list[Score]:

@@ -7,12 +7,14 @@ drawn by a server with OpenAI's completions API, such as vLLM (plumbline/models/
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.endpoints import Endpoint
-from plumbline.pipeline.ranges import COUNT, outside
+from plumbline.pipeline.launcher import cores
+from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 
 GENERATORS = ("transformers", "server")
 SHARDS = ("here", "processes", "ray")
@@ -40,6 +42,8 @@ class Engine(Endpoint):
     """Where shards are computed: here, one after the other | processes: in `workers` processes of this machine | ray."""
     workers: int = 1
     """How many shards are computed at the same time."""
+    gpus: int = 0
+    """GPUs that each worker has for itself. 0: workers of this machine share what there is, those on Ray have none."""
     api_key_env: str = "ENGINE_API_KEY"
     needs_key: bool = False
 
@@ -55,7 +59,7 @@ class Engine(Endpoint):
             for key, value, options in (("generator", self.generator, GENERATORS), ("shards", self.shards, SHARDS))
             if value not in options
         ]
-        complaints += outside(self, workers=COUNT)
+        complaints += outside(self, workers=COUNT, gpus=NOT_NEGATIVE)
         try:
             self.model.format(policy="", digest="")
         except (KeyError, IndexError, ValueError):
@@ -94,6 +98,26 @@ def engine_lacks(engine: Engine) -> Iterator[str]:
         yield f"base_url: expected the server's address here or in the environment variable {ADDRESS}, such as http://127.0.0.1:8000/v1, found none"
     if engine.is_served and engine.needs_key and not os.environ.get(engine.api_key_env):
         yield f"needs_key: expected the server's key in the environment variable {engine.api_key_env}, found none"
+    yield from _workers_lack(engine)
+
+
+def _workers_lack(engine: Engine) -> Iterator[str]:
+    if engine.shards == "ray" and find_spec("ray") is None:
+        yield 'shards: expected the library ray, found none. Install it (`pip install ".[ray]"`), or set shards to processes'
+    if engine.shards == "processes" and engine.gpus:
+        import torch
+
+        there = torch.cuda.device_count()
+        if engine.workers * engine.gpus > there:
+            yield f"gpus: expected at most the {there} GPUs of this machine for {engine.workers} workers, found {engine.gpus} for each. Lower workers"
+
+
+def crowding(engine: Engine, threads: int) -> str:
+    """A note on more threads of workers than this machine has cores; empty if there is nothing to note."""
+    if engine.shards != "processes" or engine.workers * threads <= cores():
+        return ""
+    most = max(1, cores() // threads)
+    return f"{engine.workers} workers of {threads} threads each share the {cores()} cores of this machine: set workers to {most}"
 
 
 def served_name(engine: Engine, folder: Path) -> str:

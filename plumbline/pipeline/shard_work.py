@@ -4,47 +4,93 @@ A shard's results are files in a folder of its own below the stage's checkpoints
 It is computed in a folder of another name, and renamed when it is complete: a killed stage loses the shard that it was at. When all are there,
 `as_table` and `as_lines` make the stage's outputs of them, and `counts` sums up what they counted.
 
-Nothing here asks where a shard is computed. Whoever computes it, in whatever order, has to write the same files: what is drawn at random depends on
-the seed and on the number of a row in the whole table (plumbline/models/uniforms.py), never on another shard.
+The engine (engine.py) says where shards are computed: in the stage's process, in several of this machine, or on a Ray cluster. Whoever computes a
+shard, in whatever order, has to write the same files: what is drawn at random depends on the seed and on the number of a row in the whole table
+(plumbline/models/uniforms.py), never on another shard.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from plumbline.pipeline.engine import Engine, engine_lacks
 from plumbline.pipeline.records import read_json, replacing_path, write_json
 from plumbline.pipeline.shard_files import shard_name
-
-Item = TypeVar("Item")
+from plumbline.pipeline.shard_workers import PARTIAL, Compute, Prepare, Task, Workplace, compute_shard, in_workers
 
 COUNTS = "counts.json"
 """What a shard counted, in its folder: names → numbers that may be summed."""
 
 
 def by_shard(
-    folder: Path, items: Iterable[Item], compute: Callable[[int, Item, Path], None], *, afresh: bool = False
+    folder: Path, items: Iterable[Any], prepare: Prepare, engine: Engine | None = None, *, afresh: bool = False
 ) -> list[Path]:
     """Computes a shard from each item, except those that are there already, and returns the shards' folders in order.
 
     folder: below the stage's checkpoints.
-    compute: gets a shard's number from 0, its item, and the folder to write to.
+    prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards; entered once in each process. Workers
+    get it pickled, so for them it has to be a function of a module with its arguments (`functools.partial`).
+    engine: where shards are computed; without one in this process.
     afresh: computes every shard, also those that an interrupted run has left.
+
+    Raises:
+        ValueError: this machine lacks what the engine needs.
+        ProcessEnded: a shard ended several workers, one after the other.
+        Exception: what computing a shard raised, wherever that was.
     """
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
-    shards = []
+    for begun in folder.glob("*.partial"):
+        shutil.rmtree(begun, ignore_errors=True)
+    shards: list[Path] = []
+    missing = _missing(folder, items, shards)
+    first = next(missing, None)
+    if first is None or engine is None or engine.shards == "here":  # with nothing to compute, `prepare` still says what is wrong
+        with prepare() as compute:
+            for task in chain([first] if first else [], missing):
+                compute_shard(compute, task)
+        return shards
+    from tqdm import tqdm
+
+    total = len(items) if isinstance(items, Sized) else None
+    there = sum(1 for shard in folder.glob("*") if shard.suffix != PARTIAL)
+    with (
+        _workplace(engine, prepare) as place,
+        tqdm(desc=f"{engine.workers} workers", unit="shard", initial=there, total=total) as bar,
+    ):
+        for _ in in_workers(chain([first], missing), place, engine.workers):
+            bar.update()
+    return shards
+
+
+def only_here(compute: Compute) -> Prepare:
+    """Sets up nothing: for shards that only the stage's own process computes."""
+    return lambda: nullcontext(compute)
+
+
+def _missing(folder: Path, items: Iterable[Any], shards: list[Path]) -> Iterator[Task]:
+    """The shards that are to be computed; every shard's folder is added to `shards` on the way."""
     for number, item in enumerate(items):
         shard = folder / f"{number:06d}"
-        if not shard.is_dir():
-            partial = folder / f"{number:06d}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            compute(number, item, partial)
-            os.replace(partial, shard)
         shards.append(shard)
-    return shards
+        if not shard.is_dir():
+            yield Task(number, item, shard)
+
+
+def _workplace(engine: Engine, prepare: Prepare) -> Workplace[Any]:
+    if complaints := [*engine_lacks(engine)]:
+        raise ValueError(f"engine.{complaints[0]}")
+    if engine.shards == "ray":
+        from plumbline.pipeline.ray_workers import RayCluster
+
+        return RayCluster(prepare, engine.gpus)
+    from plumbline.pipeline.process_workers import ThisMachine
+
+    return ThisMachine(prepare, engine.gpus)
 
 
 def as_table(shards: Sequence[Path], file: str, folder: Path) -> None:

@@ -116,6 +116,17 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     return description
 
 
+def asks_judge(folder: Path) -> bool:
+    """Whether the reward in a folder, or a part of a sum, is a judge's rating; raises as `read_description`.
+
+    A judge is asked by one process: its limits (concurrency, max_cost, the gate) count for all questions together.
+    """
+    description = read_description(folder)
+    if description["kind"] == "sum":
+        return any(asks_judge(folder.parent / part["reward"]) for part in description["parts"])
+    return bool(description["kind"] == "judge")
+
+
 def outcomes(reward: Reward) -> dict[str, int]:
     """Counts of the outcomes of all checks and questions so far (`verifier_timeout`, `judge_unparsed`, …).
 

@@ -1,0 +1,92 @@
+"""Workers on a Ray cluster that is running already: actors, which Ray places on any node with room for them.
+
+Actors, and not Ray's tasks, because a worker keeps its model, and on a GPU its memory, from shard to shard. Ray ends them with the stage's process.
+Every node needs the project's folder under the same path and the same environment. The cluster's address is that in RAY_ADDRESS, or else of the
+cluster that runs on this machine.
+"""
+
+import os
+import sys
+from collections.abc import Collection
+from typing import Any
+
+from plumbline.pipeline.shard_workers import FOR_WORKERS, Bench, Prepare, WorkerDied, described, require_none
+
+PASSED_ON = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+"""Variables of the stage's environment that decide how a worker computes; all others are those of its node. A key never goes through Ray."""
+
+
+class RayCluster:
+    """Starts workers on the cluster, each on as many cores as the stage has threads and on `gpus` GPUs."""
+
+    def __init__(self, prepare: Prepare, gpus: int) -> None:
+        self.prepare = described(prepare)
+        self.gpus = gpus
+
+    def __enter__(self) -> "RayCluster":
+        import ray
+
+        folders = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        variables = {"PYTHONPATH": os.pathsep.join(folders), **passed_on, **FOR_WORKERS}
+        try:
+            ray.init("auto", runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            raise ValueError(
+                f"engine.shards: expected a running Ray cluster, found none ({' '.join(str(error).split())[:200]}). Start one by `ray start --head`, "
+                "or name one in RAY_ADDRESS"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def hire(self) -> "RayWorker":
+        import ray
+
+        cores = int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
+        actor: Any = ray.remote(RemoteBench)
+        options = {"num_cpus": cores, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        return RayWorker(actor.options(**options).remote(self.prepare, os.getcwd()))
+
+    def ready(self, busy: Collection["RayWorker"]) -> "list[RayWorker]":
+        import ray
+
+        ended, _ = ray.wait([worker.error for worker in busy])
+        return [worker for worker in busy if worker.error in ended]
+
+
+class RemoteBench(Bench):
+    """A worker's side, in a process that Ray has started."""
+
+    def __init__(self, prepare: bytes, folder: str) -> None:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        super().__init__(prepare)
+
+
+class RayWorker:
+    """An actor that computes shards."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.error: Any = None
+
+    def begin(self, task: bytes) -> None:
+        self.error = self.actor.do.remote(task)
+
+    def end(self) -> None:
+        import ray
+
+        try:
+            error = ray.get(self.error)
+        except ray.exceptions.RayError as death:
+            raise WorkerDied(f"on the cluster: {' '.join(str(death).split())[:400]}") from None
+        require_none(error)
+
+    def dismiss(self) -> None:
+        import ray
+
+        ray.kill(self.actor)

@@ -1,0 +1,217 @@
+"""Workers: processes, here or on other machines, each of which computes one shard after the other.
+
+The stage's process gives out the shards, notes which are done, and starts another worker if one dies. Nothing but a shard's number, its item and a
+path goes to a worker, and nothing but an error comes back: the shard is in its folder, which all machines have to see under the same path.
+
+A shard is computed in a folder of its own for each attempt. If two workers come to complete one shard, because one of them only seemed dead, the
+second finds it there.
+"""
+
+import importlib
+import os
+import pickle
+import shutil
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from io import BytesIO
+from operator import attrgetter
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol, TypeVar
+from uuid import uuid4
+
+from plumbline.pipeline.launcher import ProcessEnded
+
+Compute = Callable[[int, Any, Path], None]
+"""Computes a shard from its number and its item, and writes its files to the folder."""
+
+Prepare = Callable[[], AbstractContextManager[Compute]]
+"""Sets up whoever computes shards; left when no more are to be computed, unless an error ends the work."""
+
+PARTIAL = ".partial"
+"""How the names of folders end in which shards are being computed."""
+
+MOST_DEATHS = 3
+"""Workers that a shard may end before the stage gives up."""
+
+FOR_WORKERS = {"TQDM_DISABLE": "1"}
+"""Environment variables of all workers: the stage's process alone shows progress."""
+
+
+class Task(NamedTuple):
+    """A shard to be computed: its number, what it is computed from, and its folder."""
+
+    number: int
+    item: Any
+    shard: Path
+
+
+def compute_shard(compute: Compute, task: Task) -> None:
+    """Computes a shard, unless it has appeared meanwhile."""
+    if task.shard.is_dir():
+        return
+    partial = task.shard.with_name(f"{task.shard.name}.{uuid4().hex[:8]}{PARTIAL}")
+    partial.mkdir(parents=True)
+    compute(task.number, task.item, partial)
+    try:
+        os.replace(partial, task.shard)
+    except OSError:
+        if not task.shard.is_dir():
+            raise
+        shutil.rmtree(partial)
+
+
+# ---- in the stage's process ---------------------------------------------------------------------------------------------
+
+
+class WorkerDied(Exception):
+    """A worker ended without a word; the message says how."""
+
+
+class Worker(Protocol):
+    """A process that computes one shard at a time."""
+
+    def begin(self, task: bytes) -> None:
+        """Has a shard computed; returns at once."""
+
+    def end(self) -> None:
+        """Raises what computing the shard has raised; waits until it is computed.
+
+        Raises:
+            WorkerDied: the worker ended first.
+        """
+
+    def dismiss(self) -> None:
+        """Ends the worker, whatever it is doing."""
+
+
+AnyWorker = TypeVar("AnyWorker", bound=Worker)
+
+
+class Workplace(Protocol[AnyWorker]):
+    """Where workers are; left when none are needed any more."""
+
+    def __enter__(self) -> "Workplace[AnyWorker]": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def hire(self) -> AnyWorker:
+        """Starts a worker, which sets itself up before its first shard."""
+
+    def ready(self, busy: Collection[AnyWorker]) -> list[AnyWorker]:
+        """Waits until one of the workers has ended its shard, or its life; returns all that have."""
+
+
+def in_workers(tasks: Iterator[Task], place: Workplace[Any], most: int) -> Iterator[Task]:
+    """Has shards computed by at most so many workers, and gives each task when its shard is there.
+
+    A task is taken when a worker is free for it, so that no more than `most` are held.
+
+    Raises:
+        ProcessEnded: a shard ended MOST_DEATHS workers.
+        Exception: what computing a shard raised.
+    """
+    deaths: Counter[int] = Counter()
+    lost: list[Task] = []
+    busy: dict[Any, Task] = {}
+    idle: list[Any] = []
+    try:
+        while True:
+            while len(busy) < most and (task := lost.pop() if lost else next(tasks, None)):
+                worker = idle.pop() if idle else place.hire()
+                busy[worker] = task
+                worker.begin(described(task))
+            while idle:  # no shard is left for them, and another worker may need their room
+                idle.pop().dismiss()
+            if not busy:
+                return
+            for worker in place.ready(busy):
+                task = busy.pop(worker)
+                try:
+                    worker.end()
+                except WorkerDied as death:
+                    worker.dismiss()
+                    deaths[task.number] += 1
+                    if deaths[task.number] == MOST_DEATHS:
+                        raise _gave_up(task, death) from death
+                    lost.append(task)
+                else:
+                    idle.append(worker)
+                    yield task
+    finally:
+        for worker in (*busy, *idle):
+            worker.dismiss()
+
+
+def _gave_up(task: Task, death: WorkerDied) -> ProcessEnded:
+    return ProcessEnded(
+        f"expected shard {task.number} to be computed, found that {MOST_DEATHS} workers died of it, the last {death}. SIGKILL often means too little "
+        "memory: lower `workers` in the file of conf/engine, or the stage's batch size or shard_prompts. Run again: the shards that are there stay"
+    )
+
+
+# ---- what goes from one process to another ------------------------------------------------------------------------------
+
+
+class _Pickler(pickle.Pickler):
+    """Names functions and classes of a stage by its module: it runs as `__main__`, which is another module in a worker."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+            spec = sys.modules["__main__"].__spec__
+            if spec is not None:
+                return _named, (spec.name, value.__qualname__)
+        return NotImplemented
+
+
+def _named(module: str, name: str) -> Any:
+    return attrgetter(name)(importlib.import_module(module))
+
+
+def described(value: Any) -> bytes:
+    """A task or a `Prepare` as bytes, which `pickle.loads` reads in any process that finds the project's modules."""
+    stream = BytesIO()
+    _Pickler(stream).dump(value)
+    return stream.getvalue()
+
+
+class Bench:
+    """What a worker has: the function that computes shards, which it sets up when it gets the first."""
+
+    def __init__(self, prepare: bytes) -> None:
+        self.prepare = prepare
+        self.setting: AbstractContextManager[Compute] | None = None
+        self.compute: Compute | None = None
+
+    def do(self, task: bytes) -> bytes:
+        """Computes a shard; returns the error as bytes, empty without one."""
+        try:
+            if self.compute is None:
+                self.setting = pickle.loads(self.prepare)()
+                self.compute = self.setting.__enter__()
+            compute_shard(self.compute, pickle.loads(task))
+        except Exception as error:  # noqa: BLE001  the stage's process raises it
+            return _error(error)
+        return b""
+
+
+def _error(error: Exception) -> bytes:
+    """An error with the text of its traceback, which does not leave the process otherwise."""
+    note = f"In a worker:\n{''.join(traceback.format_exception(error))}"
+    error.add_note(note)
+    try:
+        pickle.loads(data := described(error))
+    except Exception:  # noqa: BLE001  an error of any class may be one that cannot be pickled
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(note)
+        return described(plain)
+    return data
+
+
+def require_none(error: bytes) -> None:
+    """Raises the error that `Bench.do` returned, if there is one."""
+    if error:
+        raise pickle.loads(error)

@@ -1,0 +1,196 @@
+"""Shards that are computed in several processes or on a Ray cluster: the same bytes, nothing twice, and a death costs one shard at most."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from shard_jobs import doubling, notes
+
+from plumbline.pipeline.engine import Engine
+from plumbline.pipeline.launcher import ProcessEnded
+from plumbline.pipeline.shard_work import by_shard, counts
+from tests.ray_cluster import MEMORY, SEARCHED, cluster  # noqa: F401  a fixture
+
+pytestmark = pytest.mark.slow
+
+ITEMS = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture(params=["processes", "ray"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine of two workers of each kind."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    return Engine(shards=request.param, workers=2)
+
+
+def files(shards: list[Path]) -> list[dict[str, bytes]]:
+    return [{file.name: file.read_bytes() for file in sorted(shard.iterdir())} for shard in shards]
+
+
+def times(file: Path, what: str) -> Counter[int]:
+    """How often each shard was begun, or ended."""
+    return Counter(int(words[0]) for words in notes(file, what))
+
+
+def test_workers_compute_every_shard_once_and_write_the_bytes_of_one_process(tmp_path: Path, engine: Engine) -> None:
+    here = by_shard(tmp_path / "here", ITEMS, partial(doubling, tmp_path / "one"))
+    there = by_shard(tmp_path / "there", iter(ITEMS), partial(doubling, tmp_path / "notes", 0.5), engine)
+    assert files(there) == files(here)
+    assert [shard.name for shard in there] == [f"{number:06d}" for number in range(len(ITEMS))]
+    assert counts(there) == {"items": 8, "sum": 62}
+    assert times(tmp_path / "notes", "begin") == times(tmp_path / "notes", "end") == Counter(range(len(ITEMS)))
+    setups = [process for [process] in notes(tmp_path / "notes", "setup")]
+    assert len(setups) == len({*setups}) == 2  # once in each worker, and not here
+    assert str(os.getpid()) not in setups
+    assert sorted((tmp_path / "there").iterdir()) == there
+
+
+def test_shards_that_are_there_are_not_computed_again(tmp_path: Path, engine: Engine) -> None:
+    by_shard(tmp_path / "work", ITEMS[:3], partial(doubling, tmp_path / "first"))
+    (tmp_path / "work/000003.aa.partial").mkdir()  # of a run that was killed
+    before = files(shards := by_shard(tmp_path / "work", ITEMS[:3], partial(doubling, tmp_path / "none"), engine))
+    assert times(tmp_path / "none", "begin") == Counter()
+    by_shard(tmp_path / "work", ITEMS[:5], partial(doubling, tmp_path / "notes"), engine)
+    assert times(tmp_path / "notes", "begin") == Counter([3, 4])
+    assert files(shards) == before
+    assert not [*(tmp_path / "work").glob("*.partial")]
+
+
+def test_no_more_items_are_held_than_there_are_workers(tmp_path: Path, engine: Engine) -> None:
+    ahead = []
+
+    def items() -> Iterator[int]:
+        for number, item in enumerate(ITEMS):
+            ahead.append(number - len(notes(tmp_path / "notes", "end")))
+            yield item
+
+    by_shard(tmp_path / "work", items(), partial(doubling, tmp_path / "notes", 0.2), engine)
+    assert max(ahead) == 1  # the second of two workers gets its shard before the first has ended its own
+
+
+def test_a_worker_that_dies_costs_its_shard_alone(tmp_path: Path, engine: Engine) -> None:
+    here = by_shard(tmp_path / "here", ITEMS, partial(doubling, tmp_path / "one"))
+    there = by_shard(tmp_path / "there", ITEMS, partial(doubling, tmp_path / "notes", 0.2, deadly=2, deaths=2), engine)
+    assert files(there) == files(here)
+    assert times(tmp_path / "notes", "begin") == Counter([*range(len(ITEMS)), 2, 2])
+    assert times(tmp_path / "notes", "end") == Counter(range(len(ITEMS)))
+
+
+def test_a_shard_that_ends_every_worker_ends_the_stage_in_a_sentence(tmp_path: Path, engine: Engine) -> None:
+    with pytest.raises(
+        ProcessEnded, match=r"expected shard 2 to be computed, found that 3 workers died of it, the last .*lower `workers`"
+    ):
+        by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes", deadly=2, deaths=9), engine)
+    assert times(tmp_path / "notes", "begin")[2] == 3
+
+
+def test_an_error_in_a_worker_is_the_stages_own(tmp_path: Path, engine: Engine) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes", wrong=2), engine)
+    assert str(caught.value) == "expected an item that can be doubled, found 4"
+    assert "shard_jobs.py" in caught.value.__notes__[0]  # where it arose, for a traceback
+    assert not (tmp_path / "work/000002").exists()
+
+
+STAGE = """
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from plumbline.pipeline.engine import Engine
+from plumbline.pipeline.shard_work import by_shard
+from shard_jobs import doubling
+
+@dataclass
+class Config:
+    endless: int = 3
+
+@contextmanager
+def until(config, notes):
+    with doubling(notes, endless=config.endless) as compute:
+        yield compute
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    by_shard(folder / "work", range(100), partial(until, Config(), folder / "notes"), Engine(shards=sys.argv[2], workers=2))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_stage_and_the_next_goes_on(tmp_path: Path, engine: Engine, number: int) -> None:
+    (tmp_path / "stage.py").write_text(STAGE)
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "stage", tmp_path, engine.shards], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SEARCHED},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while times(tmp_path / "notes", "begin") != Counter(range(5)):  # both workers are at a shard that has no end
+        assert stage.poll() is None, stage.communicate()
+        time.sleep(0.05)
+    workers = [psutil.Process(int(process)) for [process] in notes(tmp_path / "notes", "setup")]
+    if number == signal.SIGINT:
+        os.killpg(stage.pid, number)  # as Ctrl-C does
+    else:
+        stage.send_signal(number)
+    _, errors = stage.communicate(timeout=60)
+    assert stage.returncode in (-number, number)  # Ray's handler of SIGTERM exits with it
+    assert errors.count("Traceback") <= 1  # the stage's own alone
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+    assert [shard.name for shard in sorted((tmp_path / "work").glob("??????"))] == ["000000", "000001", "000002"]
+    (tmp_path / "notes").unlink()
+    by_shard(tmp_path / "work", range(8), partial(doubling, tmp_path / "notes"), engine)
+    assert times(tmp_path / "notes", "begin") == Counter(range(3, 8))
+
+
+def test_a_node_that_is_lost_costs_the_shard_that_it_was_at(
+    tmp_path: Path,
+    cluster: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    work = tmp_path / "notes"
+    raylet = node.all_processes["raylet"][0].process.pid
+
+    def lose() -> None:
+        """Removes the node when one of its workers is at a shard, and four are done."""
+        while str(raylet) not in [words[2] for words in notes(work, "begin")] or len(notes(work, "end")) < 4:
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+
+    here = by_shard(tmp_path / "here", ITEMS * 2, partial(doubling, tmp_path / "one"))
+    losing = threading.Thread(target=lose)
+    losing.start()
+    there = by_shard(tmp_path / "there", ITEMS * 2, partial(doubling, work, 1.0), Engine(shards="ray", workers=3))
+    losing.join()
+    assert files(there) == files(here)
+    assert times(work, "end") == Counter(range(len(ITEMS) * 2))
+    twice = times(work, "begin") - times(work, "end")
+    assert sum(twice.values()) <= 1
+    of_node = {process for _, process, parent in notes(work, "begin") if parent == str(raylet)}
+    assert {*twice} <= {int(number) for number, process, _ in notes(work, "begin") if process in of_node}
+
+
+def test_a_cluster_that_does_not_run_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason='ray is not installed: pip install ".[ray]"')
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", _refuse)
+    with pytest.raises(ValueError, match=r"engine\.shards: expected a running Ray cluster, found none .*ray start --head"):
+        by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes"), Engine(shards="ray", workers=2))
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise ConnectionError("Could not find any running Ray instance.")

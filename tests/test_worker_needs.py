@@ -1,0 +1,60 @@
+"""What workers need is checked before any work, and what is wrong or unwise is said in a sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plumbline.consistency import asked_here, crowded
+from plumbline.pipeline import engine as engines
+from plumbline.pipeline.engine import Engine, engine_lacks
+from plumbline.pipeline.params import load_params
+from plumbline.pipeline.shard_work import by_shard, only_here
+from plumbline.rewards.reward import asks_judge, describe
+from stages.check import examined
+
+
+@pytest.mark.usefixtures("project")
+def test_check_says_that_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    params: Any = load_params() | {"engine": "ray"}
+    message = 'conf/engine/ray.yaml: shards: expected the library ray, found none. Install it (`pip install ".[ray]"`), or set shards to processes'
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert message in examined(params)[0]
+    monkeypatch.setattr(engines, "find_spec", lambda name: name)
+    assert message not in examined(params)[0]
+
+
+def test_a_stage_without_ray_says_so_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^engine\.shards: expected the library ray, found none"):
+        by_shard(tmp_path / "work", "ab", only_here(lambda *_: None), Engine(shards="ray"))
+    assert not [*tmp_path.glob("work/*")]
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [*engine_lacks(Engine(shards="processes", workers=4, gpus=1))] == []
+    [complaint] = engine_lacks(Engine(shards="processes", workers=3, gpus=2))
+    assert complaint == "gpus: expected at most the 4 GPUs of this machine for 3 workers, found 2 for each. Lower workers"
+
+
+@pytest.mark.usefixtures("project")
+def test_check_notes_too_many_threads_and_judges_that_stay_in_the_stages_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "cores", lambda: 2)
+    errors, configs = examined(load_params() | {"engine": "processes"})
+    assert errors == []
+    notes = [*filter(None, crowded(configs))]
+    assert notes == ["2 workers of 2 threads each share the 2 cores of this machine: set workers to 1"]
+    assert asked_here(configs).startswith("label@round1, ")
+    _, configs = examined(load_params())
+    assert [*filter(None, crowded(configs)), *filter(None, [asked_here(configs)])] == []
+
+
+def test_a_reward_asks_a_judge_if_a_part_of_it_does(tmp_path: Path) -> None:
+    describe(tmp_path / "rules", "rules", rules={})
+    describe(tmp_path / "rated", "judge")
+    for name, part in (("plain", "rules"), ("mixed", "rated")):
+        parts = [{"reward": one, "weight": 1.0} for one in ("rules", part)]
+        describe(tmp_path / name, "sum", parts=parts)
+    assert [asks_judge(tmp_path / name) for name in ("rules", "rated", "plain", "mixed")] == [False, True, False, True]
