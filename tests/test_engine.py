@@ -314,7 +314,7 @@ def test_check_asks_for_the_servers_address_and_key(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ENGINE_BASE_URL", "http://127.0.0.1:8000/v1")
     assert recipe_errors(params) == []
     assert recipe_errors(params | {"engine": "vlm"}) == [
-        "params.yaml: engine: expected the name of a file of conf/engine, found 'vlm'. Did you mean 'vllm'? There are: here, vllm"
+        "params.yaml: engine: expected the name of a file of conf/engine, found 'vlm'. Did you mean 'vllm'? There are: here, processes, ray, vllm"
     ]
 
 

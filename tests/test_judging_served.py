@@ -24,6 +24,7 @@ from plumbline.rows import assistant, text_of
 ROOT = Path(__file__).parents[1]
 PARAMS = """
 seed: 17
+engine: here
 threads: 1
 label:
   round1: {sample: round1, judge: openai, pairs: best_vs_worst}
