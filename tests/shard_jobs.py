@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plumbline.pipeline.launcher import cores
 from plumbline.pipeline.shard_work import write_counts
 from plumbline.pipeline.shard_workers import Compute
 
@@ -36,11 +37,12 @@ def doubling(
 ) -> Iterator[Compute]:
     """Doubles items.
 
-    file: of the notes: `setup <process>`, `begin <shard> <process> <its parent>`, `end <shard>`.
+    file: of the notes: `setup <process>`, `cores <their number>`, `begin <shard> <process> <its parent>`, `end <shard>`.
     seconds: that each shard takes. deadly: a shard that kills its worker, so many times. wrong: a shard that raises an error. endless:
     the first shard of those that have no end.
     """
     note(file, "setup", os.getpid())
+    note(file, "cores", cores())
 
     def compute(number: int, item: Any, shard: Path) -> None:
         note(file, "begin", number, os.getpid(), os.getppid())

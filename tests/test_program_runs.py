@@ -1,5 +1,6 @@
 """Claims about programs in answers: one that passes the tests of its prompt is a right answer, in accuracy and in pass@k."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from test_evaluate import NO_JUDGE, answer_rows, answer_with, answered, figures_
 
 from plumbline import consistency
 from plumbline.checking import program_runs
+from plumbline.checking.code import verdicts_on
 from plumbline.checking.program_runs import NOT_RUN, Programs, outcome_figures, outcomes
 from plumbline.checking.sandbox import Limits, SandboxUnavailable, Verdict
 from plumbline.data.schema import FilesData, Role, Source
@@ -46,6 +48,23 @@ def unboxed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr("plumbline.checking.code.run_tests", run_here)
     monkeypatch.setattr(program_runs, "_require_once", lambda isolation: None)
     return ran
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_a_worker_runs_as_many_programs_at_once_as_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, share: int) -> None:
+    running, peaks = [], []
+
+    def run_slowly(source: str, tests: str, limits: Limits, isolation: str) -> Verdict:
+        running.append(source)
+        time.sleep(0.1)
+        peaks.append(len(running))
+        running.remove(source)
+        return Verdict("passed", "", 0.1)
+
+    monkeypatch.setattr("plumbline.checking.code.run_tests", run_slowly)
+    monkeypatch.setenv("WORKER_CORES", str(share))
+    verdicts_on([f"```python\n{number}\n```" for number in range(9)], [TESTS] * 9, TRUSTED.limits, TRUSTED.isolation)
+    assert max(peaks) == share
 
 
 def test_only_answers_to_prompts_with_tests_run_and_equal_programs_run_once(unboxed: list[tuple[str, str]]) -> None:

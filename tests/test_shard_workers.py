@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_workers_compute_every_shard_once_and_write_the_bytes_of_one_process(tmp
     assert [shard.name for shard in there] == [f"{number:06d}" for number in range(len(ITEMS))]
     assert counts(there) == {"items": 8, "sum": 62}
     assert times(tmp_path / "notes", "begin") == times(tmp_path / "notes", "end") == Counter(range(len(ITEMS)))
+    assert notes(tmp_path / "notes", "cores") == [["1"]] * 2  # as many as threads, whatever the machine has
     setups = [process for [process] in notes(tmp_path / "notes", "setup")]
     assert len(setups) == len({*setups}) == 2  # once in each worker, and not here
     assert str(os.getpid()) not in setups
@@ -116,16 +118,17 @@ from shard_jobs import doubling
 
 @dataclass
 class Config:
-    endless: int = 3
+    endless: int | None = None
+    wrong: int | None = None
 
 @contextmanager
 def until(config, notes):
-    with doubling(notes, endless=config.endless) as compute:
+    with doubling(notes, endless=config.endless, wrong=config.wrong) as compute:
         yield compute
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    by_shard(folder / "work", range(100), partial(until, Config(), folder / "notes"), Engine(shards=sys.argv[2], workers=2))
+    folder, shards, what = Path(sys.argv[1]), *sys.argv[2:]
+    by_shard(folder / "work", range(100), partial(until, Config(**{what: 3}), folder / "notes"), Engine(shards=shards, workers=2))
 """
 
 
@@ -133,7 +136,7 @@ if __name__ == "__main__":
 def test_workers_end_with_their_stage_and_the_next_goes_on(tmp_path: Path, engine: Engine, number: int) -> None:
     (tmp_path / "stage.py").write_text(STAGE)
     stage = subprocess.Popen(
-        [sys.executable, "-m", "stage", tmp_path, engine.shards], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SEARCHED},
+        [sys.executable, "-m", "stage", tmp_path, engine.shards, "endless"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SEARCHED},
         start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while times(tmp_path / "notes", "begin") != Counter(range(5)):  # both workers are at a shard that has no end
@@ -153,6 +156,37 @@ def test_workers_end_with_their_stage_and_the_next_goes_on(tmp_path: Path, engin
     (tmp_path / "notes").unlink()
     by_shard(tmp_path / "work", range(8), partial(doubling, tmp_path / "notes"), engine)
     assert times(tmp_path / "notes", "begin") == Counter(range(3, 8))
+
+
+IN_A_FORK = """
+import multiprocessing, runpy, sys
+fork = multiprocessing.get_context("fork").Process(target=runpy.run_module, args=("stage", None, "__main__", True))
+fork.start()
+fork.join()
+sys.exit(fork.exitcode)
+"""
+"""Runs the stage as the warm process does."""
+
+
+@pytest.mark.parametrize("command", [["-m", "stage"], ["-c", IN_A_FORK]], ids=["alone", "in a fork"])
+def test_a_stage_whose_shard_raises_an_error_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """multiprocessing waits at exit for every worker that was not dismissed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "stage.py").write_text(STAGE)
+    stage = subprocess.Popen(
+        [sys.executable, *command, tmp_path, "processes", "wrong"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SEARCHED},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        _, errors = stage.communicate(timeout=90)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(stage.pid, signal.SIGKILL)
+    assert stage.returncode == 1
+    assert "ValueError: expected an item that can be doubled, found 3" in errors
+    workers = [int(process) for [process] in notes(tmp_path / "notes", "setup")]
+    assert workers
+    assert not [one for one in workers if psutil.pid_exists(one)]
 
 
 def test_a_node_that_is_lost_costs_the_shard_that_it_was_at(

@@ -5,7 +5,6 @@ protect against. Everything that is not a pass scores 0 and is counted by its ou
 reward. A sandbox that does not work stops the run.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 from plumbline.checking.programs import program_of
 from plumbline.checking.references import References, load_references
 from plumbline.checking.sandbox import Limits, Verdict, require_isolation, run_tests
+from plumbline.pipeline.launcher import cores
 from plumbline.reasoning import ALL
 from plumbline.rows import Message
 
@@ -50,12 +50,12 @@ def verdicts_on(
 ) -> list[Verdict]:
     """The verdict on the program in each completion by its own tests, in order, in a sandbox that `require_isolation` has tried.
 
-    As many programs run at once as there are cores; equal programs run once.
+    As many programs run at once as this process has cores, for their time limits are of the wall clock; equal programs run once.
     """
     of_each = ["\n".join(statements) for statements in tests]
     tasks = [(program_of(text, test, reasoning), test) for text, test in zip(completions, of_each, strict=True)]
     distinct = list(dict.fromkeys(tasks))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         verdicts = list(pool.map(lambda task: run_tests(task[0], task[1], limits, isolation), distinct))
     by_task = dict(zip(distinct, verdicts, strict=True))
     return [by_task[task] for task in tasks]

@@ -39,6 +39,9 @@ SHARDING = ("FSDP", "DEEPSPEED")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 """Variables that say where the processes of several machines meet."""
 
+WORKER_CORES = "WORKER_CORES"
+"""Set in the environment of each worker (shard_workers.py): the cores that are its share of the machine."""
+
 MACHINE = ("SLURM_NODEID", "NODE_RANK")
 """Variables that number the machines."""
 
@@ -155,7 +158,9 @@ def _too_many(launcher: Launcher) -> str:
 
 
 def cores() -> int:
-    """The number of processor cores that this process may use."""
+    """The number of processor cores that this process may use; a worker's share of them if it computes shards for a stage."""
+    if share := os.environ.get(WORKER_CORES):
+        return int(share)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
-from plumbline.pipeline.shard_workers import FOR_WORKERS, Bench, Prepare, WorkerDied, described, require_none
+from plumbline.pipeline.shard_workers import Bench, Prepare, WorkerDied, described, for_workers, require_none
 
 PATIENCE_SECONDS = 10.0
 """How long a worker may take to end by itself."""
@@ -48,7 +48,7 @@ class ProcessWorker:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of this process's libraries
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(theirs, prepare))
-        with _environment(**FOR_WORKERS, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})):
+        with _environment(**for_workers(), **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})):
             self.process.start()
         theirs.close()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from plumbline.pipeline.shard_workers import FOR_WORKERS, Bench, Prepare, WorkerDied, described, require_none
+from plumbline.pipeline.shard_workers import Bench, Prepare, WorkerDied, described, for_workers, require_none
 
 PASSED_ON = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 """Variables of the stage's environment that decide how a worker computes; all others are those of its node. A key never goes through Ray."""
@@ -28,7 +28,7 @@ class RayCluster:
 
         folders = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        variables = {"PYTHONPATH": os.pathsep.join(folders), **passed_on, **FOR_WORKERS}
+        variables = {"PYTHONPATH": os.pathsep.join(folders), **passed_on, **for_workers()}
         try:
             ray.init("auto", runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:

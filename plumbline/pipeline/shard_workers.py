@@ -23,7 +23,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
-from plumbline.pipeline.launcher import ProcessEnded
+from plumbline.pipeline.launcher import WORKER_CORES, ProcessEnded
 
 Compute = Callable[[int, Any, Path], None]
 """Computes a shard from its number and its item, and writes its files to the folder."""
@@ -36,9 +36,6 @@ PARTIAL = ".partial"
 
 MOST_DEATHS = 3
 """Workers that a shard may end before the stage gives up."""
-
-FOR_WORKERS = {"TQDM_DISABLE": "1"}
-"""Environment variables of all workers: the stage's process alone shows progress."""
 
 
 class Task(NamedTuple):
@@ -65,6 +62,11 @@ def compute_shard(compute: Compute, task: Task) -> None:
 
 
 # ---- in the stage's process ---------------------------------------------------------------------------------------------
+
+
+def for_workers() -> dict[str, str]:
+    """Environment variables of all workers: the stage's process alone shows progress, and a worker's cores are as many as its threads."""
+    return {"TQDM_DISABLE": "1", WORKER_CORES: os.environ.get("OMP_NUM_THREADS", "1")}  # set by `executing`
 
 
 class WorkerDied(Exception):
@@ -129,16 +131,18 @@ def in_workers(tasks: Iterator[Task], place: Workplace[Any], most: int) -> Itera
             if not busy:
                 return
             for worker in place.ready(busy):
-                task = busy.pop(worker)
+                task = busy[worker]
                 try:
-                    worker.end()
+                    worker.end()  # of a worker whose shard raised an error, `finally` takes care
                 except WorkerDied as death:
+                    del busy[worker]
                     worker.dismiss()
                     deaths[task.number] += 1
                     if deaths[task.number] == MOST_DEATHS:
                         raise _gave_up(task, death) from death
                     lost.append(task)
                 else:
+                    del busy[worker]
                     idle.append(worker)
                     yield task
     finally:
