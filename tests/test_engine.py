@@ -1,9 +1,9 @@
 """Claims about engines: what a server draws is what this process would, what is refused, and what a failing server costs."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.models.saving import save_policy
 from plumbline.models.uniforms import request_seed
+from plumbline.pipeline import endpoint_calls
 from plumbline.pipeline.composing import CONF
 from plumbline.pipeline.endpoint_calls import EndpointError
-from plumbline.pipeline.engine import Engine, decisive, served_name
+from plumbline.pipeline.engine import STATED, Engine, decisive, served_name
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json, write_jsonl
 from plumbline.pipeline.shard_files import read_table
@@ -55,7 +56,7 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(**settings: Any) -> Iterator[tuple[CompletionsServer, Engine]]:
     """A server of the policy, and an engine that knows it and waits for nothing."""
     settings = {"model": served_name(Engine(), POLICY), "hang_seconds": 6.0, **settings}
@@ -119,9 +120,22 @@ def test_a_request_states_the_whole_decoding_and_what_ends_a_completion(world: P
 
 def test_further_fields_of_a_request_are_the_engines(world: Path) -> None:
     with server() as (running, engine):
-        engine.request = {"repeat_penalty": 1.0, "n": 1}
+        engine.request = {"repeat_penalty": 1.0, "cache_prompt": True}
         draw(engine)
-    assert all(body["repeat_penalty"] == 1.0 for body in running.bodies)
+    assert all(body["repeat_penalty"] == 1.0 and body["cache_prompt"] for body in running.bodies)
+
+
+def test_no_field_that_a_stage_states_can_be_replaced(world: Path) -> None:
+    with server() as (running, engine):
+        draw(engine, top_k=5)
+        ask(engine)
+    stated = {name for body in running.bodies for name in body}
+    assert stated | {"logit_bias"} == {*STATED}  # for a model with rows without a token
+    for name in stated:
+        [complaint] = engine_of("vllm", request={name: 1, "other": 1}).problems()
+        assert complaint.startswith(
+            f"request: expected fields that the stage does not set itself, found {name}. Set the decoding"
+        )
 
 
 def test_a_server_that_leaves_out_the_end_of_turn_gets_it_back(world: Path) -> None:
@@ -187,7 +201,7 @@ def test_only_what_decides_a_completion_identifies_a_computation() -> None:
         return decisive({"seed": 1, "engine": vars(engine_of("vllm", **changes))})
 
     assert key(concurrency=1, retries=0, base_url="http://127.0.0.1:1/v1", shards="processes", workers=4) == key()
-    assert key(request={"n": 1}) != key() != key(generator="transformers")
+    assert key(request={"repeat_penalty": 1.1}) != key() != key(generator="transformers")
     assert decisive({"seed": 1}) == {"seed": 1}
 
 
@@ -250,12 +264,33 @@ def test_a_server_that_refuses_the_key_is_named(world: Path) -> None:
         draw(engine)
 
 
-def test_a_server_that_cannot_be_reached_is_named(world: Path) -> None:
+def test_a_server_that_cannot_be_reached_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(EndpointError, match=rf"engine: {address} failed 2 times .*ConnectError"):
-            draw(patient(address, retries=1))
+        message = (
+            rf"engine: expected a server at {address}, found none in 3 tries \(ConnectError\)\. Start it, or check engine\.base_url\. The shards "
+            "completed so far are kept"
+        )
+        with pytest.raises(EndpointError, match=message):
+            draw(patient(address))
+        monkeypatch.setenv("ENGINE_BASE_URL", address)
+        with pytest.raises(EndpointError, match=r"check engine\.base_url or ENGINE_BASE_URL\. "):
+            draw(engine_of("vllm", backoff_seconds=0.01))
+
+
+def test_a_server_that_accepts_no_connection_is_reported_after_seconds(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a host that drops what it is sent, whose silence would otherwise last as long as the longest completion."""
+    monkeypatch.setattr(endpoint_calls, "CONNECT_SECONDS", 0.1)
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):  # the queue of connections that nobody accepts
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        with pytest.raises(EndpointError, match=r"found none in 3 tries \(ConnectTimeout\)"):
+            draw(patient(f"http://127.0.0.1:{full.getsockname()[1]}/v1", timeout_seconds=60.0))
 
 
 def test_texts_without_ids_are_tokenised_again_marked_counted_and_noted(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,6 +316,8 @@ def test_texts_without_ids_are_tokenised_again_marked_counted_and_noted(world: P
     [
         ({"generator": "vllm"}, "generator: expected one of transformers, server, found 'vllm'"),
         ({"shards": "there"}, "shards: expected one of here, processes, ray, found 'there'"),
+        ({"shards": "processes", "workers": 2}, "shards: expected here with generator: server, which batches by itself, found processes. Set it"),
+        ({"shards": "ray"}, "shards: expected here with generator: server, which batches by itself, found ray. Set it to here with one worker"),
         ({"workers": 0}, "workers: expected at least 1, found 0"),
         ({"workers": 2}, "workers: expected 1 with shards: here, where one shard is computed after the other, found 2"),
         ({"model": "{name}"}, "model: expected a name in which braces hold policy or digest, found '{name}'"),

@@ -218,6 +218,18 @@ def test_a_node_that_is_lost_costs_the_shard_that_it_was_at(
     assert {*twice} <= {int(number) for number, process, _ in notes(work, "begin") if process in of_node}
 
 
+@pytest.mark.parametrize(("threads", "gpus"), [(2, 0), (1, 1)])
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_no_node_can_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, gpus: int
+) -> None:
+    """Ray waits for such a node without an end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    message = rf"expected a node of the Ray cluster with {threads} cores \(`threads`\) and {gpus} GPUs for each worker, found nodes with 1 and 0"
+    with pytest.raises(ValueError, match=message):
+        by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes"), Engine(shards="ray", workers=2, gpus=gpus))
+
+
 def test_a_cluster_that_does_not_run_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason='ray is not installed: pip install ".[ray]"')
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

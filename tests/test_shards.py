@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plumbline.models.uniforms import uniforms_of
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import write_jsonl
 from plumbline.pipeline.shard_files import (
     COLUMNS,
@@ -27,7 +30,7 @@ from plumbline.pipeline.shard_files import (
     write_table,
 )
 from plumbline.pipeline.shard_work import as_lines, as_table, by_shard, counts, only_here, write_counts
-from plumbline.pipeline.shard_workers import Task, compute_shard
+from plumbline.pipeline.shard_workers import Compute, Task, compute_shard
 from plumbline.rows import Row, assistant
 from tests.conftest import ROOT
 
@@ -254,3 +257,19 @@ def test_a_rows_numbers_depend_on_no_other_row_nor_on_how_many_are_drawn() -> No
         assert abs(float((first * second).mean())) < 4 / n**0.5
     assert float(together.min()) >= 0
     assert float(together.max()) < 1
+
+
+@contextmanager
+def _failing() -> Iterator[Compute]:
+    """Sets up nothing, as without a model, a server or prompts."""
+    raise ValueError("expected prompts, found none")
+    yield
+
+
+@pytest.mark.parametrize("shards", ["here", "processes"])
+def test_with_every_shard_there_nothing_is_set_up_but_without_items_it_is(tmp_path: Path, shards: str) -> None:
+    engine = Engine(shards=shards)
+    made = by_shard(tmp_path / "work", "ab", only_here(lambda number, item, shard: write_counts(shard, {"items": 1})))
+    assert by_shard(tmp_path / "work", "ab", _failing, engine) == made
+    with pytest.raises(ValueError, match="expected prompts, found none"):
+        by_shard(tmp_path / "none", "", _failing, engine)

@@ -39,6 +39,16 @@ def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert complaint == "gpus: expected at most the 4 GPUs of this machine for 3 workers, found 2 for each. Lower workers"
 
 
+def test_several_workers_do_not_share_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Engine(shards="processes", workers=3, gpus=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [*engine_lacks(several)] == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [*engine_lacks(Engine(shards="processes", workers=1, gpus=0))] == []
+    [complaint] = engine_lacks(several)
+    assert complaint.startswith("gpus: expected at least 1 for each of 3 workers on this machine with 4 GPUs")
+
+
 @pytest.mark.usefixtures("project")
 def test_check_notes_too_many_threads_and_judges_that_stay_in_the_stages_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "cores", lambda: 2)

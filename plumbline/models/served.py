@@ -1,8 +1,8 @@
 """Completions from a server with OpenAI's completions API, such as vLLM: what it is asked, and what its answers mean.
 
-Each completion is a request of its own: the prompt as token ids, the whole decoding (a server would else take what it lacks from the model's
+Each completion is a request of its own: the prompt as token ids, the whole decoding (a server takes missing values from the model's
 generation config), and a seed that belongs to the row (uniforms.py). So what a server draws for a row does not depend on which rows it draws at the
-same time, as far as the server keeps seeds apart. Its draws are not those of this project's sampler, which makes something else of the same seed.
+same time, as far as the server keeps seeds apart. The same seed gives other draws than in this project's sampler.
 
 As in that sampler only the end-of-turn token ends a completion, and rows of the embeddings without a token are never drawn. `stop_token_ids`,
 `ignore_eos`, `return_token_ids`, `top_k`, `min_p` and `repetition_penalty` are vLLM's names; another server may ignore them, which no answer shows.
@@ -30,6 +30,9 @@ from plumbline.pipeline.engine import Engine, address_of, served_name
 BANNED = -100
 """The bias of a token that is never drawn; OpenAI's lowest."""
 
+FIRST_TRIES = 3
+"""Of asking for the models: nothing is lost yet, so that a server that does not run is reported soon."""
+
 
 class Served:
     """A policy behind a server (`Generator` in generating.py)."""
@@ -53,7 +56,7 @@ class Served:
         config = AutoConfig.from_pretrained(folder)
         self._rows = config.get_text_config().vocab_size
         self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, self._rows)}
-        self._served_context = self._runner.run(self._caller.patiently(self._context))
+        self._served_context = self._runner.run(self._caller.patiently(self._context, FIRST_TRIES))
         self.context_tokens = context_of(config)
 
     def make_room(self, longest_tokens: int) -> None:

@@ -23,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IN_HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # what the client sends in headers besides the key
+CONNECT_SECONDS = 5.0  # a server that runs accepts a connection at once, however long it computes
 LONGEST_SPACE_SECONDS = 0.003  # handling an answer takes about 2 ms
 LONGEST_RETRY_AFTER_SECONDS = 1800.0  # a longer wait is a quota, not a rate limit
 SHOWN = 300  # characters of a server's words
@@ -46,6 +47,10 @@ class TransientError(Exception):
     def __init__(self, kind: str, wait_seconds: float | None = None, billed: bool = False) -> None:
         super().__init__(kind)
         self.kind, self.wait_seconds, self.billed = kind, wait_seconds, billed
+
+
+class UnreachableError(TransientError):
+    """No connection was made, so that nothing was sent, and nothing can be billed."""
 
 
 class Caller:
@@ -101,29 +106,37 @@ class Caller:
                 answer = await send(client)
                 seconds = time.monotonic() - started
                 self._call_seconds = 0.9 * self._call_seconds + 0.1 * seconds if self._call_seconds else seconds
-        except (openai.APITimeoutError, TimeoutError):
-            raise TransientError("timeout", billed=True) from None
-        except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__  # ConnectError, ConnectTimeout: nothing was sent, so nothing can be billed
-            raise TransientError(f"connection dropped ({cause})", billed=not cause.startswith("Connect")) from None
+        except (openai.APIConnectionError, TimeoutError) as error:  # of which the client's timeouts are a kind
+            cause = type(error.__cause__).__name__
+            if cause.startswith("Connect"):  # ConnectError, ConnectTimeout
+                raise UnreachableError(cause) from None
+            kind = "timeout" if isinstance(error, openai.APITimeoutError | TimeoutError) else f"connection dropped ({cause})"
+            raise TransientError(kind, billed=True) from None
         except openai.APIStatusError as error:
             raise self._failure(error) from None
         except (openai.APIResponseValidationError, ValueError):  # not JSON, or cut off
             raise TransientError("unreadable body", billed=True) from None
         return answer
 
-    async def patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """The result of a call, made again after each failure that may pass.
+    async def patiently(self, call: Callable[[], Awaitable[Result]], most: int | None = None) -> Result:
+        """The result of a call, made again after each failure that may pass, with at most so many tries; None: as many as `config` says.
 
         Raises:
-            EndpointError: the server refuses, or failed in all tries.
+            EndpointError: the server refuses, cannot be reached, or failed in all tries.
         """
         section, tries = self._config.section, self._config.retries + 1
+        tries = tries if most is None else min(tries, most)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientError), stop=stop_after_attempt(tries), wait=self._wait, reraise=True
         )
         try:
             return await retrying(call)
+        except UnreachableError as error:
+            source = f"{section}.base_url" if self._config.base_url else f"{section}.base_url or {self._config.address_env}"
+            raise EndpointError(
+                f"{section}: expected a server at {self.address}, found none in {tries} tries ({error.kind}). Start it, or check {source}. "
+                f"{self._kept} are kept: run again to go on from here."
+            ) from None
         except TransientError as error:
             raise EndpointError(
                 f"{section}: {self.address} failed {tries} times for one call, the last time with {error.kind}. "
@@ -163,12 +176,11 @@ class Caller:
     def _opened(self) -> "AsyncOpenAI":
         """The client, opened inside the event loop that it belongs to."""
         if self._client is None:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, Timeout
 
             config = self._config
-            self._client = AsyncOpenAI(
-                api_key=self._key or "none", base_url=self._base_url, timeout=config.timeout_seconds, max_retries=0
-            )
+            timeout = Timeout(config.timeout_seconds, connect=min(CONNECT_SECONDS, config.timeout_seconds))
+            self._client = AsyncOpenAI(api_key=self._key or "none", base_url=self._base_url, timeout=timeout, max_retries=0)
             if config.requests_per_minute:
                 from aiolimiter import AsyncLimiter
 

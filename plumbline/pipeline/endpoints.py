@@ -15,6 +15,8 @@ class Endpoint:
 
     section: ClassVar[str] = ""
     """What leads to these values in messages, such as `judge`."""
+    address_env: ClassVar[str] = "OPENAI_BASE_URL"
+    """The environment variable with the server's address, if `base_url` does not say it."""
 
     base_url: str | None = None
     """Address of the server, with /v1; null: the one in the environment."""

@@ -19,8 +19,11 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 GENERATORS = ("transformers", "server")
 SHARDS = ("here", "processes", "ray")
 
-ADDRESS = "ENGINE_BASE_URL"
-"""The environment variable with the server's address, if the file gives none."""
+STATED = (
+    "model", "prompt", "n", "max_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos",
+    "return_token_ids", "logprobs", "logit_bias",
+)  # fmt: skip
+"""Fields of a request whose values follow from the stage (plumbline/models/served.py), so that `request` cannot hold them."""
 
 DIGITS = 8
 """Of the digest in a served policy's name."""
@@ -31,19 +34,20 @@ class Engine(Endpoint):
     """What generates, and where shards are computed; by default both here. Values and their meaning: conf/engine/*.yaml."""
 
     section: ClassVar[str] = "engine"
+    address_env: ClassVar[str] = "ENGINE_BASE_URL"
 
     generator: str = "transformers"
     """transformers: this project's own sampler, in the process that computes the shard | server."""
     model: str = "{policy}-{digest}"
     """generator: server only: the name by which the server serves a policy; `{policy}` is the node, `{digest}` begins the digest of its folder."""
     request: dict[str, Any] = field(default_factory=dict)
-    """generator: server only: fields that each request gets besides, for a server that has other names than vLLM."""
+    """generator: server only: further fields of each request, for a server that has other names than vLLM."""
     shards: str = "here"
     """Where shards are computed: here, one after the other | processes: in `workers` processes of this machine | ray."""
     workers: int = 1
     """How many shards are computed at the same time."""
     gpus: int = 0
-    """GPUs that each worker has for itself. 0: workers of this machine share what there is, those on Ray have none."""
+    """GPUs that each worker has for itself. 0: a worker on Ray has none; here a single worker sees all, and several are refused if there are any."""
     api_key_env: str = "ENGINE_API_KEY"
     needs_key: bool = False
 
@@ -64,6 +68,16 @@ class Engine(Endpoint):
             self.model.format(policy="", digest="")
         except (KeyError, IndexError, ValueError):
             complaints.append(f"model: expected a name in which braces hold policy or digest, found {self.model!r}")
+        if stated := [name for name in STATED if name in self.request]:
+            complaints.append(
+                f"request: expected fields that the stage does not set itself, found {', '.join(stated)}. Set the decoding, the seed and the "
+                "number of completions in the stage's section, and the model's name in `model`"
+            )
+        if self.is_served and self.shards in SHARDS[1:]:
+            complaints.append(
+                f"shards: expected here with generator: server, which batches by itself, found {self.shards}. Set it to here with one worker, and "
+                "raise concurrency"
+            )
         if self.shards == "here" and self.workers > 1:
             complaints.append(
                 f"workers: expected 1 with shards: here, where one shard is computed after the other, found {self.workers}. Set it to 1, or "
@@ -89,13 +103,16 @@ def address_of(engine: Engine) -> str:
     """
     if complaints := [*engine_lacks(engine)]:
         raise ValueError(f"engine.{complaints[0]}")
-    return engine.base_url or os.environ[ADDRESS]
+    return engine.base_url or os.environ[engine.address_env]
 
 
 def engine_lacks(engine: Engine) -> Iterator[str]:
     """What the engine needs and the environment does not offer."""
-    if engine.is_served and not (engine.base_url or os.environ.get(ADDRESS)):
-        yield f"base_url: expected the server's address here or in the environment variable {ADDRESS}, such as http://127.0.0.1:8000/v1, found none"
+    if engine.is_served and not (engine.base_url or os.environ.get(engine.address_env)):
+        yield (
+            f"base_url: expected the server's address here or in the environment variable {engine.address_env}, such as http://127.0.0.1:8000/v1, "
+            "found none"
+        )
     if engine.is_served and engine.needs_key and not os.environ.get(engine.api_key_env):
         yield f"needs_key: expected the server's key in the environment variable {engine.api_key_env}, found none"
     yield from _workers_lack(engine)
@@ -104,12 +121,20 @@ def engine_lacks(engine: Engine) -> Iterator[str]:
 def _workers_lack(engine: Engine) -> Iterator[str]:
     if engine.shards == "ray" and find_spec("ray") is None:
         yield 'shards: expected the library ray, found none. Install it (`pip install ".[ray]"`), or set shards to processes'
-    if engine.shards == "processes" and engine.gpus:
+    if engine.shards == "processes" and (engine.gpus or engine.workers > 1):
         import torch
 
-        there = torch.cuda.device_count()
-        if engine.workers * engine.gpus > there:
-            yield f"gpus: expected at most the {there} GPUs of this machine for {engine.workers} workers, found {engine.gpus} for each. Lower workers"
+        gpu_count = torch.cuda.device_count()
+        if engine.workers * engine.gpus > gpu_count:
+            yield (
+                f"gpus: expected at most the {gpu_count} GPUs of this machine for {engine.workers} workers, found {engine.gpus} for each. Lower "
+                "workers"
+            )
+        if gpu_count and not engine.gpus:
+            yield (
+                f"gpus: expected at least 1 for each of {engine.workers} workers on this machine with {gpu_count} GPUs, the first of which all would "
+                "use, found 0. Set gpus to 1, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1)"
+            )
 
 
 def crowding(engine: Engine, threads: int) -> str:

@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 10.0
 
 
 class ThisMachine:
-    """Starts workers as processes with the stage's environment. Each has `gpus` of the stage's GPUs for itself; with 0 they share them."""
+    """Starts workers as processes with the stage's environment. Each has `gpus` of the stage's GPUs for itself; with 0 it sees them all."""
 
     def __init__(self, prepare: Prepare, gpus: int) -> None:
         self.prepare = described(prepare)

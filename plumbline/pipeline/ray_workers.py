@@ -7,7 +7,7 @@ cluster that runs on this machine.
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from plumbline.pipeline.shard_workers import Bench, Prepare, WorkerDied, described, for_workers, require_none
@@ -36,6 +36,9 @@ class RayCluster:
                 f"engine.shards: expected a running Ray cluster, found none ({' '.join(str(error).split())[:200]}). Start one by `ray start --head`, "
                 "or name one in RAY_ADDRESS"
             ) from error
+        if complaint := _no_room(ray.nodes(), _cores(), self.gpus):
+            ray.shutdown()
+            raise ValueError(complaint)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,9 +49,8 @@ class RayCluster:
     def hire(self) -> "RayWorker":
         import ray
 
-        cores = int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
         actor: Any = ray.remote(RemoteBench)
-        options = {"num_cpus": cores, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": _cores(), "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         return RayWorker(actor.options(**options).remote(self.prepare, os.getcwd()))
 
     def ready(self, busy: Collection["RayWorker"]) -> "list[RayWorker]":
@@ -56,6 +58,23 @@ class RayCluster:
 
         ended, _ = ray.wait([worker.error for worker in busy])
         return [worker for worker in busy if worker.error in ended]
+
+
+def _cores() -> int:
+    """The cores that a worker takes: as many as the stage has threads."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
+
+
+def _no_room(nodes: Iterable[Mapping[str, Any]], cores: int, gpus: int) -> str:
+    """What is wrong if no node could ever hold a worker, however long it waited; empty if one could."""
+    sizes = [(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes if node["Alive"]]
+    if any(cores <= size[0] and gpus <= size[1] for size in sizes):
+        return ""
+    found = ", ".join(f"{size[0]} and {size[1]}" for size in sorted({*sizes}, reverse=True))
+    return (
+        f"engine.gpus: expected a node of the Ray cluster with {cores} cores (`threads`) and {gpus} GPUs for each worker, found nodes with "
+        f"{found or 'none'}. Lower threads or gpus, or add such a node"
+    )
 
 
 class RemoteBench(Bench):

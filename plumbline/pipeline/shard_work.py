@@ -32,7 +32,8 @@ def by_shard(
     """Computes a shard from each item, except those that are there already, and returns the shards' folders in order.
 
     folder: below the stage's checkpoints.
-    prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards; entered once in each process. Workers
+    prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards; entered once in each process, and not
+    at all if every shard is there. Workers
     get it pickled, so for them it has to be a function of a module with its arguments (`functools.partial`).
     engine: where shards are computed; without one in this process.
     afresh: computes every shard, also those that an interrupted run has left.
@@ -49,7 +50,9 @@ def by_shard(
     shards: list[Path] = []
     missing = _missing(folder, items, shards)
     first = next(missing, None)
-    if first is None or engine is None or engine.shards == "here":  # with nothing to compute, `prepare` still says what is wrong
+    if first is None and shards:  # all are there
+        return shards
+    if first is None or engine is None or engine.shards == "here":  # without items, `prepare` says what is wrong
         with prepare() as compute:
             for task in chain([first] if first else [], missing):
                 compute_shard(compute, task)
@@ -57,12 +60,12 @@ def by_shard(
     from tqdm import tqdm
 
     total = len(items) if isinstance(items, Sized) else None
-    there = sum(1 for shard in folder.glob("*") if shard.suffix != PARTIAL)
+    shard_count = sum(1 for shard in folder.glob("*") if shard.suffix != PARTIAL)
     with (
-        _workplace(engine, prepare) as place,
-        tqdm(desc=f"{engine.workers} workers", unit="shard", initial=there, total=total) as bar,
+        _workplace(engine, prepare) as workplace,
+        tqdm(desc=f"{engine.workers} workers", unit="shard", initial=shard_count, total=total) as bar,
     ):
-        for _ in in_workers(chain([first], missing), place, engine.workers):
+        for _ in in_workers(chain([first], missing), workplace, engine.workers):
             bar.update()
     return shards
 

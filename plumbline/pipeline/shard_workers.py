@@ -29,7 +29,11 @@ Compute = Callable[[int, Any, Path], None]
 """Computes a shard from its number and its item, and writes its files to the folder."""
 
 Prepare = Callable[[], AbstractContextManager[Compute]]
-"""Sets up whoever computes shards; left when no more are to be computed, unless an error ends the work."""
+"""Sets up whoever computes shards.
+
+The stage's process leaves it when no more are to be computed. A worker never does, because it is killed: nothing that has to be kept may
+wait for that.
+"""
 
 PARTIAL = ".partial"
 """How the names of folders end in which shards are being computed."""
@@ -107,7 +111,7 @@ class Workplace(Protocol[AnyWorker]):
         """Waits until one of the workers has ended its shard, or its life; returns all that have."""
 
 
-def in_workers(tasks: Iterator[Task], place: Workplace[Any], most: int) -> Iterator[Task]:
+def in_workers(tasks: Iterator[Task], workplace: Workplace[Any], most: int) -> Iterator[Task]:
     """Has shards computed by at most so many workers, and gives each task when its shard is there.
 
     A task is taken when a worker is free for it, so that no more than `most` are held.
@@ -123,14 +127,14 @@ def in_workers(tasks: Iterator[Task], place: Workplace[Any], most: int) -> Itera
     try:
         while True:
             while len(busy) < most and (task := lost.pop() if lost else next(tasks, None)):
-                worker = idle.pop() if idle else place.hire()
+                worker = idle.pop() if idle else workplace.hire()
                 busy[worker] = task
                 worker.begin(described(task))
             while idle:  # no shard is left for them, and another worker may need their room
                 idle.pop().dismiss()
             if not busy:
                 return
-            for worker in place.ready(busy):
+            for worker in workplace.ready(busy):
                 task = busy[worker]
                 try:
                     worker.end()  # of a worker whose shard raised an error, `finally` takes care

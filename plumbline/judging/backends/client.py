@@ -30,7 +30,7 @@ class EndpointClient:
 
     def __init__(self, config: OpenaiJudge) -> None:
         self._config = config
-        base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        base_url = config.base_url or os.environ.get(config.address_env) or "https://api.openai.com/v1"
         needs_key = config.needs_key and not config.dry_run
         self.caller = Caller(config, base_url, "The replies received so far", key_needed=needs_key)
         self.address = self.caller.address
