@@ -168,6 +168,51 @@ def test_the_same_difference_on_a_few_prompts_is_not_certain() -> None:
         assert pair.difference.excludes(0.0) == differs
 
 
+def constant(column: str, difference: float, n: int) -> dict[str, list[dict[str, Any]]]:
+    """Policy x, better than the opponent, base, by the same on all prompts; the third is neither."""
+    values = {"x": 0.5 + difference, "base": 0.5, "y": 0.5 - difference}
+    return {name: [{"id": f"p{number}", "index": 0, column: value} for number in range(n)] for name, value in values.items()}
+
+
+@pytest.mark.parametrize("column", ["gold", "win", "reward"])
+@pytest.mark.parametrize("difference", [0.1, 0.3, 0.5])
+def test_a_difference_that_is_the_same_on_all_prompts_is_significant_where_its_interval_excludes_0(
+    column: str, difference: float
+) -> None:
+    for one, other in (("x", "base"), ("base", "y"), ("x", "y")):
+        differs = []
+        for n in (1, 2, 5, 6, 7, 10, 20, 40, 80):
+            rows = constant(column, difference, n)
+            [pair] = compare_pairs({other: rows[other], one: rows[one]}, column, 1, "base")
+            assert pair.policy == one
+            assert pair.differs == pair.difference.excludes(0.0), (n, pair)
+            differs.append(pair.differs)
+        assert differs == sorted(differs)
+        assert differs[-1]
+
+
+def test_a_judge_who_always_prefers_a_policy_needs_six_prompts_to_say_so() -> None:
+    """The opponent ties with itself, so that a prompt's difference is at most 0.5: 2 · 0.5⁶ = 0.031.
+
+    Of two others it could be 1: 2 · (2/3)⁶ = 0.18.
+    """
+    rows = constant("win", 0.5, 6)
+    [pair] = compare_pairs({name: rows[name] for name in ("x", "base")}, "win", 1, "base")
+    assert (pair.p_value, pair.differs) == (0.03125, True)
+    assert pair.difference[:2] == pytest.approx((0.5, 0.025 ** (1 / 6) - 0.5))
+    [pair] = compare_pairs({name: rows[name] for name in ("x", "base")}, "win", 1, "another")
+    assert (pair.p_value, pair.differs) == (pytest.approx(2 * (2 / 3) ** 6), False)
+
+
+def test_the_same_difference_without_bounds_has_an_interval_from_six_prompts_on() -> None:
+    """The sign test, which has none of fewer: 2 · 0.5⁵ = 0.06."""
+    for n, p_value in ((5, 0.0625), (6, 0.03125)):
+        [pair] = compare_pairs({name: constant("reward", 0.5, n)[name] for name in ("x", "base")}, "reward", 1)
+        assert pair.p_value == p_value
+        assert np.isnan(pair.difference.low) == np.isnan(pair.difference.high) == (n == 5)
+    assert (pair.difference.low, pair.difference.high) == (0.5, 0.5)
+
+
 def test_equal_means_that_were_summed_in_another_order_are_not_different() -> None:
     values = [0.1, 0.2, 0.3]
     rows = {

@@ -2,13 +2,14 @@
 
 Pairs are compared by a paired t-test over prompts, each with the mean of its answers, and the p-values are corrected for the number of pairs by
 Holm's method (*Scandinavian Journal of Statistics* 6, 1979): the chance that any two equal policies are called different is at most 5 %.
+If the difference is the same on all prompts, there is no variance to test by, and the p-value is that of its exact interval (`paired_p_value`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import ceil
+from math import ceil, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ def compare_policies(answers: Answers, against: str, seed: int) -> Comparisons |
     of_pairs = wins_by_judge(kept, against) if measure == "win" else wins_by_value(kept, measure)
     values = ratings(of_pairs, policies.index(against), seed=seed)
     rated = sorted((Rated(*one) for one in zip(policies, values, strict=True)), key=lambda one: -one.rating.value)
-    return Comparisons(measure, rated, compare_pairs({one.policy: kept[one.policy] for one in rated}, measure, seed))
+    return Comparisons(measure, rated, compare_pairs({one.policy: kept[one.policy] for one in rated}, measure, seed, against))
 
 
 def _has(rows: Sequence[Row], column: str) -> bool:
@@ -125,9 +126,14 @@ def _by_prompt(each: Floats, prompts: Sequence[str]) -> Floats:
     return sums
 
 
-def compare_pairs(answers: Answers, column: str, seed: int) -> list[Pair]:
-    """Every pair of policies, with p-values corrected for their number. Prompts that only one of the two has values for are left out."""
-    found = [_compare(answers, *pair, column, seed) for pair in combinations(answers, 2)]
+def compare_pairs(answers: Answers, column: str, seed: int, against: str | None = None) -> list[Pair]:
+    """Every pair of policies, with p-values corrected for their number. Prompts that only one of the two has values for are left out.
+
+    against: the judge's opponent, if the column is `win`.
+    """
+    found = [
+        _compare(answers, *pair, column, lowest_difference(column, against in pair), seed) for pair in combinations(answers, 2)
+    ]
     alpha = (1 - CONFIDENCE) / len(found)  # Holm's first step: what is enough there is enough at every other
     return [
         Pair(
@@ -143,6 +149,16 @@ def compare_pairs(answers: Answers, column: str, seed: int) -> list[Pair]:
     ]
 
 
+def lowest_difference(column: str, with_opponent: bool) -> float | None:
+    """The lowest difference of two policies on a prompt, whose negative is the highest; None if it has no bound.
+
+    with_opponent: whether one of them is the judge's opponent, whose answers tie with themselves: its `win` is always 0.5.
+    """
+    if column == "reward":
+        return None
+    return -0.5 if column == "win" and with_opponent else -1.0
+
+
 class _Found(NamedTuple):
     policy: str
     other: str
@@ -152,8 +168,8 @@ class _Found(NamedTuple):
     p_value: float
 
 
-def _compare(answers: Answers, policy: str, other: str, column: str, seed: int) -> _Found:
-    """Two policies, the better one first."""
+def _compare(answers: Answers, policy: str, other: str, column: str, lowest: float | None, seed: int) -> _Found:
+    """Two policies, the better one first; lowest: of `lowest_difference`."""
     means = {name: _means(answers[name], column) for name in (policy, other)}
     prompts = [prompt for prompt in means[policy] if prompt in means[other]]
     if not prompts:
@@ -164,11 +180,14 @@ def _compare(answers: Answers, policy: str, other: str, column: str, seed: int) 
     first, second = (policy, other) if values[policy].mean() >= values[other].mean() else (other, policy)
     differences = np.round(values[first] - values[second], DIGITS)
     deviation = float(differences.std(ddof=1)) if len(prompts) > 1 else None
-    difference = bootstrap_mean(differences.tolist(), prompts, seed=seed, within=None if column == "reward" else (-1.0, 1.0))
+    difference = bootstrap_mean(differences.tolist(), prompts, seed=seed, within=None if lowest is None else (lowest, -lowest))
     assert difference is not None, "there are prompts"
     if difference.value and not np.ptp(differences):
         deviation = None
-    return _Found(first, second, difference, deviation, paired_p_value(difference.value, deviation, len(prompts)))
+    p_value = paired_p_value(difference.value, deviation, len(prompts), lowest)
+    if deviation is None and lowest is None and p_value > 1 - CONFIDENCE:  # the sign test has no interval of so few prompts
+        difference = difference._replace(low=nan, high=nan)
+    return _Found(first, second, difference, deviation, p_value)
 
 
 def _means(rows: Sequence[Row], column: str) -> dict[str, float]:
@@ -179,15 +198,22 @@ def _means(rows: Sequence[Row], column: str) -> dict[str, float]:
     return {prompt: sum(of_prompt) / len(of_prompt) for prompt, of_prompt in values.items()}
 
 
-def paired_p_value(difference: float, deviation: float | None, n: int) -> float:
+def paired_p_value(difference: float, deviation: float | None, n: int, lowest: float | None = None) -> float:
     """The two-sided p-value of a paired t-test: how often n prompts would show so large a mean difference if there were none.
 
-    deviation: of a prompt's difference; None if the same difference on every prompt, or a single one, says nothing of it. The p-value is then that of
-    the sign test: how often n coins fall alike.
+    If the same difference on all prompts, or a single prompt, says nothing of the spread, the p-value is one minus the confidence at which the
+    interval of such a difference (statistics.py) touches 0: 2 · (−lowest / (|difference| − lowest))^n. Without bounds, and at the highest
+    difference, that is the sign test: how often n coins fall alike.
+
+    deviation: of a prompt's difference; None if nothing is said of it.
+    lowest: the lowest difference on a prompt (`lowest_difference`).
     """
     if difference == 0:
         return 1.0
-    return 2 * float(stdtr(n - 1, -abs(difference) * n**0.5 / deviation)) if deviation else 2.0 ** (1 - n)
+    if deviation:
+        return 2 * float(stdtr(n - 1, -abs(difference) * n**0.5 / deviation))
+    share = 0.5 if lowest is None else lowest / (lowest - abs(difference))
+    return min(1.0, 2 * share**n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

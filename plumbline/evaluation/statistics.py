@@ -11,7 +11,8 @@ Several answers to one prompt are not independent, so prompts are what varies, e
 Where all prompts have the same value there is no variance to go by. Of values within bounds the interval is then that of Clopper and Pearson for 0
 of n prompts that differ, by as much as the bounds allow (for fractions the rule of three: Hanley and Lippman-Hand, *JAMA* 249, 1983). Without
 bounds no interval holds for every distribution (Bahadur and Savage, *Annals of Mathematical Statistics* 27, 1956): one prompt has none, and two or
-more have that of the t distribution, without width.
+more have that of the t distribution, without width. Comparisons of policies (comparisons.py) take the sign test's for rewards: none of fewer than six
+prompts, and beyond that the same without width.
 
 tests/benchmarks/coverage.py measures how often the intervals hold the truth.
 """

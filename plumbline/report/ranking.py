@@ -53,7 +53,7 @@ def ranking(material: Material) -> dict[str, Any] | None:
 def line(pair: Pair, style: str) -> Line:
     """A pair as a sentence with its figures."""
     difference, n = pair.difference, f"{pair.difference.n:,}"
-    bounds = show_bounds({"_low": difference.low, "_high": difference.high}, "", style)
+    bounds = show_bounds(flat("", difference), "", style)
     if pair.differs:
         sentence = f"{pair.policy} is better than {pair.other}."
     elif pair.detectable is None:
@@ -66,7 +66,7 @@ def line(pair: Pair, style: str) -> Line:
             f"{pair.policy} and {pair.other} cannot be told apart with {n} prompts, which would show a difference of "
             f"{show(pair.detectable, style).lstrip('+')} or more."
         )
-    bounds = f" {bounds}" if difference.n > 1 else ""
+    bounds = f" {bounds}" if bounds and difference.n > 1 else ""
     p_value = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
     needed = f"about {rounded(pair.prompts_needed)}" if pair.prompts_needed else DASH
     return Line(sentence, pair.differs, f"{show(difference.value, style)}{bounds}", p_value, needed)
