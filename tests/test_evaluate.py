@@ -102,6 +102,14 @@ def test_the_gain_of_the_opponent_over_itself_is_0_for_certain() -> None:
         assert (twin[key], twin[f"{key}_low"]) == (0.0, pytest.approx(0.025 ** (1 / 4) - 1, abs=1e-6))
 
 
+def test_the_win_rates_of_the_opponent_against_itself_are_one_half_for_certain() -> None:
+    scores = [score(n, win=0.5) for n in range(8)]
+    itself, twin = policy_figures(scores, scores, seed=1), policy_figures(scores, [replace(one) for one in scores], seed=1)
+    for key in ("win_rate", "win_rate_length_controlled"):
+        assert [itself[f"{key}{end}"] for end in ("", "_low", "_high")] == [0.5, 0.5, 0.5]
+        assert twin[f"{key}_low"] != 0.5
+
+
 def test_no_interval_of_a_single_prompt_looks_certain() -> None:
     """Two answers to one prompt, whatever the figure."""
     values = {

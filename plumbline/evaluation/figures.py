@@ -129,8 +129,8 @@ def policy_figures(
     figures: dict[str, float | int | None] = {}
     for figure in FIGURES:
         interval = _mean(scores, figure, seed)
-        if scores is against and figure.key == "win_rate" and interval:  # equal answers, which are ties for certain
-            interval = interval._replace(low=interval.value, high=interval.value)
+        if figure.key == "win_rate" and scores is against:
+            interval = _certain(interval)
         figures |= flat(figure.key, interval)
         if figure.key == "gold":
             figures |= flat("gold_gain", _gain(scores, against, "gold", seed))
@@ -195,7 +195,13 @@ def _length_controlled(scores: Sequence[Score], against: Sequence[Score], seed: 
     """The length-controlled win rate; the policy's answers and the opponent's are paired by prompt and index."""
     theirs = {(score.id, score.index): score.characters for score in against}
     differences = [score.characters - theirs[score.id, score.index] for score in scores]
-    return length_controlled(_column(scores, "win"), differences, [score.id for score in scores], seed=seed)
+    interval = length_controlled(_column(scores, "win"), differences, [score.id for score in scores], seed=seed)
+    return _certain(interval) if scores is against else interval
+
+
+def _certain(interval: Interval | None) -> Interval | None:
+    """The interval of a win rate against oneself, without width: equal answers are ties for certain."""
+    return interval and interval._replace(low=interval.value, high=interval.value)
 
 
 def _followed_each(scores: Sequence[Score]) -> Interval | None:
