@@ -33,7 +33,7 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, write_shard
 from plumbline.pipeline.shard_work import by_shard, only_here
-from plumbline.rewards.reward import finish, load_reward, score
+from plumbline.rewards.reward import finish, load_reward, score, spending, spent
 from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
@@ -169,10 +169,14 @@ def scored(reward: Path, answers: Shards, folder: Path, work: Work) -> dict[int,
     scorer = load_reward(reward, f"{work.name} {work.key} {folder.name}")
 
     def compute(number: int, file: Path, shard: Path) -> None:
-        write_json(shard / SCORES, score(scorer, read_shard(file))[0])
+        rows = read_shard(file)
+        with spending(scorer, shard):
+            rewards, _ = score(scorer, rows)
+        write_json(shard / SCORES, rewards)
 
     shards = {step: by_shard(folder / str(step), files, only_here(compute)) for step, files in answers.items()}
-    if ledger := finish(scorer):
+    finish(scorer)
+    if ledger := spent(shard for of_step in shards.values() for shard in of_step):
         work.log_timing(**{f"{folder.name}_{name}": value for name, value in ledger.items()})
     return {step: [shard / SCORES for shard in of_step] for step, of_step in shards.items()}
 

@@ -20,9 +20,9 @@ def contents(outputs: Sequence[str]) -> dict[str, bytes]:
 
 
 def judge_calls() -> dict[str, int]:
-    """How many questions the last run of each node says that it put to a judge; nodes without a judge are left out."""
-    rows = [(file.stem, row) for file in Path(".timings").glob("*.jsonl") for row in read_jsonl(file) if "judge_calls" in row]
-    return {name: row["judge_calls"] for name, row in rows}
+    """How many questions the last run of each node says that it put to each of its judges; nodes without a judge are left out."""
+    rows = [(file.stem, row) for file in Path(".timings").glob("*.jsonl") for row in read_jsonl(file)]
+    return {f"{name} {key}": calls for name, row in rows for key, calls in row.items() if key.endswith("judge_calls")}
 
 
 def require_resuming(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from plumbline.models.saving import save_policy
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard
-from plumbline.rows import Row, text_of
+from plumbline.rows import Message, Row, text_of
 from stages.overoptimisation import OveroptimisationEntry, OveroptimisationStage, run, some_prompts
 from tests.conftest import ROOT
-from tests.interrupting import contents, require_resuming
+from tests.interrupting import contents, judge_calls, require_resuming
 
 LETTERS = {"proxy": "a", "gold": "b"}
 """What the two rewards count."""
@@ -38,8 +39,19 @@ OUTPUTS = [
 ]
 
 
-def counting(folder: Path, _: str = "") -> Any:
-    return lambda prompts, texts: [float(text.split().count(LETTERS[folder.name])) for text in texts]
+class Counting:
+    """A reward that counts a letter, and asks about each answer as a judge would."""
+
+    def __init__(self, letter: str) -> None:
+        self.letter, self.ledger = letter, {"judge_calls": 0}
+
+    def __call__(self, prompts: Sequence[list[Message]], completions: Sequence[str]) -> list[float]:
+        self.ledger["judge_calls"] += len(completions)
+        return [float(text.split().count(self.letter)) for text in completions]
+
+
+def counting(folder: Path, _: str = "") -> Counting:
+    return Counting(LETTERS[folder.name])
 
 
 @pytest.fixture
@@ -172,6 +184,8 @@ def test_an_interrupted_run_goes_on_from_its_shards(
     measured: Path, monkeypatch: pytest.MonkeyPatch, steps: str, done: int
 ) -> None:
     require_resuming(monkeypatch, lambda: run(stage(steps=steps), "ppo"), OUTPUTS, done)
+    asked = len(answers())
+    assert judge_calls() == {f"overoptimisation@ppo {name}_judge_calls": asked for name in LETTERS}
 
 
 KILLED = """

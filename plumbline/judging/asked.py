@@ -1,7 +1,8 @@
 """What a judge was asked for each shard, kept in the shard's folder.
 
 A stage that was killed and goes on judges the shards that are missing. What it reports of the judge, in `.timings/` and MLflow, has to cover the
-others as well: replies, money, and the sample of conversations.
+others as well: replies, money, and the sample of conversations. What the interrupted shard had bought is missing from the money: its replies
+come from the cache when it is judged again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from plumbline.judging.judge import Judge
 from plumbline.pipeline.records import read_json, write_json
 
 ASKED = "asked.json"
-"""A shard's file. It depends on what was cached before, so it is no part of an output."""
+"""A shard's file. It depends on what was cached before, so it is not part of an output."""
 
 
 class Asked(NamedTuple):

@@ -173,7 +173,7 @@ def _added_up(ledgers: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 SPENT = "spent.json"
-"""A shard's file: what the replies of the reward's judges took for it. It depends on what was cached, so it is no part of an output."""
+"""A shard's file: what the replies of the reward's judges took for it. It depends on what was cached, so it is not part of an output."""
 
 
 @contextmanager
@@ -185,7 +185,10 @@ def spending(reward: Reward, shard: Path) -> Iterator[None]:
 
 
 def spent(shards: Iterable[Path]) -> dict[str, float]:
-    """What they took for all shards, in however many attempts at the stage; empty for a reward without a judge."""
+    """What they took for all shards, in however many attempts at the stage; empty for a reward without a judge.
+
+    What a shard that was interrupted had bought is missing: its replies come from the cache when it is scored again.
+    """
     return _added_up(read_json(shard / SPENT) for shard in shards)
 
 
