@@ -9,6 +9,7 @@ from aligning import GROUPS, config_of, run_align, write_inputs
 from ppo_tiny import PROMPTS
 from transformers import GenerationMixin
 
+from plumbline.methods.online import draws
 from plumbline.methods.online.groups import group_history, prompts_in_order, reward_functions
 from plumbline.methods.online.start import last_means, prompts_of
 from plumbline.pipeline import processes
@@ -49,6 +50,23 @@ def test_only_prompts_of_the_given_families_are_answered(artifacts: Path, method
     assert {str(prompt) for prompt in received} == {str(prompt) for prompt in PROMPTS[:2]}
     with pytest.raises(ValueError, match=rf"{method}: families: .*facts, sums.* found code"):
         run_align(artifacts, method, families=["sums", "code"])
+
+
+@pytest.mark.parametrize("method", GROUPS)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_what_samples_leaves_room_for_the_reference(
+    artifacts: Path, method: str, beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 a trained parameter takes 16 bytes, and one of the reference 4; without KL there is no reference."""
+    held_by_parameter: set[float] = set()
+
+    def recording(policy: Any, tokens: int, most: int, *, held: int) -> int:
+        held_by_parameter.add(held / policy.num_parameters())
+        return most
+
+    monkeypatch.setattr(draws, "rows_in_cache", recording)
+    run_align(artifacts, method, beta=beta)
+    assert held_by_parameter == {20.0 if beta else 16.0}
 
 
 @pytest.mark.parametrize("method", GROUPS)

@@ -92,3 +92,4 @@ def test_what_is_trained_is_held_with_its_gradients_and_moments() -> None:
     policy, reference = tiny_policy(), tiny_policy().to(torch.bfloat16).requires_grad_(False)
     count = policy.num_parameters()
     assert held_bytes(policy, reference, None) == 16 * count + 2 * count
+    assert held_bytes(policy, reference=reference.requires_grad_(True)) == 16 * count + 2 * count

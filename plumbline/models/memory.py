@@ -82,7 +82,12 @@ def rows_in_cache(model: Any, tokens: int, most: int, held: int) -> int:
     return most if fitting >= most else 2 ** int(math.log2(max(1, fitting)))
 
 
-def held_bytes(*models: Any) -> int:
-    """Bytes of models, and of the gradients and AdamW's moments of what is trained of them. None is left out."""
+def held_bytes(*models: Any, reference: Any = None) -> int:
+    """Bytes of models, and of the gradients and AdamW's moments of what is trained of them. None is left out.
+
+    reference: a model that is only read, even if its parameters are not frozen, as TRL's are not.
+    """
     parameters = [parameter for model in models if model is not None for parameter in model.parameters()]
-    return sum(one.nbytes + one.requires_grad * one.numel() * (GRADIENT + MOMENTS) for one in parameters)
+    trained = sum(one.numel() * (GRADIENT + MOMENTS) for one in parameters if one.requires_grad)
+    read = [] if reference is None else reference.parameters()
+    return sum(one.nbytes for one in (*parameters, *read)) + trained

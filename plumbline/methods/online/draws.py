@@ -59,6 +59,7 @@ def draw_by_rows(trainer: Any, tokenizer: PreTrainedTokenizerBase, steps_of_roll
             return generate(input_ids=input_ids, attention_mask=attention_mask, **inputs, logits_processor=by_rows)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         tokens = input_ids.shape[1] + trainer.max_completion_length
+        held = held_bytes(policy, reference=trainer.ref_model)  # it has one unless there is an adapter, or beta is 0
         sampled = sample(
             policy,
             tokenizer,
@@ -66,7 +67,7 @@ def draw_by_rows(trainer: Any, tokenizer: PreTrainedTokenizerBase, steps_of_roll
             max_new_tokens=trainer.max_completion_length,
             decoding=Decoding(trainer.temperature),
             uniforms=uniforms,
-            batch_size=rows_in_cache(policy, tokens, rows, held=held_bytes(policy)),
+            batch_size=rows_in_cache(policy, tokens, rows, held=held),
         )
         completions = pad_sequence(
             [torch.tensor(one.ids) for one in sampled], batch_first=True, padding_value=tokenizer.pad_token_id
