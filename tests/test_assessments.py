@@ -119,6 +119,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         ),
         ({"content": [{"type": "refusal", "refusal": "I can't."}]}, "I can't."),
         ([{"role": "user", "content": [ONE]}, {"role": "assistant", "content": [OTHER]}], "4."),
+        ({"content": [{"type": ["text"], "text": "4."}]}, "4."),  # its type says nothing, its text is there
         (["It is 3.", "It is 4."], "It is 4."),  # two answers, not two parts
     ],
 )
@@ -127,14 +128,28 @@ def test_all_parts_of_an_answer_are_brought_and_no_more(outputs: Any, text: str)
 
 
 @pytest.mark.parametrize(
-    "outputs", [[IMAGE, ONE], {"content": [ONE, IMAGE]}, {"content": [ONE, {"type": "tool_use", "name": "add"}]}]
+    "outputs",
+    [
+        [IMAGE, ONE],
+        {"content": [ONE, IMAGE]},
+        {"content": [ONE, {"type": "tool_use", "name": "add"}]},
+        {"content": [ONE, {"type": ["text"], "text": "a"}]},
+    ],
 )
 def test_an_answer_that_is_not_text_alone_is_left_out_instead_of_cut(outputs: Any) -> None:
     with pytest.raises(RowFault, match="an answer that is not text alone"):
         _answer(outputs)
 
 
-@pytest.mark.parametrize("outputs", [[THOUGHT], {"content": [IMAGE]}, {"content": [{"type": "text", "text": "  "}]}])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [THOUGHT],
+        {"content": [IMAGE]},
+        {"content": [{"type": "text", "text": "  "}]},
+        {"content": [{"type": ["text"], "value": "a"}]},
+    ],
+)
 def test_parts_without_a_word_are_not_an_answer(outputs: Any) -> None:
     with pytest.raises(RowFault, match="whose output is not an answer"):
         _answer(outputs)

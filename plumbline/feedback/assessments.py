@@ -172,16 +172,22 @@ def _are_parts(value: Any) -> bool:
     """Whether a value is the list of the parts of one message, not a list of messages or choices."""
     return (
         isinstance(value, list)
-        and any(isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS for part in value)
+        and any(_kind(part) in _TEXT_PARTS for part in value)
         and not any(isinstance(part, Mapping) and "role" in part for part in value)
     )
+
+
+def _kind(part: Any) -> str:
+    """The type that a part names; empty if it names none, or something other than a text."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _part_text(part: Any) -> str:
     """The text of a part; empty for what was thought. RowFault for an image, a call of a tool, and anything else."""
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    kind = _kind(part)
     if kind in _TEXT_PARTS and isinstance(text := part.get(_TEXT_PARTS[kind]), str):
         return text
     if kind in _THOUGHT_PARTS:
