@@ -148,8 +148,8 @@ def scored_shards(config: EvaluateStage, rewards: Sequence[Path], checkpoints: P
     if of_policy_itself:
         passes.append(divergence_pass(checkpoints / "divergence", [pair.ours for pair in pairs], *policies, surroundings))
     marks = section.thinking_marks
-    found = [of_pass for of_pass in passes if of_pass]
-    shards = score_shards(checkpoints / "scores", pairs, found, policies, marks, config.programs, engine)
+    passes_made = [of_pass for of_pass in passes if of_pass]
+    shards = score_shards(checkpoints / "scores", pairs, passes_made, policies, marks, config.programs, engine)
     if of_policy_itself:
         return shards, shards
     if not section.samples_at_1:

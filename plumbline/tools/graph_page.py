@@ -57,15 +57,15 @@ class Experiment(NamedTuple):
 
 def experiments(folder: Path, started: str) -> list[Experiment]:
     """The queued experiments of which a node ended since `started`, of all in the folder of timings if that is empty; the last one last."""
-    found: dict[str, Experiment] = {}
+    by_name: dict[str, Experiment] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for row in read_jsonl(file):
             if "stage_seconds" in row and _is_experiment(row) and not row.get("here", False) and row.get("at", "") >= started:
-                one = found.get(row["by"], Experiment(row["by"], {}, ""))
-                found[row["by"]] = one._replace(
+                one = by_name.get(row["by"], Experiment(row["by"], {}, ""))
+                by_name[row["by"]] = one._replace(
                     nodes=one.nodes | {file.stem: row["stage_seconds"]}, at=max(one.at, row.get("at", ""))
                 )
-    return sorted(found.values(), key=lambda one: (one.at, one.name))
+    return sorted(by_name.values(), key=lambda one: (one.at, one.name))
 
 
 def _is_experiment(row: Mapping[str, Any]) -> bool:
