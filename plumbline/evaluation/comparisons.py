@@ -2,7 +2,7 @@
 
 Pairs are compared by a paired t-test over prompts, each with the mean of its answers, and the p-values are corrected for the number of pairs by
 Holm's method (*Scandinavian Journal of Statistics* 6, 1979): the chance that any two equal policies are called different is at most 5 %.
-If the difference is the same on all prompts, there is no variance to test by, and the p-value is that of its exact interval (`paired_p_value`).
+A difference that is the same on all prompts has no variance to base a test on: its p-value is that of its exact interval (`paired_p_value`).
 """
 
 from __future__ import annotations
