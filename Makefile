@@ -34,7 +34,7 @@ repro: setup  ## Run the pipeline: only what an edit touched runs again (RECIPE=
 	@if [ -n "$(RECIPE)" ]; then python -m plumbline.tools.recipe $(RECIPE); fi
 	python -m stages.check
 	@mkdir -p .timings && date -u +%Y-%m-%dT%H:%M:%S+00:00 > .timings/started
-	dvc repro
+	dvc repro --all-pipelines
 	@python -m plumbline.tools.summary
 
 test: setup  ## Run all tests, on as many cores as there are (PYTEST="…" for more options)

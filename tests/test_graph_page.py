@@ -232,4 +232,4 @@ def test_a_stage_writes_when_it_ended_and_for_whom(project: Path, monkeypatch: A
 
 def test_make_repro_writes_when_it_began() -> None:
     recipe = (Path(__file__).parents[1] / "Makefile").read_text()
-    assert recipe.index("> .timings/started") < recipe.index("\n\tdvc repro\n")
+    assert recipe.index("> .timings/started") < recipe.index("\n\tdvc repro ")
