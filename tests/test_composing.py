@@ -279,6 +279,18 @@ def test_a_value_that_both_read_alike_is_what_dvc_reads(value: str, tmp_path: Pa
     assert load_params(path) == load_yaml(str(path))
 
 
+def test_params_yaml_can_be_read_after_dvc_has_written_it(tmp_path: Path) -> None:
+    """`dvc exp run -S` drops quotes. The parser of ruamel-yaml-clib would be four times as fast, but takes no such text in brackets."""
+    from dvc.utils.serialize import load_yaml, modify_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text('seed: 17\nwords: ["a:b", "http://a:80"]\n')
+    with modify_yaml(str(path)) as values:
+        values["seed"] = 18
+    assert path.read_text() == "seed: 18\nwords: [a:b, http://a:80]\n"
+    assert load_params(path) == load_yaml(str(path)) == {"seed": 18, "words": ["a:b", "http://a:80"]}
+
+
 def test_a_stage_refuses_what_dvc_reads_differently_as_check_does(project: Path) -> None:
     error = check(project, ("seed: 17", "seed: 017"))
     assert "params.yaml: seed: expected a value with one meaning" in error
