@@ -23,8 +23,9 @@ from omegaconf import MISSING, DictConfig
 
 from plumbline.checking.following import require_checkers
 from plumbline.evaluation.section import COMPLETIONS, COMPLETIONS_AT_1, EvaluateSection
-from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
+from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures, fitting_of
 from plumbline.models.decoding_values import NEUTRAL, Decoding
+from plumbline.models.room import Fitting
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
@@ -67,7 +68,7 @@ def draws_of(section: EvaluateSection, decoding: Decoding) -> dict[str, Draws]:
 
 
 @contextmanager
-def answering(config: AnswerStage, policy: Path, prompts: Path, title: str) -> Iterator[Compute]:
+def answering(config: AnswerStage, policy: Path, fitting: Fitting, title: str) -> Iterator[Compute]:
     """Loads the policy, and computes shards of its answers."""
     from plumbline.models.determinism import make_deterministic
 
@@ -75,7 +76,7 @@ def answering(config: AnswerStage, policy: Path, prompts: Path, title: str) -> I
     draws = draws_of(config.evaluate, config.evaluate.decoding(policy))
     completer = Completer(
         policy,
-        stream_jsonl(prompts),
+        fitting,
         [*draws.values()],
         max_new_tokens=config.evaluate.max_new_tokens,
         batch_size=BATCH_SIZE,
@@ -101,8 +102,9 @@ def run(config: AnswerStage) -> None:
     with executing("answer", config.policy, config, [policy, prompts]) as work, work.checkpoints() as checkpoints:
         # which `evaluate` needs
         require_checkers(one for row in stream_jsonl(prompts) for one in row.get("instructions") or ())
+        fitting = fitting_of(policy, stream_jsonl(prompts), section.max_new_tokens, work.name, checkpoints)
         parts = chunked(stream_jsonl(prompts), config.shard_prompts)
-        shards = by_shard(checkpoints, parts, partial(answering, config, policy, prompts, work.name), config.engine)
+        shards = by_shard(checkpoints, parts, partial(answering, config, policy, fitting, work.name), config.engine)
         decoding = section.decoding(policy)
         output = work.output(f"artifacts/answer/{config.policy}")
         for name in draws_of(section, decoding):

@@ -2,8 +2,9 @@
 
 Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on which `prepare` depends so that this stage runs first, and
 `artifacts/reward/none` and `artifacts/steps/none`, which slots name that are left empty. They never change. It also writes
-`artifacts/decoding.json`, the decoding of `evaluate`, on which `answer` depends: DVC cannot depend on a value that params.yaml leaves out. So this
-stage makes no other run again unless the decoding has changed.
+`artifacts/decoding.json`, the decoding of `evaluate`, on which `answer` depends because DVC cannot depend on a value that params.yaml leaves out,
+and `artifacts/engine.json`, the values of the engine that decide what is drawn, on which `sample` and `answer` depend instead of on the engine's
+file. So this stage makes no other run again unless one of these values has changed.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds,
 a second more for each gigabyte of a model's folder, and a few more without a GPU if the recipe computes in bfloat16, which is measured.
@@ -61,6 +62,7 @@ from plumbline.pipeline.composing import (
     sized_file,
     typed,
 )
+from plumbline.pipeline.engine import deciding_values
 from plumbline.pipeline.misfits import hints, suggestion
 from plumbline.pipeline.params import Params, load_params
 from plumbline.pipeline.recipe_files import entry_misfits, file_misfits, size_misfits, stage_misfits
@@ -69,7 +71,7 @@ from plumbline.pipeline.sources import module_file
 from plumbline.pipeline.tracking_values import tracking_values
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}", f"steps/{NOTHING}")
-DECODING = Path("artifacts/decoding.json")
+DECODING, ENGINE = Path("artifacts/decoding.json"), Path("artifacts/engine.json")
 SECTIONS = ("seed", "threads", "launcher", "engine", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
@@ -356,6 +358,7 @@ def main(files: Sequence[str] = ()) -> None:
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")
     section = EvaluateSection(**params["evaluate"])
     write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
+    write_json(ENGINE, deciding_values(vars(configs["answer", None].engine)))
     print("The recipe is sound.")
     for note in filter(None, (slow_precision(configs, params), *crowded(configs), asked_here(configs))):
         print(f"Note: {note}.")

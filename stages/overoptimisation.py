@@ -142,17 +142,18 @@ def kept_policies(folder: Path) -> dict[int, Path]:
 
 def drawn(config: OveroptimisationStage, policy: Path, prompts: Path, step: int, folder: Path) -> list[Path]:
     """The shards of the policy's answers; `step` is the one that it was kept after."""
-    from plumbline.models.completions import Completer, Draws
+    from plumbline.models.completions import Completer, Draws, fitting_of
 
-    settings = config.overoptimisation
+    settings, longest = config.overoptimisation, config.evaluate.max_new_tokens
+    title = f"overoptimisation, step {step}"
     completer = Completer(
         policy,
-        stream_jsonl(prompts),
+        fitting_of(policy, stream_jsonl(prompts), longest, title),
         [Draws(settings.answers)],
-        max_new_tokens=config.evaluate.max_new_tokens,
+        max_new_tokens=longest,
         batch_size=settings.batch_size,
         seed=config.seed,
-        title=f"overoptimisation, step {step}",
+        title=title,
     )
 
     def complete(number: int, rows: list[Row], shard: Path) -> None:

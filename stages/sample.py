@@ -22,8 +22,9 @@ from pathlib import Path
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures
+from plumbline.models.completions import Completer, Draws, drawn_counts, drawn_figures, fitting_of
 from plumbline.models.decoding_values import DecodingFields
+from plumbline.models.room import Fitting
 from plumbline.pipeline.composing import entry_name, register, typed
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
@@ -96,7 +97,7 @@ def completed(completer: Completer, prompts: list[Row], first: int, settings: Sa
 
 
 @contextmanager
-def completing(config: SampleStage, title: str) -> Iterator[Compute]:
+def completing(config: SampleStage, fitting: Fitting, title: str) -> Iterator[Compute]:
     """Loads the policy, and computes shards of its completions."""
     from plumbline.models.determinism import make_deterministic
 
@@ -104,7 +105,7 @@ def completing(config: SampleStage, title: str) -> Iterator[Compute]:
     settings, policy = config.sample, POLICIES / config.sample.policy
     completer = Completer(
         policy,
-        prompts_of(settings),
+        fitting,
         [Draws(settings.n, settings.decoding(policy))],
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
@@ -126,8 +127,9 @@ def run(config: SampleStage, entry: str) -> None:
     """Samples the completions, shard by shard, and writes them."""
     settings, policy = config.sample, POLICIES / config.sample.policy
     with executing("sample", entry, config, [policy, PROMPTS, DEMONSTRATIONS]) as work, work.checkpoints() as checkpoints:
+        fitting = fitting_of(policy, prompts_of(settings), settings.max_new_tokens, work.name, checkpoints)
         parts = chunked(prompts_of(settings), settings.shard_prompts)
-        shards = by_shard(checkpoints, parts, partial(completing, config, work.name), config.engine)
+        shards = by_shard(checkpoints, parts, partial(completing, config, fitting, work.name), config.engine)
         as_table(shards, TABLE, work.output(f"artifacts/sample/{entry}"))
         total = counts(shards)
         figures = {"completions": total["completions"], **drawn_figures(total, settings.decoding(policy))}

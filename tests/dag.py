@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements.lock", "requirements-torch.txt")
 ORDERING = {"prepare": {"artifacts/none"}, "answer": {"artifacts/decoding.json"}}
 """Dependencies on what `check` writes and no stage reads: so that it runs first, and so that a value is noticed that a recipe may leave out."""
+GENERATORS, DECIDING = "plumbline/models/generating.py", "artifacts/engine.json"
+"""What a stage with an engine imports if it generates, and what it then depends on instead of the engine's file: `check` writes the values that
+decide what is drawn there. All other values of an engine change no output, so that no stage depends on them."""
 JUDGING = ("revise", "label", "reward_judge", "evaluate")
 READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in JUDGING}
 """Conf files that a stage reads itself, besides those that Hydra composes."""
@@ -135,7 +138,7 @@ def needs(node: Node, params: dict[str, Any]) -> Needs:
     schemas = [composing.schema_module(*path.split("/")) for path in chosen if path.count("/") == 1]
     modules = [f"stages.{node.stage}", *filter(None, schemas), *_loaded_by_name(node.stage, config)]
     files = {str(file.relative_to(ROOT)) for file in {*files_of(modules), *read_while_registering}}
-    files |= {f"conf/{path}.yaml" for path in chosen}
+    files |= {f"conf/{path}.yaml" for path in chosen if not path.startswith("engine/")}
     return Needs(files, _read_params(node, schema, params), _inputs(module, config, node.entry))
 
 
@@ -185,7 +188,7 @@ def _read_params(node: Node, schema: type, params: dict[str, Any]) -> set[str]:
             read.add(group)
         elif "evaluate" in fields and group in params["evaluate"]:
             read.add(f"evaluate.{group}")
-    return read
+    return read - {"engine"}
 
 
 def _inputs(module: Any, config: Any, entry: str | None) -> set[str]:
@@ -227,7 +230,7 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
     yield from (f"{node.name}: no dep on {path}" for path in sorted(extra - files))
     yield from (f"{node.name}: params lacks {key}" for key in sorted(need.params - set(node.params)))
     yield from (f"{node.name}: params names {key}, which it does not read" for key in sorted(set(node.params) - need.params))
-    ordering = ORDERING.get(node.stage, set())
+    ordering = ORDERING.get(node.stage, set()) | ({DECIDING} if _generates(node.stage, need) else set())
     inputs = set(node.deps) - files - set(LOCKS) - ordering
     named = declared.get(node.name, set()) | OUTSIDE_THE_GRAPH.get(node.stage, set())
     yield from (f"{node.name}: no dep on its input {path}" for path in sorted(need.inputs - inputs))
@@ -237,6 +240,11 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
     yield from (f"{node.name}: dep {path} is not an input" for path in sorted(inputs - need.inputs - left_empty))
     yield from (f"{node.name}: no dep on {path}, which `check` writes" for path in ordering - set(node.deps))
     yield from (f"{node.name}: no dep on {lock}" for lock in LOCKS if lock not in node.deps)
+
+
+def _generates(stage: str, need: Needs) -> bool:
+    """Whether a stage has its engine generate, and not only compute shards."""
+    return GENERATORS in need.files and "engine" in {field.name for field in dataclasses.fields(stage_schema(stage))}
 
 
 @cache

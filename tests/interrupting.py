@@ -1,12 +1,17 @@
-"""Interrupts a stage between two shards, and runs it again."""
+"""Interrupts or kills a stage between two shards, and runs it again."""
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from plumbline.pipeline.records import read_jsonl
+from tests.conftest import ROOT
 
 
 class Interrupted(BaseException):
@@ -57,3 +62,54 @@ def require_resuming(
     assert computed == (total if afresh else total - done)
     assert contents(outputs) == undisturbed
     assert judge_calls() == calls
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+replace, computed = os.replace, 0
+
+def killing(source, target):
+    global computed
+    if str(source).endswith(".partial"):
+        if computed == {done}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        computed += 1
+    replace(source, target)
+
+os.replace = killing
+{code}
+"""
+"""Runs a stage that kills itself when it has computed so many shards and the next is about to appear."""
+
+
+def require_surviving_a_kill(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], code: str, outputs: Sequence[str], done: int
+) -> None:
+    """Requires that `run`, killed once `done` shards are there, loses the shard that it was at alone, and gives the same bytes when it runs again.
+
+    code: does what `run` does, in another process, which finds the modules of the tests.
+    """
+    computed: list[str] = []
+    replace = os.replace
+
+    def counting(source: str | Path, target: str | Path) -> None:
+        if str(source).endswith(".partial"):
+            computed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", counting)
+    run()
+    undisturbed, whole = contents(outputs), [*computed]
+    computed.clear()
+    for output in outputs:
+        shutil.rmtree(output) if Path(output).is_dir() else Path(output).unlink()
+    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), done=done, code=code)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert contents(outputs) == {}
+    run()
+    assert computed == whole[done:]
+    assert contents(outputs) == undisturbed
+    assert not [file for file in Path(".checkpoints").iterdir() if file.suffix != ".lock"]

@@ -204,6 +204,28 @@ def test_the_decoding_that_answers_depend_on_is_written_by_check_whether_params_
     assert read_json(written) == before | {"top_p": 0.9, "min_p": None}
 
 
+def test_what_an_engine_decides_is_written_by_check_and_nothing_else_of_it(
+    project: Path, own_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that neither another number of workers nor another address makes `sample` and `answer` run again."""
+    monkeypatch.setenv("ENGINE_BASE_URL", "http://127.0.0.1:8000/v1")
+    monkeypatch.setattr(stages.check, "tracking_values", lambda: None)
+    params, file = project / "params.yaml", own_conf / "engine/vllm.yaml"
+    recipe, values = params.read_text(), file.read_text()
+
+    def written(engine: str, **changes: str) -> Any:
+        params.write_text(recipe.replace("engine: here", f"engine: {engine}"))
+        edited = "\n".join(line for line in values.splitlines() if line.partition(":")[0] not in changes)
+        file.write_text("\n".join([edited, *(f"{key}: {value}" for key, value in changes.items())]))
+        stages.check.main()
+        return read_json(project / "artifacts/engine.json")
+
+    assert written("here") == written("processes") == {"generator": "transformers"}
+    served = {"generator": "server", "model": "{policy}-{digest}", "request": {}}
+    assert written("vllm", concurrency="8", retries="0", timeout_seconds="5") == served
+    assert written("vllm", request="{repeat_penalty: 1.1}") == served | {"request": {"repeat_penalty": 1.1}}
+
+
 def test_problems_are_collected_from_every_schema_within_a_config() -> None:
     @dataclass
     class Rule:

@@ -122,6 +122,8 @@ EDITS = {
     "conf/judge/simulated.yaml": {"label@round1", "label@ranked", "label@round2", "reward_judge@direct",
                                   *(f"evaluate@{p}" for p in ("sft", "rs", "dpo", "ppo"))},
     "conf/judge/openai.yaml": set(),
+    "conf/engine/here.yaml": set(),
+    "artifacts/engine.json": {"sample@round1", "sample@round2", *(f"answer@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
 }  # fmt: skip
 """A file → the nodes that an edit of it makes run again; what these make decides what follows."""
 

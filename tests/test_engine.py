@@ -202,6 +202,9 @@ def test_only_what_decides_a_completion_identifies_a_computation() -> None:
 
     assert key(concurrency=1, retries=0, base_url="http://127.0.0.1:1/v1", shards="processes", workers=4) == key()
     assert key(request={"repeat_penalty": 1.1}) != key() != key(generator="transformers")
+    assert key() != key(model="another")
+    others = {name: decisive({"engine": vars(engine_of(name))}) for name in ("here", "processes", "ray")}
+    assert others["here"] == others["processes"] == others["ray"] == {"engine": {"generator": "transformers"}}
     assert decisive({"seed": 1}) == {"seed": 1}
 
 

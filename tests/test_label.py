@@ -25,7 +25,7 @@ from plumbline.world.answers import Style, write_answer
 from plumbline.world.families.catalog import FAMILIES, understand
 from plumbline.world.verify import verify
 from stages.label import LabelStage, run
-from tests.interrupting import require_resuming
+from tests.interrupting import require_resuming, require_surviving_a_kill
 
 PROMPTS, EACH = 40, 4
 STYLES = (
@@ -406,6 +406,11 @@ def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: 
     outputs = ["artifacts/label/round1", "artifacts/verdicts/round1.jsonl", "artifacts/figures/label/round1.json"]
     settings: dict[str, Any] = {"way": way, "pairs": "all_pairs", "min_margin": 0.1, "known": "gold"}
     require_resuming(monkeypatch, lambda: label(**settings), outputs, done=2)
+
+
+def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = ["artifacts/label/round1", "artifacts/verdicts/round1.jsonl", "artifacts/figures/label/round1.json"]
+    require_surviving_a_kill(monkeypatch, label, "from test_label import label; label()", outputs, done=1)
 
 
 def test_people_are_asked_about_all_shards_in_one_run(sampled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

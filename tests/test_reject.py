@@ -16,7 +16,7 @@ from plumbline.pipeline.shard_files import write_table
 from plumbline.rewards.rejection import acceptance_probabilities, best, matches, reject_statistically, top_fraction_threshold
 from plumbline.rows import Row, assistant
 from stages.reject import RejectEntry, RejectStage, candidates, preferences, run, select, threshold_of
-from tests.interrupting import contents, require_resuming
+from tests.interrupting import contents, require_resuming, require_surviving_a_kill
 
 KOLMOGOROV = 1.95  # sqrt(n) times the largest distance of two distribution functions exceeds this once in a thousand samples
 
@@ -265,6 +265,14 @@ def test_an_interrupted_run_goes_on_from_its_shards(sampled: Path, monkeypatch: 
     outputs = ["artifacts/reject/rs", "artifacts/figures/reject/rs.json"]
     settings = stage(strategy="fraction", fraction=0.5, keep=0)
     require_resuming(monkeypatch, lambda: run(settings, "rs"), outputs, done)
+
+
+def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it selects from the second of two scored shards."""
+    outputs = ["artifacts/reject/rs", "artifacts/figures/reject/rs.json"]
+    code = 'from test_reject import run, stage; run(stage(strategy="fraction", fraction=0.5, keep=0), "rs")'
+    settings = stage(strategy="fraction", fraction=0.5, keep=0)
+    require_surviving_a_kill(monkeypatch, lambda: run(settings, "rs"), code, outputs, done=3)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from plumbline.methods.online import groups
 from plumbline.methods.online.ppo.networks import CompletionLogits
 from plumbline.methods.online.ppo.rollout import measure
 from plumbline.models.architecture import HubModel
-from plumbline.models.completions import Completer, Draws
+from plumbline.models.completions import Completer, Draws, fitting_of
 from plumbline.models.loading import load_causal_lm, load_policy, mask_rows, rows_without_token, vocabulary_size
 from plumbline.models.logps import per_token_logps
 from plumbline.models.saving import save_policy
@@ -52,7 +52,10 @@ def with_a_hole() -> Any:
 
 def drawn(folder: Path, count: int = 64) -> list[dict[str, Any]]:
     rows = [{"id": str(number), "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
-    [completions] = Completer(folder, rows, [Draws(count)], max_new_tokens=8, batch_size=64, seed=1, title="test").complete(rows)
+    completer = Completer(
+        folder, fitting_of(folder, rows, 8, "test"), [Draws(count)], max_new_tokens=8, batch_size=64, seed=1, title="test"
+    )
+    [completions] = completer.complete(rows)
     return completions
 
 

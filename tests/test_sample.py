@@ -1,27 +1,24 @@
 """Claims about samples: which prompts are sampled, and what a sample of demonstrations holds."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
+from plumbline.models import chat
+from plumbline.models.chat import prompt_ids
+from plumbline.models.completions import Completer, fitting_of
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, write_jsonl
-from plumbline.pipeline.shard_files import read_table
+from plumbline.pipeline.shard_files import read_shard, read_table
 from plumbline.rows import Row, assistant
 from stages import sample
 from stages.sample import SampleEntry, SampleStage
-from tests.conftest import ROOT
-from tests.interrupting import contents, require_resuming
+from tests.interrupting import Interrupted, contents, require_resuming, require_surviving_a_kill
 from tests.ray_cluster import cluster  # noqa: F401  a fixture
 
 DEMONSTRATION = assistant("a b a b a b a b")  # longer than a sampled completion can be
@@ -115,44 +112,46 @@ def test_workers_on_a_cluster_draw_the_same(world: Path, cluster: Any) -> None: 
     assert contents(outputs) == here
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from plumbline.models.completions import Completer
-from test_sample import draw
-
-complete, calls = Completer.complete, []
-
-def until_the_third(completer, prompts, first=0):
-    rows = complete(completer, prompts, first)
-    calls.append(first)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rows
-
-Completer.complete = until_the_third
-draw("one", shard_prompts=2)
-"""
-
-
-def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(world: Path) -> None:
+def test_a_run_that_was_killed_loses_one_shard_and_ends_in_the_same_bytes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = ["artifacts/sample/one", "artifacts/figures/sample/one.json"]
+    code = 'from test_sample import draw; draw("one", shard_prompts=2)'
+    require_surviving_a_kill(monkeypatch, lambda: draw("one", shard_prompts=2), code, outputs, done=2)
+
+
+def test_prompts_are_measured_once_however_often_a_run_goes_on(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenising ten million takes hours."""
+    tokenised: list[Any] = []
+    monkeypatch.setattr(chat, "prompt_ids", lambda tokenizer, prompt: tokenised.append(prompt) or prompt_ids(tokenizer, prompt))
+    complete, calls = Completer.complete, []
+
+    def failing(completer: Completer, prompts: list[Row], first: int = 0) -> list[list[Row]]:
+        calls.append(first)
+        if calls == [0, 2]:
+            raise Interrupted
+        return complete(completer, prompts, first)
+
+    monkeypatch.setattr(Completer, "complete", failing)
+    with pytest.raises(Interrupted):
+        draw("one", shard_prompts=2)
+    assert tokenised == [*PROMPTS, *PROMPTS[:2]]
+    tokenised.clear()
     draw("one", shard_prompts=2)
-    undisturbed = contents(outputs)
-    shutil.rmtree("artifacts/sample/one")
-    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    environment = os.environ | {"DVC_STAGE": "sample@one", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    there = {
-        file.parent.name: file.stat().st_ino for file in Path(".checkpoints").glob("sample@one-*/00000?/completions.parquet")
-    }
-    assert [*sorted(there)] == ["000000", "000001"]
-    assert not Path("artifacts/sample/one").exists()
-    draw("one", shard_prompts=2)
-    assert {name: Path(f"artifacts/sample/one/{name}.parquet").stat().st_ino for name in there} == there  # not written again
-    assert contents(outputs) == undisturbed
-    assert [*Path(".checkpoints").glob("sample@one-*")] == []
+    assert tokenised == PROMPTS[2:]
+
+
+def test_whoever_computes_a_shard_reads_its_prompts_alone(world: Path) -> None:
+    """The stage's process has measured all of them."""
+    whole = draw("one", shard_prompts=2)
+    settings = SampleEntry(
+        policy="sft", of="rollout", n=2, prompts=0, temperature=1.0, max_new_tokens=6, batch_size=8, shard_prompts=2
+    )
+    rows = [{"id": f"p{number}", "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
+    fitting = fitting_of(world / "artifacts/policy/sft", rows, 6, "sample@one")
+    sample.PROMPTS.unlink()
+    with sample.completing(SampleStage(seed=3, threads=1, sample=settings), fitting, "sample@one") as compute:
+        (world / "shard").mkdir()
+        compute(1, rows[2:4], world / "shard")
+    assert read_shard(world / "shard" / sample.TABLE) == whole[4:8]
 
 
 def test_a_completion_does_not_depend_on_the_shard_that_it_is_in(world: Path) -> None:

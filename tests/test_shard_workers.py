@@ -230,6 +230,30 @@ def test_a_worker_that_no_node_can_hold_is_refused(
         by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes"), Engine(shards="ray", workers=2, gpus=gpus))
 
 
+def test_a_cluster_may_start_the_first_node_that_can_hold_a_worker(
+    tmp_path: Path,
+    cluster: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As an autoscaler does that begins without workers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    work = partial(doubling, tmp_path / "notes")
+    with pytest.raises(ValueError, match=r"found nodes with 1 and 0\. .*set node_wait_seconds"):
+        by_shard(tmp_path / "work", ITEMS, work, Engine(shards="ray", node_wait_seconds=0.5))
+    assert "waiting up to 0.5 s for one with 2 cores and 0 GPUs" in capsys.readouterr().err
+    nodes: list[Any] = []
+    growing = threading.Timer(2.0, lambda: nodes.append(cluster.add_node(num_cpus=2, object_store_memory=MEMORY)))
+    growing.start()
+    try:
+        there = by_shard(tmp_path / "work", ITEMS, work, Engine(shards="ray", node_wait_seconds=300.0))
+    finally:
+        growing.join()
+        cluster.remove_node(*nodes)
+    assert files(there) == files(by_shard(tmp_path / "here", ITEMS, partial(doubling, tmp_path / "one")))
+    assert notes(tmp_path / "notes", "cores") == [["2"]]
+
+
 def test_a_cluster_that_does_not_run_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason='ray is not installed: pip install ".[ray]"')
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -261,15 +261,16 @@ def test_a_rows_numbers_depend_on_no_other_row_nor_on_how_many_are_drawn() -> No
 
 @contextmanager
 def _failing() -> Iterator[Compute]:
-    """Sets up nothing, as without a model, a server or prompts."""
-    raise ValueError("expected prompts, found none")
+    """Sets up nothing, as without a model or a server."""
+    raise ValueError("expected a model, found none")
     yield
 
 
 @pytest.mark.parametrize("shards", ["here", "processes"])
-def test_with_every_shard_there_nothing_is_set_up_but_without_items_it_is(tmp_path: Path, shards: str) -> None:
+def test_without_a_shard_to_compute_nothing_is_set_up(tmp_path: Path, shards: str) -> None:
     engine = Engine(shards=shards)
     made = by_shard(tmp_path / "work", "ab", only_here(lambda number, item, shard: write_counts(shard, {"items": 1})))
     assert by_shard(tmp_path / "work", "ab", _failing, engine) == made
-    with pytest.raises(ValueError, match="expected prompts, found none"):
-        by_shard(tmp_path / "none", "", _failing, engine)
+    assert by_shard(tmp_path / "none", "", _failing, engine) == []
+    with pytest.raises(ValueError, match="expected a model, found none"):
+        by_shard(tmp_path / "work", "abc", _failing, engine)

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlamaTokenizer
 from plumbline.methods.online.groups import reward_functions
 from plumbline.methods.online.ppo.rollout import Sampler
 from plumbline.models.chat import TINY_TEMPLATE, ChatTemplateError, encode_turns, end_of_turn_id, openings, prompt_ids, render
-from plumbline.models.completions import Completer, Draws
+from plumbline.models.completions import Completer, Draws, fitting_of
 from plumbline.models.saving import save_policy
 from plumbline.models.tokenizers import FIXED_DATE, make_ready
 from plumbline.reasoning import without_reasoning
@@ -354,7 +354,7 @@ def test_a_sampled_text_begins_with_the_mark_that_its_prompt_opened(tmp_path: Pa
     prompt = [{"role": "user", "content": "q"}]
     settings: dict[str, Any] = {"max_new_tokens": 5, "batch_size": 4, "seed": 1, "title": "test"}
     asked = [{"id": "1", "prompt": prompt}]
-    [rows] = Completer(tmp_path, asked, [Draws(4)], **settings).complete(asked)
+    [rows] = Completer(tmp_path, fitting_of(tmp_path, asked, 5, "test"), [Draws(4)], **settings).complete(asked)
     for row in rows:
         text = row["completion"][0]["content"]
         assert text == "<think>" + tokenizer.decode(row["ids"], skip_special_tokens=True)

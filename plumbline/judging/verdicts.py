@@ -1,7 +1,7 @@
 """Reads the verdict in a judge's reply, from its final line and nowhere else.
 
 A judge quotes the answers that it judges, so a verdict anywhere but at the end may be an answer's own words. Only the last line of a reply
-counts, it has to consist of the verdict, and it must not be a quotation; what stands between marks of reasoning is no part of the reply, and
+counts, it has to consist of the verdict, and it must not be a quotation; what stands between marks of reasoning does not belong to the reply, and
 a reply that was cut off has no verdict. Instead of the last line, a JSON object may end the reply, in a code fence or not, as long as no other
 object in the reply contradicts it. A verdict that cannot be read for certain is None: it is asked for again or counted, never guessed.
 """

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.models.generating import generator_of
-from plumbline.models.room import require_room
+from plumbline.models.room import Fitting, require_room
 from plumbline.pipeline.engine import Engine
+from plumbline.pipeline.records import read_json, write_json
 from plumbline.rows import assistant
 
 if TYPE_CHECKING:
     from plumbline.models.sampling import Sampled
+
+FITTING = "fitting.json"
+"""Among a stage's checkpoints: how many prompts there are, and the length of the longest."""
 
 
 class Draws(NamedTuple):
@@ -23,6 +27,41 @@ class Draws(NamedTuple):
     """Whether each row also gets `logp`: the completion's log-probability at the decoding's temperature, in nats."""
 
 
+def fitting_of(
+    folder: Path, prompts: Iterable[Mapping[str, Any]], max_new_tokens: int, title: str, checkpoints: Path | None = None
+) -> Fitting:
+    """Makes sure that all prompts leave room for an answer by the policy in `folder`, before the first is completed.
+
+    That takes about a millisecond for each prompt, so the stage's process does it once for all its workers.
+
+    prompts: all of them, which are read once. title: heads error messages. checkpoints: the stage's, where the result is kept, so that a run
+    that goes on does not tokenise them again.
+
+    Raises:
+        ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
+    """
+    kept = checkpoints / FITTING if checkpoints else None
+    if kept and kept.exists():
+        return Fitting(**read_json(kept))
+    from tqdm import tqdm
+    from transformers import AutoConfig, AutoTokenizer
+
+    from plumbline.models.chat import prompt_ids
+    from plumbline.models.loading import context_of
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with tqdm(prompts, desc=f"{title}, lengths of prompts", unit="prompt", delay=10) as bar:
+        tokens = (len(prompt_ids(tokenizer, row["prompt"])) for row in bar)
+        fitting = require_room(tokens, context_of(AutoConfig.from_pretrained(folder)), max_new_tokens, title)
+    if not fitting.prompts:
+        raise ValueError(
+            f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
+        )
+    if kept:
+        write_json(kept, fitting._asdict())
+    return fitting
+
+
 class Completer:
     """A policy that completes prompts: loaded once, or found at a server, and then asked about any part of the prompts.
 
@@ -32,7 +71,7 @@ class Completer:
     def __init__(
         self,
         folder: Path,
-        prompts: Iterable[Mapping[str, Any]],
+        fitting: Fitting,
         draws: Sequence[Draws],
         *,
         max_new_tokens: int,
@@ -41,20 +80,18 @@ class Completer:
         title: str,
         engine: Engine | None = None,
     ) -> None:
-        """Loads the policy in `folder`, and makes sure that all prompts can be completed before the first is.
+        """Loads the policy in `folder`.
 
-        prompts: all of them, which are read once. draws: how each is completed; all of them use the same seed. title: heads the progress bar
-        and error messages. engine: says what generates; None for this process.
+        fitting: of all prompts, since the longest decides how many are completed together. draws: how each is completed; all of them use the same
+        seed. title: heads the progress bar and error messages. engine: says what generates; None for this process.
 
         Raises:
-            ValueError: there are no prompts, one leaves no room for `max_new_tokens` in the model's context, greedy decoding is to give
-                several completions of a prompt, or the engine's server does not serve this policy.
+            ValueError: greedy decoding is to give several completions of a prompt, or the engine's server does not serve this policy, or not
+                with a context that holds the longest prompt and `max_new_tokens`.
             EndpointError: the engine's server cannot be reached.
         """
         from tqdm import tqdm
         from transformers import AutoTokenizer
-
-        from plumbline.models.chat import prompt_ids
 
         for n, decoding, _ in draws:
             if decoding.temperature == 0 and n > 1:
@@ -67,12 +104,6 @@ class Completer:
         self.generator = generator_of(
             engine or Engine(), folder, self.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
         )
-        tokens = (len(prompt_ids(self.tokenizer, row["prompt"])) for row in prompts)
-        fitting = require_room(tokens, self.generator.context_tokens, max_new_tokens, title)
-        if not fitting.prompts:
-            raise ValueError(
-                f"{title}: expected prompts, found none. artifacts/figures/prepare/prepare.json counts the rows that prepare dropped, by reason"
-            )
         self.generator.make_room(fitting.longest_tokens + max_new_tokens)
         words = "; ".join(one.decoding.words for one in draws)
         self.bar = tqdm(total=fitting.prompts * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")

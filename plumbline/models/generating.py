@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 class Generator(Protocol):
     """Draws completions by a policy."""
 
-    context_tokens: int | None
-    """The longest sequence that the policy can read; None if there is no limit."""
-
     def make_room(self, longest_tokens: int) -> None:
         """Prepares for sequences of up to so many tokens, prompt and completion together; raises ValueError where they do not fit."""
         ...
@@ -47,11 +44,10 @@ class Loaded:
     def __init__(
         self, folder: Path, tokenizer: "PreTrainedTokenizerBase", *, max_new_tokens: int, batch_size: int, seed: int
     ) -> None:
-        from plumbline.models.loading import context_of, load_policy
+        from plumbline.models.loading import load_policy
 
         self._model, self._tokenizer = load_policy(folder), tokenizer
         self._max_new_tokens, self._batch_size, self._seed = max_new_tokens, batch_size, seed
-        self.context_tokens = context_of(self._model.config)
 
     def make_room(self, longest_tokens: int) -> None:
         """Samples fewer rows at a time if the cache of so many tokens would not fit into memory."""

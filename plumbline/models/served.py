@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from plumbline.models.chat import end_of_turn_id
 from plumbline.models.decoding_values import NEUTRAL, Decoding
-from plumbline.models.loading import context_of, rows_without_token
+from plumbline.models.loading import rows_without_token
 from plumbline.models.sampling import Sampled
 from plumbline.models.uniforms import request_seed
 from plumbline.pipeline.endpoint_calls import Caller, EndpointError, RefusedError, TransientError, at_once
@@ -53,11 +53,9 @@ class Served:
         self._caller = Caller(engine, address_of(engine), "The shards completed so far")
         self._runner = asyncio.Runner()
         self._noted = False
-        config = AutoConfig.from_pretrained(folder)
-        self._rows = config.get_text_config().vocab_size
+        self._rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, self._rows)}
         self._served_context = self._runner.run(self._caller.patiently(self._context, FIRST_TRIES))
-        self.context_tokens = context_of(config)
 
     def make_room(self, longest_tokens: int) -> None:
         """Makes sure that the server reads sequences of so many tokens, prompt and completion together.

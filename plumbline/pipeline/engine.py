@@ -5,7 +5,7 @@ drawn by a server with OpenAI's completions API, such as vLLM (plumbline/models/
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,8 @@ class Engine(Endpoint):
     """How many shards are computed at the same time."""
     gpus: int = 0
     """GPUs that each worker has for itself. 0: a worker on Ray has none; here a single worker sees all, and several are refused if there are any."""
+    node_wait_seconds: float = 0.0
+    """shards: ray only: how long a stage waits for the cluster to start a node that can hold a worker, if none can."""
     api_key_env: str = "ENGINE_API_KEY"
     needs_key: bool = False
 
@@ -63,7 +65,7 @@ class Engine(Endpoint):
             for key, value, options in (("generator", self.generator, GENERATORS), ("shards", self.shards, SHARDS))
             if value not in options
         ]
-        complaints += outside(self, workers=COUNT, gpus=NOT_NEGATIVE)
+        complaints += outside(self, workers=COUNT, gpus=NOT_NEGATIVE, node_wait_seconds=NOT_NEGATIVE)
         try:
             self.model.format(policy="", digest="")
         except (KeyError, IndexError, ValueError):
@@ -89,10 +91,16 @@ class Engine(Endpoint):
 SCHEMAS = {"engine_schema": Engine}
 
 
+def deciding_values(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an engine that decide what is drawn. All others say where, how fast, and how patiently, and change no byte of an output."""
+    keys = ("generator", "model", "request") if engine["generator"] == "server" else ("generator",)
+    return {key: engine[key] for key in keys}
+
+
 def decisive(params: dict[str, Any]) -> dict[str, Any]:
     """A stage's values without those of its engine that change no result: a killed run goes on with another number of workers or calls."""
     engine = params.get("engine")
-    return params if engine is None else params | {"engine": {key: engine[key] for key in ("generator", "model", "request")}}
+    return params if engine is None else params | {"engine": deciding_values(engine)}
 
 
 def address_of(engine: Engine) -> str:

@@ -146,15 +146,15 @@ def machine_problems(launcher: Launcher) -> Iterator[str]:
 def _too_many(launcher: Launcher) -> str:
     """A complaint about more processes than there are GPUs, or cores where there is no GPU; empty if there are enough."""
     if launcher.on_cpu:
-        there, what = cores(), "cores"
+        available, what = cores(), "cores"
     else:
         import torch
 
-        there, what = torch.cuda.device_count(), "GPUs"
-    if launcher.processes <= there:
+        available, what = torch.cuda.device_count(), "GPUs"
+    if launcher.processes <= available:
         return ""
-    remedy = f"Set processes to {there}, or choose another launcher" if there else "Choose local, or ddp_cpu for a trial"
-    return f"processes: expected at most the {there} {what} of this machine, found {launcher.processes}. {remedy}"
+    remedy = f"Set processes to {available}, or choose another launcher" if available else "Choose local, or ddp_cpu for a trial"
+    return f"processes: expected at most the {available} {what} of this machine, found {launcher.processes}. {remedy}"
 
 
 def cores() -> int:

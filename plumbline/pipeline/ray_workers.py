@@ -17,11 +17,15 @@ PASSED_ON = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 
 
 class RayCluster:
-    """Starts workers on the cluster, each on as many cores as the stage has threads and on `gpus` GPUs."""
+    """Starts workers on the cluster, each on as many cores as the stage has threads and on `gpus` GPUs.
 
-    def __init__(self, prepare: Prepare, gpus: int) -> None:
+    If no node can hold one, the cluster may take `node_wait_seconds` to start such a node.
+    """
+
+    def __init__(self, prepare: Prepare, gpus: int, node_wait_seconds: float) -> None:
         self.prepare = described(prepare)
         self.gpus = gpus
+        self.node_wait_seconds = node_wait_seconds
 
     def __enter__(self) -> "RayCluster":
         import ray
@@ -36,7 +40,8 @@ class RayCluster:
                 f"engine.shards: expected a running Ray cluster, found none ({' '.join(str(error).split())[:200]}). Start one by `ray start --head`, "
                 "or name one in RAY_ADDRESS"
             ) from error
-        if complaint := _no_room(ray.nodes(), _cores(), self.gpus):
+        complaint = _no_room(ray.nodes(), _cores(), self.gpus)
+        if complaint and not self._grows():
             ray.shutdown()
             raise ValueError(complaint)
         return self
@@ -45,6 +50,22 @@ class RayCluster:
         import ray
 
         ray.shutdown()
+
+    def _grows(self) -> bool:
+        """Whether the cluster starts a node that can hold a worker in time. It learns of the need by a task that only such a node can run."""
+        if not self.node_wait_seconds:
+            return False
+        import ray
+
+        print(
+            f"engine: no node of the Ray cluster can hold a worker yet; waiting up to {self.node_wait_seconds:g} s for one with {_cores()} cores and "
+            f"{self.gpus} GPUs",
+            file=sys.stderr,
+            flush=True,
+        )
+        needed: Any = ray.remote(_nothing)
+        started, _ = ray.wait([needed.options(num_cpus=_cores(), num_gpus=self.gpus).remote()], timeout=self.node_wait_seconds)
+        return bool(started)
 
     def hire(self) -> "RayWorker":
         import ray
@@ -60,20 +81,24 @@ class RayCluster:
         return [worker for worker in busy if worker.error in ended]
 
 
+def _nothing() -> None:
+    """Runs where a worker could."""
+
+
 def _cores() -> int:
     """The cores that a worker takes: as many as the stage has threads."""
     return int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
 
 
 def _no_room(nodes: Iterable[Mapping[str, Any]], cores: int, gpus: int) -> str:
-    """What is wrong if no node could ever hold a worker, however long it waited; empty if one could."""
+    """What is wrong if none of these nodes could ever hold a worker, however long it waited; empty if one could."""
     sizes = [(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes if node["Alive"]]
     if any(cores <= size[0] and gpus <= size[1] for size in sizes):
         return ""
     found = ", ".join(f"{size[0]} and {size[1]}" for size in sorted({*sizes}, reverse=True))
     return (
         f"engine.gpus: expected a node of the Ray cluster with {cores} cores (`threads`) and {gpus} GPUs for each worker, found nodes with "
-        f"{found or 'none'}. Lower threads or gpus, or add such a node"
+        f"{found or 'none'}. Lower threads or gpus, or add such a node. If the cluster starts nodes when they are needed, set node_wait_seconds"
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from plumbline.pipeline.engine import Engine, engine_lacks
 from plumbline.pipeline.records import read_json, replacing_path, write_json
 from plumbline.pipeline.shard_files import shard_name
-from plumbline.pipeline.shard_workers import PARTIAL, Compute, Prepare, Task, Workplace, compute_shard, in_workers
+from plumbline.pipeline.shard_workers import Compute, Prepare, Task, Workplace, compute_shard, in_workers
 
 COUNTS = "counts.json"
 """What a shard counted, in its folder: names → numbers that may be summed."""
@@ -33,8 +33,7 @@ def by_shard(
 
     folder: below the stage's checkpoints.
     prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards; entered once in each process, and not
-    at all if every shard is there. Workers
-    get it pickled, so for them it has to be a function of a module with its arguments (`functools.partial`).
+    at all if every shard is there. Workers get it pickled, so for them it has to be a function of a module with its arguments (`functools.partial`).
     engine: where shards are computed; without one in this process.
     afresh: computes every shard, also those that an interrupted run has left.
 
@@ -50,17 +49,17 @@ def by_shard(
     shards: list[Path] = []
     missing = _missing(folder, items, shards)
     first = next(missing, None)
-    if first is None and shards:  # all are there
+    if first is None:
         return shards
-    if first is None or engine is None or engine.shards == "here":  # without items, `prepare` says what is wrong
+    if engine is None or engine.shards == "here":
         with prepare() as compute:
-            for task in chain([first] if first else [], missing):
+            for task in chain([first], missing):
                 compute_shard(compute, task)
         return shards
     from tqdm import tqdm
 
     total = len(items) if isinstance(items, Sized) else None
-    shard_count = sum(1 for shard in folder.glob("*") if shard.suffix != PARTIAL)
+    shard_count = sum(1 for _ in folder.glob("[0-9]*[0-9]"))
     with (
         _workplace(engine, prepare) as workplace,
         tqdm(desc=f"{engine.workers} workers", unit="shard", initial=shard_count, total=total) as bar,
@@ -90,7 +89,7 @@ def _workplace(engine: Engine, prepare: Prepare) -> Workplace[Any]:
     if engine.shards == "ray":
         from plumbline.pipeline.ray_workers import RayCluster
 
-        return RayCluster(prepare, engine.gpus)
+        return RayCluster(prepare, engine.gpus, engine.node_wait_seconds)
     from plumbline.pipeline.process_workers import ThisMachine
 
     return ThisMachine(prepare, engine.gpus)

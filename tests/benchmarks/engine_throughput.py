@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from plumbline.models.completions import Completer, Draws
+from plumbline.models.completions import Completer, Draws, fitting_of
 from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_jsonl
@@ -31,7 +31,7 @@ def rate(arguments: argparse.Namespace, prompts: list[dict[str, Any]], engine: E
     """Tokens a second; loading the policy is not counted."""
     completer = Completer(
         arguments.policy,
-        prompts,
+        fitting_of(arguments.policy, prompts, arguments.max_new_tokens, "engine_throughput"),
         [Draws(1, Decoding(temperature=arguments.temperature))],
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,

@@ -107,7 +107,7 @@ def run(name: str) -> dict[str, Any]:
 def aligned_again(policy: str, seed: int) -> dict[str, float]:
     """The gold gain, with bounds, of a policy trained with another seed and sampled and verified as `answer` and `evaluate` do."""
     from plumbline.evaluation.statistics import bootstrap_gain
-    from plumbline.models.completions import Completer, Draws
+    from plumbline.models.completions import Completer, Draws, fitting_of
     from plumbline.models.decoding_values import read_decoding
     from plumbline.models.determinism import make_deterministic
     from plumbline.pipeline.composing import load_params
@@ -123,14 +123,15 @@ def aligned_again(policy: str, seed: int) -> dict[str, float]:
     section = params["evaluate"]
     make_deterministic(params["seed"], params["threads"])
     prompts = read_jsonl(Path("artifacts/data/prompts") / f"{section['split']}.jsonl")
+    folder, title = trial / "artifacts/policy" / policy, f"answers of {policy}"
     completer = Completer(
-        trial / "artifacts/policy" / policy,
-        prompts,
+        folder,
+        fitting_of(folder, prompts, section["max_new_tokens"], title),
         [Draws(section["samples"], read_decoding(Path("artifacts/figures/answer") / f"{section['against']}.json"))],
         max_new_tokens=section["max_new_tokens"],
         batch_size=512,
         seed=params["seed"],
-        title=f"answers of {policy}",
+        title=title,
     )
     [answers] = completer.complete(prompts)
     against = read_jsonl(Path("artifacts/evaluate") / section["against"] / "answers.jsonl")
