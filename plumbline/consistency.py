@@ -23,9 +23,10 @@ from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
 from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
 from plumbline.pipeline.digests import content_digest, wrong_pin
-from plumbline.pipeline.engine import crowding, engine_lacks
-from plumbline.pipeline.launcher import machine_problems, oversubscription, trains
+from plumbline.pipeline.engine import engine_lacks
+from plumbline.pipeline.launcher import machine_problems, trains
 from plumbline.pipeline.misfits import suggestion
+from plumbline.pipeline.processes import oversubscription
 from plumbline.world.families.catalog import FAMILIES
 
 Node = tuple[str, str | None]
@@ -225,9 +226,11 @@ def _not_launchable(configs: Configs, params: Params) -> Iterator[str]:
 def crowded(configs: Configs) -> Iterator[str]:
     """Notes on a launcher and an engine that start more threads than this machine has cores."""
     for stage in _launched(configs)[:1]:
-        yield oversubscription(stage.launcher, stage.threads)
+        if not stage.launcher.prefix:  # which starts processes on other machines
+            yield oversubscription("processes", stage.launcher.processes, stage.threads)
     for stage in _working_by_shard(configs)[:1]:
-        yield crowding(stage.engine, stage.threads)
+        if stage.engine.shards == "processes":
+            yield oversubscription("workers", stage.engine.workers, stage.threads)
 
 
 def _working_by_shard(configs: Configs) -> list[Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plumbline.pipeline.launcher import cores
+from plumbline.pipeline.processes import cores
 from plumbline.pipeline.shard_work import write_counts
 from plumbline.pipeline.shard_workers import Compute
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from peft import get_peft_model
 from ppo_tiny import tiny_policy, word_tokenizer
 
+from plumbline.consistency import crowded
 from plumbline.methods.online.draws import DrawnByRow, random_stream
 from plumbline.models.adapters import lora_config
 from plumbline.models.saving import save_policy, whole_model
@@ -21,10 +22,10 @@ from plumbline.models.training_values import Lora
 from plumbline.pipeline import launcher as launching
 from plumbline.pipeline import processes
 from plumbline.pipeline.composing import CONF
-from plumbline.pipeline.launcher import Launcher, accelerate_arguments, accelerate_config, launch, oversubscription
+from plumbline.pipeline.launcher import Launcher, accelerate_arguments, accelerate_config, launch
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import write_json
-from stages.check import main, recipe_errors
+from stages.check import examined, main, recipe_errors
 
 SHARED = {"ddp": 2, "ddp_cpu": 2, "ddp_machines": 16, "fsdp": 8, "deepspeed_zero3": 8}
 """The launchers of conf/launcher that start processes → how many."""
@@ -40,6 +41,7 @@ def launcher_of(name: str, **changes: Any) -> Launcher:
 def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of four cores, two GPUs and DeepSpeed, as far as a launcher looks."""
     monkeypatch.setattr(launching, "cores", lambda: 4)
+    monkeypatch.setattr(processes, "cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(launching, "find_spec", lambda name: name)
     monkeypatch.setenv("MASTER_ADDR", "node1")
@@ -161,9 +163,18 @@ def test_check_notes_more_threads_than_cores(
     )
     main()
     assert "Note: 2 processes of 3 threads each share the 4 cores of this machine" in capsys.readouterr().out
-    assert oversubscription(launcher_of("ddp_cpu"), 2) == ""
-    assert oversubscription(launcher_of("local"), 8) == ""
-    assert oversubscription(launcher_of("ddp_machines"), 8) == ""  # another machine's cores
+    noted = "each share the 4 cores of this machine, which is slower than fewer: set processes to 1, or threads to 2"
+    assert processes.oversubscription("processes", 2, 3) == f"2 processes of 3 threads {noted}"
+    assert processes.oversubscription("processes", 2, 2) == processes.oversubscription("processes", 1, 8) == ""
+
+
+@pytest.mark.usefixtures("cores")
+def test_threads_of_processes_on_other_machines_are_not_noted(project: Path) -> None:
+    recipe: Any = load_params() | {"threads": 8}
+    _, configs = examined(recipe | {"launcher": "ddp_machines"})
+    assert [*filter(None, crowded(configs))] == []
+    _, configs = examined(recipe | {"launcher": "ddp_cpu"})
+    assert [note.partition(" threads")[0] for note in crowded(configs) if note] == ["2 processes of 8"]
 
 
 # ---- what is started ----------------------------------------------------------------------------------------------------

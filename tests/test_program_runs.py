@@ -62,7 +62,7 @@ def test_a_worker_runs_as_many_programs_at_once_as_its_share_of_the_cores(monkey
         return Verdict("passed", "", 0.1)
 
     monkeypatch.setattr("plumbline.checking.code.run_tests", run_slowly)
-    monkeypatch.setenv("WORKER_CORES", str(share))
+    monkeypatch.setenv("PLUMBLINE_WORKER_CORES", str(share))
     verdicts_on([f"```python\n{number}\n```" for number in range(9)], [TESTS] * 9, TRUSTED.limits, TRUSTED.isolation)
     assert max(peaks) == share
 

@@ -18,7 +18,7 @@ import pytest
 from shard_jobs import doubling, notes
 
 from plumbline.pipeline.engine import Engine
-from plumbline.pipeline.launcher import ProcessEnded
+from plumbline.pipeline.processes import ProcessEnded
 from plumbline.pipeline.shard_work import by_shard, counts
 from tests.ray_cluster import MEMORY, SEARCHED, cluster  # noqa: F401  a fixture
 

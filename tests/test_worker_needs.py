@@ -8,6 +8,7 @@ import torch
 
 from plumbline.consistency import asked_here, crowded
 from plumbline.pipeline import engine as engines
+from plumbline.pipeline import processes
 from plumbline.pipeline.engine import Engine, engine_lacks
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.shard_work import by_shard, only_here
@@ -51,11 +52,12 @@ def test_several_workers_do_not_share_the_first_gpu(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("project")
 def test_check_notes_too_many_threads_and_judges_that_stay_in_the_stages_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "cores", lambda: 2)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     errors, configs = examined(load_params() | {"engine": "processes"})
     assert errors == []
     notes = [*filter(None, crowded(configs))]
-    assert notes == ["2 workers of 2 threads each share the 2 cores of this machine: set workers to 1"]
+    shared = "2 workers of 2 threads each share the 2 cores of this machine"
+    assert notes == [f"{shared}, which is slower than fewer: set workers to 1, or threads to 1"]
     assert asked_here(configs).startswith("label@round1, ")
     _, configs = examined(load_params())
     assert [*filter(None, crowded(configs)), *filter(None, [asked_here(configs)])] == []

@@ -14,7 +14,7 @@ from typing import Any
 from plumbline.checking.programs import program_of
 from plumbline.checking.references import References, load_references
 from plumbline.checking.sandbox import Limits, Verdict, require_isolation, run_tests
-from plumbline.pipeline.launcher import cores
+from plumbline.pipeline.processes import cores
 from plumbline.reasoning import ALL
 from plumbline.rows import Message
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.endpoints import Endpoint
-from plumbline.pipeline.launcher import cores
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 
 GENERATORS = ("transformers", "server")
@@ -143,14 +142,6 @@ def _workers_lack(engine: Engine) -> Iterator[str]:
                 f"gpus: expected at least 1 for each of {engine.workers} workers on this machine with {gpu_count} GPUs, the first of which all would "
                 "use, found 0. Set gpus to 1, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1)"
             )
-
-
-def crowding(engine: Engine, threads: int) -> str:
-    """A note on more threads of workers than this machine has cores; empty if there is nothing to note."""
-    if engine.shards != "processes" or engine.workers * threads <= cores():
-        return ""
-    most = max(1, cores() // threads)
-    return f"{engine.workers} workers of {threads} threads each share the {cores()} cores of this machine: set workers to {most}"
 
 
 def served_name(engine: Engine, folder: Path) -> str:

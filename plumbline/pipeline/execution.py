@@ -23,8 +23,9 @@ from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, co
 from plumbline.pipeline.composing import require_sound, typed
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.engine import decisive
-from plumbline.pipeline.launcher import ProcessEnded, launch, trains
+from plumbline.pipeline.launcher import launch, trains
 from plumbline.pipeline.mlflow_calls import project_root
+from plumbline.pipeline.processes import ProcessEnded
 from plumbline.pipeline.provenance import Input, maker_run, node_tags
 from plumbline.pipeline.records import write_json
 from plumbline.pipeline.tracking import QUIET_AND_PATIENT, Run, TrackingUnavailable, tracked

@@ -17,7 +17,7 @@ from typing import Any
 
 from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.mlflow_calls import project_root
-from plumbline.pipeline.processes import LAUNCHED
+from plumbline.pipeline.processes import LAUNCHED, ProcessEnded, cores
 from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import write_json
 from plumbline.pipeline.warm_process import SWITCH, end_as
@@ -39,15 +39,8 @@ SHARDING = ("FSDP", "DEEPSPEED")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 """Variables that say where the processes of several machines meet."""
 
-WORKER_CORES = "WORKER_CORES"
-"""Set in the environment of each worker (shard_workers.py): the cores that are its share of the machine."""
-
 MACHINE = ("SLURM_NODEID", "NODE_RANK")
 """Variables that number the machines."""
-
-
-class ProcessEnded(RuntimeError):
-    """A process of a launched stage has ended without a word of its own."""
 
 
 @dataclass
@@ -157,13 +150,6 @@ def _too_many(launcher: Launcher) -> str:
     return f"processes: expected at most the {available} {what} of this machine, found {launcher.processes}. {remedy}"
 
 
-def cores() -> int:
-    """The number of processor cores that this process may use; a worker's share of them if it computes shards for a stage."""
-    if share := os.environ.get(WORKER_CORES):
-        return int(share)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _objections(launcher: Launcher) -> Iterator[str]:
     """What accelerate's own config class and parser object to."""
     from accelerate.commands.config.config_args import ClusterConfig
@@ -175,17 +161,6 @@ def _objections(launcher: Launcher) -> Iterator[str]:
         ClusterConfig(**ClusterConfig.process_config(accelerate_config(launcher)))
     except (TypeError, ValueError) as error:
         yield f"accelerate: {' '.join(str(error).split())}"
-
-
-def oversubscription(launcher: Launcher, threads: int) -> str:
-    """A note on more threads than this machine has cores; empty if there is nothing to note."""
-    here = launcher.processes // launcher.machines
-    if here == 1 or launcher.prefix or here * threads <= cores():
-        return ""
-    return (
-        f"{here} processes of {threads} threads each share the {cores()} cores of this machine, which is slower than fewer threads: set "
-        f"threads to {max(1, cores() // here)}"
-    )
 
 
 # ---- launching ----------------------------------------------------------------------------------------------------------

@@ -8,31 +8,31 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
-from plumbline.pipeline.shard_workers import Bench, Prepare, WorkerDied, described, for_workers, require_none
+from plumbline.pipeline.shard_workers import Prepare, ShardRunner, WorkerDied, for_workers, pickled, reraise
 
 PATIENCE_SECONDS = 10.0
 """How long a worker may take to end by itself."""
 
 
-class ThisMachine:
+class LocalPool:
     """Starts workers as processes with the stage's environment. Each has `gpus` of the stage's GPUs for itself; with 0 it sees them all."""
 
     def __init__(self, prepare: Prepare, gpus: int) -> None:
-        self.prepare = described(prepare)
+        self.prepare = pickled(prepare)
         self.devices = _devices_in_groups(gpus)
-        self.hired: list[ProcessWorker] = []
+        self.workers: list[ProcessWorker] = []
 
-    def __enter__(self) -> "ThisMachine":
+    def __enter__(self) -> "LocalPool":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def hire(self) -> "ProcessWorker":
-        self.hired = [worker for worker in self.hired if worker.process.is_alive()]
-        taken = {worker.devices for worker in self.hired}
+    def start(self) -> "ProcessWorker":
+        self.workers = [worker for worker in self.workers if worker.process.is_alive()]
+        taken = {worker.devices for worker in self.workers}
         worker = ProcessWorker(self.prepare, next((group for group in self.devices if group not in taken), ""))
-        self.hired.append(worker)
+        self.workers.append(worker)
         return worker
 
     def ready(self, busy: Collection["ProcessWorker"]) -> "list[ProcessWorker]":
@@ -52,20 +52,20 @@ class ProcessWorker:
             self.process.start()
         theirs.close()
 
-    def begin(self, task: bytes) -> None:
-        with suppress(OSError):  # it has died: `end` says so
+    def submit(self, task: bytes) -> None:
+        with suppress(OSError):  # it has died: `result` says so
             self.connection.send_bytes(task)
 
-    def end(self) -> None:
+    def result(self) -> None:
         try:
             error = self.connection.recv_bytes()
         except (EOFError, OSError):
             self.process.join(PATIENCE_SECONDS)
             code = self.process.exitcode or 0
             raise WorkerDied(f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}") from None
-        require_none(error)
+        reraise(error)
 
-    def dismiss(self) -> None:
+    def kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -75,10 +75,10 @@ def _work(connection: Connection, prepare: bytes) -> None:
     """Computes shards until the stage needs no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the stage, which ends its workers
     threading.Thread(target=_end_with_the_stage, daemon=True).start()
-    bench = Bench(prepare)
+    runner = ShardRunner(prepare)
     with suppress(EOFError, OSError):
         while True:
-            connection.send_bytes(bench.do(connection.recv_bytes()))
+            connection.send_bytes(runner.run(connection.recv_bytes()))
 
 
 def _end_with_the_stage() -> None:

@@ -1,7 +1,8 @@
-"""Which of a stage's processes this one is. A stage that trains may be launched in several, each of which runs the same program.
+"""The processes of a stage: which of them this one is, and how many cores it may use. Nothing here imports a library as long as there is one.
 
-The first process alone locks, tracks, prints, writes and deletes. The others compute with it, and leave when nothing is left that takes them all.
-`launcher.py` starts the processes; without it there is one, and nothing here imports a library.
+A stage that trains may be launched in several (`launcher.py`), each of which runs the same program. The first process alone locks, tracks, prints,
+writes and deletes. The others compute with it, and leave when nothing is left that takes them all. A stage may also have workers
+(`shard_workers.py`), which are none of these: they run no stage, and compute what they are told.
 """
 
 import ctypes
@@ -13,8 +14,15 @@ from datetime import timedelta
 LAUNCHED = "PLUMBLINE_LAUNCHED"
 """Set for launched processes. RANK and its like alone do not say so: batch systems set them for jobs of one process, too."""
 
+WORKER_CORES = "PLUMBLINE_WORKER_CORES"
+"""Set for each worker: the cores that are its share of the machine."""
+
 PATIENCE = timedelta(hours=3)
 """How long processes wait for each other: the first may tokenise all rows meanwhile. A process that dies is noticed at once in any case."""
+
+
+class ProcessEnded(RuntimeError):
+    """A process or a worker of a stage has ended without an error of its own, such as by SIGKILL."""
 
 
 class OnlyTheFirst(BaseException):
@@ -96,3 +104,26 @@ def only_the_first_goes_on() -> None:
             torch.distributed.destroy_process_group()
     if not is_first():
         raise OnlyTheFirst
+
+
+# ---- cores --------------------------------------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use; a worker's share of them in a worker."""
+    if share := os.environ.get(WORKER_CORES):
+        return int(share)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def oversubscription(kind: str, count: int, threads: int) -> str:
+    """A note on processes that have more threads together than this machine has cores; empty if there is nothing to note.
+
+    kind: the key that says how many there are: processes of a launcher, workers of an engine.
+    """
+    if count == 1 or count * threads <= cores():
+        return ""
+    return (
+        f"{count} {kind} of {threads} threads each share the {cores()} cores of this machine, which is slower than fewer: set {kind} to "
+        f"{max(1, cores() // threads)}, or threads to {max(1, cores() // count)}"
+    )

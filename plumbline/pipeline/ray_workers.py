@@ -10,24 +10,24 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from plumbline.pipeline.shard_workers import Bench, Prepare, WorkerDied, described, for_workers, require_none
+from plumbline.pipeline.shard_workers import Prepare, ShardRunner, WorkerDied, for_workers, pickled, reraise
 
 PASSED_ON = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 """Variables of the stage's environment that decide how a worker computes; all others are those of its node. A key never goes through Ray."""
 
 
-class RayCluster:
+class RayPool:
     """Starts workers on the cluster, each on as many cores as the stage has threads and on `gpus` GPUs.
 
     If no node can hold one, the cluster may take `node_wait_seconds` to start such a node.
     """
 
     def __init__(self, prepare: Prepare, gpus: int, node_wait_seconds: float) -> None:
-        self.prepare = described(prepare)
+        self.prepare = pickled(prepare)
         self.gpus = gpus
         self.node_wait_seconds = node_wait_seconds
 
-    def __enter__(self) -> "RayCluster":
+    def __enter__(self) -> "RayPool":
         import ray
 
         folders = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -67,10 +67,10 @@ class RayCluster:
         started, _ = ray.wait([needed.options(num_cpus=_cores(), num_gpus=self.gpus).remote()], timeout=self.node_wait_seconds)
         return bool(started)
 
-    def hire(self) -> "RayWorker":
+    def start(self) -> "RayWorker":
         import ray
 
-        actor: Any = ray.remote(RemoteBench)
+        actor: Any = ray.remote(RemoteRunner)
         options = {"num_cpus": _cores(), "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         return RayWorker(actor.options(**options).remote(self.prepare, os.getcwd()))
 
@@ -102,8 +102,8 @@ def _no_room(nodes: Iterable[Mapping[str, Any]], cores: int, gpus: int) -> str:
     )
 
 
-class RemoteBench(Bench):
-    """A worker's side, in a process that Ray has started."""
+class RemoteRunner(ShardRunner):
+    """A worker's side in a process that Ray has started, which is not yet in the project's folder."""
 
     def __init__(self, prepare: bytes, folder: str) -> None:
         os.chdir(folder)
@@ -118,19 +118,19 @@ class RayWorker:
         self.actor = actor
         self.error: Any = None
 
-    def begin(self, task: bytes) -> None:
-        self.error = self.actor.do.remote(task)
+    def submit(self, task: bytes) -> None:
+        self.error = self.actor.run.remote(task)
 
-    def end(self) -> None:
+    def result(self) -> None:
         import ray
 
         try:
             error = ray.get(self.error)
         except ray.exceptions.RayError as death:
             raise WorkerDied(f"on the cluster: {' '.join(str(death).split())[:400]}") from None
-        require_none(error)
+        reraise(error)
 
-    def dismiss(self) -> None:
+    def kill(self) -> None:
         import ray
 
         ray.kill(self.actor)

@@ -20,7 +20,7 @@ from typing import Any
 from plumbline.pipeline.engine import Engine, engine_lacks
 from plumbline.pipeline.records import read_json, replacing_path, write_json
 from plumbline.pipeline.shard_files import shard_name
-from plumbline.pipeline.shard_workers import Compute, Prepare, Task, Workplace, compute_shard, in_workers
+from plumbline.pipeline.shard_workers import Compute, Prepare, Task, WorkerPool, compute_shard, run_in_workers
 
 COUNTS = "counts.json"
 """What a shard counted, in its folder: names → numbers that may be summed."""
@@ -32,8 +32,8 @@ def by_shard(
     """Computes a shard from each item, except those that are there already, and returns the shards' folders in order.
 
     folder: below the stage's checkpoints.
-    prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards; entered once in each process, and not
-    at all if every shard is there. Workers get it pickled, so for them it has to be a function of a module with its arguments (`functools.partial`).
+    prepare: sets up whoever computes, such as by loading a model, and gives the function that computes shards. Each process enters it once, and
+    none does if every shard is there. Workers get it pickled: it has to be a function of a module with its arguments (`functools.partial`).
     engine: where shards are computed; without one in this process.
     afresh: computes every shard, also those that an interrupted run has left.
 
@@ -61,10 +61,10 @@ def by_shard(
     total = len(items) if isinstance(items, Sized) else None
     shard_count = sum(1 for _ in folder.glob("[0-9]*[0-9]"))
     with (
-        _workplace(engine, prepare) as workplace,
+        _pool(engine, prepare) as pool,
         tqdm(desc=f"{engine.workers} workers", unit="shard", initial=shard_count, total=total) as bar,
     ):
-        for _ in in_workers(chain([first], missing), workplace, engine.workers):
+        for _ in run_in_workers(chain([first], missing), pool, engine.workers):
             bar.update()
     return shards
 
@@ -83,16 +83,16 @@ def _missing(folder: Path, items: Iterable[Any], shards: list[Path]) -> Iterator
             yield Task(number, item, shard)
 
 
-def _workplace(engine: Engine, prepare: Prepare) -> Workplace[Any]:
+def _pool(engine: Engine, prepare: Prepare) -> WorkerPool[Any]:
     if complaints := [*engine_lacks(engine)]:
         raise ValueError(f"engine.{complaints[0]}")
     if engine.shards == "ray":
-        from plumbline.pipeline.ray_workers import RayCluster
+        from plumbline.pipeline.ray_workers import RayPool
 
-        return RayCluster(prepare, engine.gpus, engine.node_wait_seconds)
-    from plumbline.pipeline.process_workers import ThisMachine
+        return RayPool(prepare, engine.gpus, engine.node_wait_seconds)
+    from plumbline.pipeline.process_workers import LocalPool
 
-    return ThisMachine(prepare, engine.gpus)
+    return LocalPool(prepare, engine.gpus)
 
 
 def as_table(shards: Sequence[Path], file: str, folder: Path) -> None:

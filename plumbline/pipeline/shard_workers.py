@@ -1,7 +1,8 @@
 """Workers: processes, here or on other machines, each of which computes one shard after the other.
 
-The stage's process gives out the shards, notes which are done, and starts another worker if one dies. Nothing but a shard's number, its item and a
-path goes to a worker, and nothing but an error comes back: the shard is in its folder, which all machines have to see under the same path.
+The stage's process gives out the shards, notes which are done, and starts another worker if one dies. A shard's number, its item and the path of its
+folder go to a worker; the item is what the shard is computed from, such as a file, or in `sample` the rows of all its prompts. Nothing but an error
+comes back: the results are in the shard's folder, which all machines have to see under the same path.
 
 A shard is computed in a folder of its own for each attempt. If two workers come to complete one shard, because one of them only seemed dead, the
 second finds it there.
@@ -74,44 +75,45 @@ def for_workers() -> dict[str, str]:
 
 
 class WorkerDied(Exception):
-    """A worker ended without a word; the message says how."""
+    """A worker ended without an error of its own, such as by SIGKILL; the message says how."""
 
 
 class Worker(Protocol):
     """A process that computes one shard at a time."""
 
-    def begin(self, task: bytes) -> None:
+    def submit(self, task: bytes) -> None:
         """Has a shard computed; returns at once."""
 
-    def end(self) -> None:
-        """Raises what computing the shard has raised; waits until it is computed.
+    def result(self) -> None:
+        """Waits until the shard is computed.
 
         Raises:
             WorkerDied: the worker ended first.
+            Exception: what computing the shard raised.
         """
 
-    def dismiss(self) -> None:
+    def kill(self) -> None:
         """Ends the worker, whatever it is doing."""
 
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
 
 
-class Workplace(Protocol[AnyWorker]):
-    """Where workers are; left when none are needed any more."""
+class WorkerPool(Protocol[AnyWorker]):
+    """Starts workers, and knows which have something to say; left when none are needed any more."""
 
-    def __enter__(self) -> "Workplace[AnyWorker]": ...
+    def __enter__(self) -> "WorkerPool[AnyWorker]": ...
 
     def __exit__(self, *_: object) -> None: ...
 
-    def hire(self) -> AnyWorker:
+    def start(self) -> AnyWorker:
         """Starts a worker, which sets itself up before its first shard."""
 
     def ready(self, busy: Collection[AnyWorker]) -> list[AnyWorker]:
-        """Waits until one of the workers has ended its shard, or its life; returns all that have."""
+        """Waits until one of the workers has computed its shard, has failed, or has died; returns all that have."""
 
 
-def in_workers(tasks: Iterator[Task], workplace: Workplace[Any], most: int) -> Iterator[Task]:
+def run_in_workers(tasks: Iterator[Task], pool: WorkerPool[Any], most: int) -> Iterator[Task]:
     """Has shards computed by at most so many workers, and gives each task when its shard is there.
 
     A task is taken when a worker is free for it, so that no more than `most` are held.
@@ -127,20 +129,20 @@ def in_workers(tasks: Iterator[Task], workplace: Workplace[Any], most: int) -> I
     try:
         while True:
             while len(busy) < most and (task := lost.pop() if lost else next(tasks, None)):
-                worker = idle.pop() if idle else workplace.hire()
+                worker = idle.pop() if idle else pool.start()
                 busy[worker] = task
-                worker.begin(described(task))
+                worker.submit(pickled(task))
             while idle:  # no shard is left for them, and another worker may need their room
-                idle.pop().dismiss()
+                idle.pop().kill()
             if not busy:
                 return
-            for worker in workplace.ready(busy):
+            for worker in pool.ready(busy):
                 task = busy[worker]
                 try:
-                    worker.end()  # of a worker whose shard raised an error, `finally` takes care
+                    worker.result()  # of a worker whose shard raised an error, `finally` takes care
                 except WorkerDied as death:
                     del busy[worker]
-                    worker.dismiss()
+                    worker.kill()
                     deaths[task.number] += 1
                     if deaths[task.number] == MOST_DEATHS:
                         raise _gave_up(task, death) from death
@@ -151,7 +153,7 @@ def in_workers(tasks: Iterator[Task], workplace: Workplace[Any], most: int) -> I
                     yield task
     finally:
         for worker in (*busy, *idle):
-            worker.dismiss()
+            worker.kill()
 
 
 def _gave_up(task: Task, death: WorkerDied) -> ProcessEnded:
@@ -179,23 +181,23 @@ def _named(module: str, name: str) -> Any:
     return attrgetter(name)(importlib.import_module(module))
 
 
-def described(value: Any) -> bytes:
+def pickled(value: Any) -> bytes:
     """A task or a `Prepare` as bytes, which `pickle.loads` reads in any process that finds the project's modules."""
     stream = BytesIO()
     _Pickler(stream).dump(value)
     return stream.getvalue()
 
 
-class Bench:
-    """What a worker has: the function that computes shards, which it sets up when it gets the first."""
+class ShardRunner:
+    """A worker's side: it computes shards by the function that `prepare` sets up, once, before the first."""
 
     def __init__(self, prepare: bytes) -> None:
         self.prepare = prepare
         self.setting: AbstractContextManager[Compute] | None = None
         self.compute: Compute | None = None
 
-    def do(self, task: bytes) -> bytes:
-        """Computes a shard; returns the error as bytes, empty without one."""
+    def run(self, task: bytes) -> bytes:
+        """Computes a shard; returns the error as bytes, which are empty without one."""
         try:
             if self.compute is None:
                 self.setting = pickle.loads(self.prepare)()
@@ -211,15 +213,15 @@ def _error(error: Exception) -> bytes:
     note = f"In a worker:\n{''.join(traceback.format_exception(error))}"
     error.add_note(note)
     try:
-        pickle.loads(data := described(error))
+        pickle.loads(data := pickled(error))
     except Exception:  # noqa: BLE001  an error of any class may be one that cannot be pickled
         plain = RuntimeError(f"{type(error).__name__}: {error}")
         plain.add_note(note)
-        return described(plain)
+        return pickled(plain)
     return data
 
 
-def require_none(error: bytes) -> None:
-    """Raises the error that `Bench.do` returned, if there is one."""
+def reraise(error: bytes) -> None:
+    """Raises the error that `ShardRunner.run` returned, if there is one."""
     if error:
         raise pickle.loads(error)
