@@ -113,3 +113,5 @@ def require_surviving_a_kill(
     assert computed == whole[done:]
     assert contents(outputs) == undisturbed
     assert not [file for file in Path(".checkpoints").iterdir() if file.suffix != ".lock"]
+    rows = [row for file in Path(".timings").glob("*.jsonl") for row in read_jsonl(file)]
+    assert [row["shards_repeated"] for row in rows if "shards_repeated" in row] == [1]

@@ -57,3 +57,11 @@ def doubling(
         note(file, "end", number)
 
     yield compute
+
+
+@contextmanager
+def elsewhere(folder: Path, file: Path) -> Iterator[Compute]:
+    """As `doubling`, by a worker for which relative paths lie below `folder`, as on a machine with another disk."""
+    os.chdir(folder)
+    with doubling(file) as compute:
+        yield compute

@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
-from shard_jobs import doubling, notes
+from shard_jobs import doubling, elsewhere, notes
 
+from plumbline.pipeline import ray_workers, shard_workers
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.processes import ProcessEnded
 from plumbline.pipeline.shard_work import by_shard, counts
+from plumbline.pipeline.shard_workers import lost_attempts
 from tests.ray_cluster import MEMORY, SEARCHED, cluster  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.slow
@@ -61,13 +63,14 @@ def test_workers_compute_every_shard_once_and_write_the_bytes_of_one_process(tmp
 
 def test_shards_that_are_there_are_not_computed_again(tmp_path: Path, engine: Engine) -> None:
     by_shard(tmp_path / "work", ITEMS[:3], partial(doubling, tmp_path / "first"))
-    (tmp_path / "work/000003.aa.partial").mkdir()  # of a run that was killed
+    left = tmp_path / "work/000003.aa.partial"
+    left.mkdir()  # of a run that was killed; a worker of it may still be at the shard
     before = files(shards := by_shard(tmp_path / "work", ITEMS[:3], partial(doubling, tmp_path / "none"), engine))
     assert times(tmp_path / "none", "begin") == Counter()
     by_shard(tmp_path / "work", ITEMS[:5], partial(doubling, tmp_path / "notes"), engine)
     assert times(tmp_path / "notes", "begin") == Counter([3, 4])
     assert files(shards) == before
-    assert not [*(tmp_path / "work").glob("*.partial")]
+    assert [*(tmp_path / "work").glob("*.partial")] == [left]
 
 
 def test_no_more_items_are_held_than_there_are_workers(tmp_path: Path, engine: Engine) -> None:
@@ -82,12 +85,27 @@ def test_no_more_items_are_held_than_there_are_workers(tmp_path: Path, engine: E
     assert max(ahead) == 1  # the second of two workers gets its shard before the first has ended its own
 
 
-def test_a_worker_that_dies_costs_its_shard_alone(tmp_path: Path, engine: Engine) -> None:
+def test_a_worker_that_dies_costs_its_shard_alone(tmp_path: Path, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     here = by_shard(tmp_path / "here", ITEMS, partial(doubling, tmp_path / "one"))
     there = by_shard(tmp_path / "there", ITEMS, partial(doubling, tmp_path / "notes", 0.2, deadly=2, deaths=2), engine)
     assert files(there) == files(here)
     assert times(tmp_path / "notes", "begin") == Counter([*range(len(ITEMS)), 2, 2])
     assert times(tmp_path / "notes", "end") == Counter(range(len(ITEMS)))
+    assert capsys.readouterr().err.count("shard 2: its worker died ") == lost_attempts(tmp_path) == 2
+
+
+def test_workers_on_another_disk_end_the_stage_with_their_first_shard(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_workers, "SEEN_SECONDS", 0.5)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    work = partial(elsewhere, tmp_path / "other", tmp_path / "notes")
+    message = r"expected shard [01] in work/00000[01], found none although a worker has computed it: .* on one file system that they share"
+    with pytest.raises(FileNotFoundError, match=message):
+        by_shard(Path("work"), ITEMS, work, engine)
+    assert {*times(tmp_path / "notes", "begin")} <= {0, 1}
+    assert [*(tmp_path / "other/work").iterdir()]
 
 
 def test_a_shard_that_ends_every_worker_ends_the_stage_in_a_sentence(tmp_path: Path, engine: Engine) -> None:
@@ -254,13 +272,66 @@ def test_a_cluster_may_start_the_first_node_that_can_hold_a_worker(
     assert notes(tmp_path / "notes", "cores") == [["2"]]
 
 
-def test_a_cluster_that_does_not_run_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [ConnectionError("Could not find any running Ray instance."), RuntimeError("Version mismatch: Python: 3.9")]
+)
+def test_a_cluster_that_does_not_run_or_is_of_another_version_is_missed_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     pytest.importorskip("ray", reason='ray is not installed: pip install ".[ray]"')
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.init", _refuse)
-    with pytest.raises(ValueError, match=r"engine\.shards: expected a running Ray cluster, found none .*ray start --head"):
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    message = rf"engine\.shards: expected a running Ray cluster with .* found none \({error}\)\. Start one by `ray start --head`"
+    with pytest.raises(ValueError, match=message):
         by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes"), Engine(shards="ray", workers=2))
 
 
-def _refuse(*_: object, **__: object) -> None:
-    raise ConnectionError("Could not find any running Ray instance.")
+@pytest.mark.usefixtures("cluster")
+def test_a_node_without_the_project_is_named_and_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    missing = tmp_path / "not there"
+    monkeypatch.setattr(os, "getcwd", lambda: str(missing))
+    message = rf"expected every node of the Ray cluster to have the project in {missing}, .* can start: FileNotFoundError: .*'{missing}'\. Mount"
+    with pytest.raises(ValueError, match=message):
+        by_shard(tmp_path / "work", ITEMS, partial(doubling, tmp_path / "notes"), Engine(shards="ray", workers=1))
+    assert notes(tmp_path / "notes", "setup") == []
+
+
+def test_the_loss_of_the_last_node_that_can_hold_a_worker_is_noted_and_another_goes_on(
+    tmp_path: Path,
+    cluster: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(ray_workers, "WATCH_SECONDS", 0.5)
+    nodes = [cluster.add_node(num_cpus=2, object_store_memory=MEMORY)]
+    work, errors, ended = tmp_path / "notes", "", threading.Event()
+
+    def replace_node() -> None:
+        nonlocal errors
+        while not notes(work, "begin") and not ended.wait(0.05):
+            pass
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        while "waits until such a node joins" not in errors and not ended.wait(0.05):
+            errors += capsys.readouterr().err
+        time.sleep(1.5)
+        nodes.append(cluster.add_node(num_cpus=2, object_store_memory=MEMORY))
+
+    replacing = threading.Thread(target=replace_node)
+    replacing.start()
+    try:
+        shards = by_shard(tmp_path / "work", ITEMS[:2], partial(doubling, work, 1.0), Engine(shards="ray"))
+    finally:
+        ended.set()
+        replacing.join()
+        cluster.remove_node(*nodes)
+    errors += capsys.readouterr().err
+    assert counts(shards) == {"items": 2, "sum": 8}
+    lost = "engine.gpus: expected a node of the Ray cluster with 2 cores (`threads`) and 0 GPUs for each worker, found nodes with 1 and 0. The stage"
+    assert errors.count(lost) == 1
+    assert times(work, "end") == Counter([0, 1])

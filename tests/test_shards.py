@@ -1,6 +1,8 @@
 """Tables in shards, work that is done shard by shard, and the numbers that a row draws by."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -168,6 +170,52 @@ def test_of_two_workers_that_complete_a_shard_the_first_counts(tmp_path: Path) -
     compute_shard(late, Task(0, "third", tmp_path / "000000"))
     assert [path.name for path in tmp_path.iterdir()] == ["000000"]
     assert (tmp_path / "000000/item").read_text() == "first"
+
+
+def test_a_run_that_goes_on_leaves_a_worker_of_the_killed_one_its_files(tmp_path: Path) -> None:
+    """Such a worker may be between the first file of its shard and the last."""
+
+    def old(number: int, item: str, shard: Path) -> None:
+        write_counts(shard, {"items": 1})
+        with pytest.raises(ValueError, match="expected a model"):
+            by_shard(tmp_path / "work", "a", _failing)
+        write_jsonl(shard / "rows.jsonl", [])
+
+    [shard] = by_shard(tmp_path / "work", "a", only_here(old))
+    assert sorted(file.name for file in shard.iterdir()) == ["counts.json", "rows.jsonl"]
+
+
+def test_a_shard_whose_first_files_were_deleted_does_not_appear(tmp_path: Path) -> None:
+    """What is written later makes the folder again."""
+
+    def compute(number: int, item: str, shard: Path) -> None:
+        write_counts(shard, {"items": 1})
+        shutil.rmtree(shard)
+        write_jsonl(shard / "rows.jsonl", [])
+
+    with pytest.raises(FileNotFoundError, match=r"expected the files of shard 3 in .* found that they were deleted meanwhile"):
+        compute_shard(compute, Task(3, "a", tmp_path / "000003"))
+    assert not (tmp_path / "000003").exists()
+
+
+def test_a_shard_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def noting(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checking(source: Any, target: Any) -> None:
+        if str(source).endswith(".partial"):
+            assert {path.stat().st_ino for path in (Path(source), *Path(source).iterdir())} <= synced
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(os, "replace", checking)
+    [shard] = by_shard(tmp_path / "work", "a", only_here(lambda number, item, shard: write_counts(shard, {"items": 1})))
+    assert len(synced) == 2
+    assert [file.name for file in shard.iterdir()] == ["counts.json"]
 
 
 @pytest.mark.parametrize("linking", [True, False])

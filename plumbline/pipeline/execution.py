@@ -28,6 +28,7 @@ from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.processes import ProcessEnded
 from plumbline.pipeline.provenance import Input, maker_run, node_tags
 from plumbline.pipeline.records import write_json
+from plumbline.pipeline.shard_workers import lost_attempts
 from plumbline.pipeline.tracking import QUIET_AND_PATIENT, Run, TrackingUnavailable, tracked
 from plumbline.pipeline.warm_process import end_as, run_in_fork
 
@@ -67,7 +68,10 @@ class Work:
     @contextmanager
     def checkpoints(self) -> Iterator[Path]:
         """A folder that survives a crash and is found again only by the same computation; deleted when the whole stage has succeeded."""
-        yield self.until_done.enter_context(checkpoint_folder(self.name, self.key))
+        folder = self.until_done.enter_context(checkpoint_folder(self.name, self.key))
+        yield folder
+        if processes.is_first() and (repeated := lost_attempts(folder)):
+            self.log_timing(shards_repeated=repeated)
 
     def log_timing(self, **figures: float) -> None:
         """Logs seconds and rates to MLflow and to an untracked file: an output must be the same in every run, and these are not.
@@ -179,8 +183,9 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
             yield work
         if not processes.is_first():
             return
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=peak)
+        # of processes that have ended, the largest: workers on this machine, programs that were started
+        own, largest = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=own, largest_child_peak_rss_mib=largest)
     write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})
 
 

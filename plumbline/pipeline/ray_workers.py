@@ -10,7 +10,10 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from plumbline.pipeline.shard_workers import Prepare, ShardRunner, WorkerDied, for_workers, pickled, reraise
+from plumbline.pipeline.shard_workers import Prepare, ShardRunner, WorkerDied, for_workers, pickled, reraise, stage_threads
+
+WATCH_SECONDS = 60.0
+"""How often the nodes of the cluster are looked at while no shard is completed."""
 
 PASSED_ON = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 """Variables of the stage's environment that decide how a worker computes; all others are those of its node. A key never goes through Ray."""
@@ -26,6 +29,7 @@ class RayPool:
         self.prepare = pickled(prepare)
         self.gpus = gpus
         self.node_wait_seconds = node_wait_seconds
+        self.complaint = ""
 
     def __enter__(self) -> "RayPool":
         import ray
@@ -35,15 +39,17 @@ class RayPool:
         variables = {"PYTHONPATH": os.pathsep.join(folders), **passed_on, **for_workers()}
         try:
             ray.init("auto", runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError) as error:  # none, or one of another version of Ray or Python
             raise ValueError(
-                f"engine.shards: expected a running Ray cluster, found none ({' '.join(str(error).split())[:200]}). Start one by `ray start --head`, "
-                "or name one in RAY_ADDRESS"
+                "engine.shards: expected a running Ray cluster with this environment's versions of Ray and Python, found none "
+                f"({' '.join(str(error).split())[:400]}). Start one by `ray start --head` in this environment, or name one in RAY_ADDRESS"
             ) from error
-        complaint = _no_room(ray.nodes(), _cores(), self.gpus)
+        complaint = _no_room(ray.nodes(), stage_threads(), self.gpus)
         if complaint and not self._grows():
             ray.shutdown()
-            raise ValueError(complaint)
+            raise ValueError(
+                f"{complaint}. Lower threads or gpus, or add such a node. If the cluster starts nodes when they are needed, set node_wait_seconds"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,47 +64,55 @@ class RayPool:
         import ray
 
         print(
-            f"engine: no node of the Ray cluster can hold a worker yet; waiting up to {self.node_wait_seconds:g} s for one with {_cores()} cores and "
-            f"{self.gpus} GPUs",
+            f"engine: no node of the Ray cluster can hold a worker yet; waiting up to {self.node_wait_seconds:g} s for one with "
+            f"{stage_threads()} cores and {self.gpus} GPUs",
             file=sys.stderr,
             flush=True,
         )
         needed: Any = ray.remote(_nothing)
-        started, _ = ray.wait([needed.options(num_cpus=_cores(), num_gpus=self.gpus).remote()], timeout=self.node_wait_seconds)
+        started, _ = ray.wait(
+            [needed.options(num_cpus=stage_threads(), num_gpus=self.gpus).remote()], timeout=self.node_wait_seconds
+        )
         return bool(started)
 
     def start(self) -> "RayWorker":
         import ray
 
         actor: Any = ray.remote(RemoteRunner)
-        options = {"num_cpus": _cores(), "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": stage_threads(), "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         return RayWorker(actor.options(**options).remote(self.prepare, os.getcwd()))
 
     def ready(self, busy: Collection["RayWorker"]) -> "list[RayWorker]":
         import ray
 
-        ended, _ = ray.wait([worker.error for worker in busy])
-        return [worker for worker in busy if worker.error in ended]
+        while True:
+            ended, _ = ray.wait([worker.error for worker in busy], timeout=WATCH_SECONDS)
+            if ended:
+                return [worker for worker in busy if worker.error in ended]
+            self._watch(ray.nodes())
+
+    def _watch(self, nodes: Iterable[Mapping[str, Any]]) -> None:
+        """Notes, once, that the last node that could hold a worker is lost: Ray waits for such a node without an end and without a word."""
+        from tqdm import tqdm
+
+        before, self.complaint = self.complaint, _no_room(nodes, stage_threads(), self.gpus)
+        if self.complaint and not before:
+            tqdm.write(f"{self.complaint}. The stage waits until such a node joins", file=sys.stderr)
 
 
 def _nothing() -> None:
     """Runs where a worker could."""
 
 
-def _cores() -> int:
-    """The cores that a worker takes: as many as the stage has threads."""
-    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
-
-
 def _no_room(nodes: Iterable[Mapping[str, Any]], cores: int, gpus: int) -> str:
-    """What is wrong if none of these nodes could ever hold a worker, however long it waited; empty if one could."""
+    """What is wrong if none of these nodes can hold a worker, even when it has nothing else to do; empty if one can."""
     sizes = [(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes if node["Alive"]]
     if any(cores <= size[0] and gpus <= size[1] for size in sizes):
         return ""
     found = ", ".join(f"{size[0]} and {size[1]}" for size in sorted({*sizes}, reverse=True))
     return (
         f"engine.gpus: expected a node of the Ray cluster with {cores} cores (`threads`) and {gpus} GPUs for each worker, found nodes with "
-        f"{found or 'none'}. Lower threads or gpus, or add such a node. If the cluster starts nodes when they are needed, set node_wait_seconds"
+        f"{found or 'none'}"
     )
 
 
@@ -127,6 +141,12 @@ class RayWorker:
         try:
             error = ray.get(self.error)
         except ray.exceptions.RayError as death:
+            if getattr(death, "actor_init_failed", False):
+                raise ValueError(
+                    f"engine.shards: expected every node of the Ray cluster to have the project in {os.getcwd()}, and the same environment, found "
+                    f"one where no worker can start: {str(death).strip().splitlines()[-1]}. Mount the project's folder there, and install its "
+                    "libraries"
+                ) from None
             raise WorkerDied(f"on the cluster: {' '.join(str(death).split())[:400]}") from None
         reraise(error)
 

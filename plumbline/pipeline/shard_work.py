@@ -40,12 +40,11 @@ def by_shard(
     Raises:
         ValueError: this machine lacks what the engine needs.
         ProcessEnded: a shard ended several workers, one after the other.
+        FileNotFoundError: workers write to another disk than this machine's.
         Exception: what computing a shard raised, wherever that was.
     """
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
-    for begun in folder.glob("*.partial"):
-        shutil.rmtree(begun, ignore_errors=True)
     shards: list[Path] = []
     missing = _missing(folder, items, shards)
     first = next(missing, None)

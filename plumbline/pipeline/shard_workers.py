@@ -8,15 +8,17 @@ A shard is computed in a folder of its own for each attempt. If two workers come
 second finds it there.
 """
 
+import errno
 import importlib
 import os
 import pickle
 import shutil
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from io import BytesIO
 from operator import attrgetter
 from pathlib import Path
@@ -24,7 +26,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
-from plumbline.pipeline.launcher import WORKER_CORES, ProcessEnded
+from plumbline.pipeline.processes import WORKER_CORES, ProcessEnded
 
 Compute = Callable[[int, Any, Path], None]
 """Computes a shard from its number and its item, and writes its files to the folder."""
@@ -37,10 +39,16 @@ wait for that.
 """
 
 PARTIAL = ".partial"
-"""How the names of folders end in which shards are being computed."""
+"""How the names of folders end in which shards are being computed. Those of attempts that were killed stay until the stage has succeeded."""
+
+ATTEMPT = ".attempt"
+"""A file in such a folder, from the beginning of the attempt to its end."""
 
 MOST_DEATHS = 3
 """Workers that a shard may end before the stage gives up."""
+
+SEEN_SECONDS = 10.0
+"""How long the folder of a shard that a worker has computed may take to be seen by the stage's process."""
 
 
 class Task(NamedTuple):
@@ -52,26 +60,60 @@ class Task(NamedTuple):
 
 
 def compute_shard(compute: Compute, task: Task) -> None:
-    """Computes a shard, unless it has appeared meanwhile."""
+    """Computes a shard, unless it has appeared meanwhile.
+
+    Raises:
+        FileNotFoundError: the files of this attempt were deleted before it had ended.
+    """
     if task.shard.is_dir():
         return
     partial = task.shard.with_name(f"{task.shard.name}.{uuid4().hex[:8]}{PARTIAL}")
     partial.mkdir(parents=True)
+    attempt = partial / ATTEMPT
+    attempt.touch()
     compute(task.number, task.item, partial)
     try:
+        attempt.unlink()
+    except FileNotFoundError as error:  # what is written after a deletion makes the folder again, without the files before it
+        raise FileNotFoundError(
+            f"expected the files of shard {task.number} in {partial} until it is complete, found that they were deleted meanwhile. Leave "
+            ".checkpoints alone while a stage runs, and run again"
+        ) from error
+    _write_through(partial)
+    try:
         os.replace(partial, task.shard)
-    except OSError:
-        if not task.shard.is_dir():
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(partial)
+        shutil.rmtree(partial)  # another worker was faster
+
+
+def _write_through(folder: Path) -> None:
+    """Has a folder's files written to the disk: after a power cut, a renamed folder may be there whose files are still empty."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lost_attempts(checkpoints: Path) -> int:
+    """How many attempts to compute a shard came to nothing, in this run of a stage and in those before it; all lie below its checkpoints."""
+    return sum(1 for _ in checkpoints.rglob(f"[0-9]*{PARTIAL}"))
 
 
 # ---- in the stage's process ---------------------------------------------------------------------------------------------
 
 
+def stage_threads() -> int:
+    """The stage's threads; each worker has as many, and as many cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # set by `executing`
+
+
 def for_workers() -> dict[str, str]:
-    """Environment variables of all workers: the stage's process alone shows progress, and a worker's cores are as many as its threads."""
-    return {"TQDM_DISABLE": "1", WORKER_CORES: os.environ.get("OMP_NUM_THREADS", "1")}  # set by `executing`
+    """Environment variables of all workers; the stage's process alone shows progress."""
+    return {"TQDM_DISABLE": "1", WORKER_CORES: str(stage_threads())}
 
 
 class WorkerDied(Exception):
@@ -120,8 +162,11 @@ def run_in_workers(tasks: Iterator[Task], pool: WorkerPool[Any], most: int) -> I
 
     Raises:
         ProcessEnded: a shard ended MOST_DEATHS workers.
+        FileNotFoundError: a worker has computed a shard that is not to be seen here.
         Exception: what computing a shard raised.
     """
+    from tqdm import tqdm
+
     deaths: Counter[int] = Counter()
     lost: list[Task] = []
     busy: dict[Any, Task] = {}
@@ -146,14 +191,30 @@ def run_in_workers(tasks: Iterator[Task], pool: WorkerPool[Any], most: int) -> I
                     deaths[task.number] += 1
                     if deaths[task.number] == MOST_DEATHS:
                         raise _gave_up(task, death) from death
+                    tqdm.write(f"shard {task.number}: its worker died {death}; another computes it again", file=sys.stderr)
                     lost.append(task)
                 else:
                     del busy[worker]
                     idle.append(worker)
+                    _require_seen(task)
                     yield task
     finally:
         for worker in (*busy, *idle):
             worker.kill()
+
+
+def _require_seen(task: Task) -> None:
+    """Requires a shard that a worker has computed: a worker on another disk would compute every shard in vain."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not task.shard.is_dir():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"expected shard {task.number} in {task.shard}, found none although a worker has computed it: the worker's machine has another "
+                "disk under this path. All machines need the project's folder on one file system that they share (docs/scale.md)"
+            )
+        time.sleep(0.1)
+        with suppress(FileNotFoundError):
+            os.listdir(task.shard.parent)  # an NFS client remembers for a while that a folder was not there, unless it lists
 
 
 def _gave_up(task: Task, death: WorkerDied) -> ProcessEnded:
