@@ -89,7 +89,7 @@ def answering(config: AnswerStage, policy: Path, fitting: Fitting, title: str) -
         drawn = completer.complete(asked, number * config.shard_prompts)
         for name, rows in zip(draws, drawn, strict=True):
             write_shard(shard / name, [answer_row(row, config.policy) for row in rows])
-        write_counts(shard, drawn_counts(drawn[0]))
+        write_counts(shard, {"calls_repeated": completer.calls_repeated(), **drawn_counts(drawn[0])})
 
     yield answer
     completer.close()
@@ -110,6 +110,8 @@ def run(config: AnswerStage) -> None:
         for name in draws_of(section, decoding):
             as_table(shards, name, output / name)
         total = counts(shards)
+        if total["calls_repeated"]:
+            work.log_timing(calls_repeated=total["calls_repeated"])
         figures = {"answers": total["drawn"], **drawn_figures(total, decoding)}
         write_json(work.output(f"artifacts/figures/answer/{config.policy}.json"), figures)
         work.run.log_figures(figures, HEADLINE)

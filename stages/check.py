@@ -358,7 +358,7 @@ def main(files: Sequence[str] = ()) -> None:
         (folder / "README").write_text("Nothing: what an entry names that builds on nothing.\n")
     section = EvaluateSection(**params["evaluate"])
     write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
-    write_json(ENGINE, deciding_values(vars(configs["answer", None].engine)))
+    write_json(ENGINE, deciding_values(dataclasses.asdict(configs["answer", None].engine)))
     print("The recipe is sound.")
     for note in filter(None, (slow_precision(configs, params), *crowded(configs), asked_here(configs))):
         print(f"Note: {note}.")

@@ -93,7 +93,7 @@ def completed(completer: Completer, prompts: list[Row], first: int, settings: Sa
     for row in sampled:
         row["policy"] = settings.policy
     rows = by_prompt(prompts if settings.of == "demonstrations" else [], sampled)
-    return rows, {"completions": len(rows), **drawn_counts(sampled)}
+    return rows, {"completions": len(rows), "calls_repeated": completer.calls_repeated(), **drawn_counts(sampled)}
 
 
 @contextmanager
@@ -132,6 +132,8 @@ def run(config: SampleStage, entry: str) -> None:
         shards = by_shard(checkpoints, parts, partial(completing, config, fitting, work.name), config.engine)
         as_table(shards, TABLE, work.output(f"artifacts/sample/{entry}"))
         total = counts(shards)
+        if total["calls_repeated"]:
+            work.log_timing(calls_repeated=total["calls_repeated"])
         figures = {"completions": total["completions"], **drawn_figures(total, settings.decoding(policy))}
         write_json(work.output(f"artifacts/figures/sample/{entry}.json"), figures)
         work.run.log_figures(figures, HEADLINE)

@@ -215,15 +215,16 @@ def test_what_an_engine_decides_is_written_by_check_and_nothing_else_of_it(
 
     def written(engine: str, **changes: str) -> Any:
         params.write_text(recipe.replace("engine: here", f"engine: {engine}"))
-        edited = "\n".join(line for line in values.splitlines() if line.partition(":")[0] not in changes)
-        file.write_text("\n".join([edited, *(f"{key}: {value}" for key, value in changes.items())]))
+        lines = [line for line in values.splitlines() if line.strip().partition(":")[0] not in changes]
+        start = next(number for number, line in enumerate(lines, 1) if line.startswith("server:"))
+        file.write_text("\n".join([*lines[:start], *(f"  {key}: {value}" for key, value in changes.items()), *lines[start:]]))
         stages.check.main()
         return read_json(project / "artifacts/engine.json")
 
-    assert written("here") == written("processes") == {"generator": "transformers"}
-    served = {"generator": "server", "model": "{policy}-{digest}", "request": {}}
-    assert written("vllm", concurrency="8", retries="0", timeout_seconds="5") == served
-    assert written("vllm", request="{repeat_penalty: 1.1}") == served | {"request": {"repeat_penalty": 1.1}}
+    assert written("here") == written("processes") == {"server": None}
+    served = {"model": "{policy}-{digest}", "request": {}}
+    assert written("vllm", concurrency="8", retries="0", timeout_seconds="5") == {"server": served}
+    assert written("vllm", request="{repeat_penalty: 1.1}") == {"server": served | {"request": {"repeat_penalty": 1.1}}}
 
 
 def test_problems_are_collected_from_every_schema_within_a_config() -> None:

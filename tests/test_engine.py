@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from plumbline.evaluation.section import EvaluateSection
 from plumbline.models.saving import save_policy
 from plumbline.models.uniforms import request_seed
 from plumbline.pipeline import endpoint_calls
-from plumbline.pipeline.composing import CONF
+from plumbline.pipeline.composing import CONF, problems
 from plumbline.pipeline.endpoint_calls import EndpointError
-from plumbline.pipeline.engine import STATED, Engine, decisive, served_name
+from plumbline.pipeline.engine import STATED, Engine, Server, address_of, decisive, engine_lacks, served_name
 from plumbline.pipeline.params import load_params
-from plumbline.pipeline.records import read_json, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import read_table
 from plumbline.rows import Row
 from plumbline.tools import served_name as served_name_tool
@@ -38,9 +39,11 @@ HERE = Engine()
 
 
 def engine_of(name: str, **changes: Any) -> Engine:
+    """The engine of a file of conf/engine; changes: of its server."""
     values: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"engine/{name}.yaml"))
     del values["defaults"]
-    return Engine(**values | changes)
+    server = values.pop("server")
+    return Engine(server and Server(**server | changes), **values)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextlib.contextmanager
 def server(**settings: Any) -> Iterator[tuple[CompletionsServer, Engine]]:
     """A server of the policy, and an engine that knows it and waits for nothing."""
-    settings = {"model": served_name(Engine(), POLICY), "hang_seconds": 6.0, **settings}
+    settings = {"model": served_name(Server(), POLICY), "hang_seconds": 6.0, **settings}
     with serving(CompletionsServer(folder=POLICY, **settings)) as running:
         yield running, patient(running.url)
 
@@ -106,6 +109,14 @@ def test_answers_and_their_log_probabilities_are_those_of_this_process(world: Pa
     assert not any("logprobs" in body for body in running.bodies if body["temperature"] != 1.0)
 
 
+def test_workers_that_ask_a_server_get_the_bytes_of_this_process(world: Path) -> None:
+    here = draw(HERE, prompts=8)
+    with server(fault_rate=0.3, faults=("500",)) as (running, engine):
+        assert draw(replace(engine, shards="processes", workers=2), prompts=8) == here
+    rows = [row for row in read_jsonl(".timings/sample@one.jsonl") if "calls_repeated" in row]
+    assert [row["calls_repeated"] for row in rows] == [running.calls - len(read_table(Path(SAMPLED[0])))]
+
+
 def test_a_request_states_the_whole_decoding_and_what_ends_a_completion(world: Path) -> None:
     with server() as (running, engine):
         draw(engine, top_k=5)
@@ -119,9 +130,8 @@ def test_a_request_states_the_whole_decoding_and_what_ends_a_completion(world: P
 
 
 def test_further_fields_of_a_request_are_the_engines(world: Path) -> None:
-    with server() as (running, engine):
-        engine.request = {"repeat_penalty": 1.0, "cache_prompt": True}
-        draw(engine)
+    with server() as (running, _):
+        draw(patient(running.url, request={"repeat_penalty": 1.0, "cache_prompt": True}))
     assert all(body["repeat_penalty"] == 1.0 and body["cache_prompt"] for body in running.bodies)
 
 
@@ -132,7 +142,7 @@ def test_no_field_that_a_stage_states_can_be_replaced(world: Path) -> None:
     stated = {name for body in running.bodies for name in body}
     assert stated | {"logit_bias"} == {*STATED}  # for a model with rows without a token
     for name in stated:
-        [complaint] = engine_of("vllm", request={name: 1, "other": 1}).problems()
+        [complaint] = Server(request={name: 1, "other": 1}).problems()
         assert complaint.startswith(
             f"request: expected fields that the stage does not set itself, found {name}. Set the decoding"
         )
@@ -164,29 +174,29 @@ def test_failures_that_pass_change_nothing(world: Path) -> None:
 def test_a_server_that_breaks_costs_the_shard_that_it_was_at(world: Path) -> None:
     """Eight completions are two shards of two prompts; the second run has other retries, calls and address, and draws what is missing."""
     here = draw(HERE, prompts=4)
-    with server(breaks_after=6) as (_, engine):
-        engine.retries = 1
-        with pytest.raises(
+    with (
+        server(breaks_after=6) as (running, _),
+        pytest.raises(
             EndpointError,
             match=r"failed 2 times for one call, the last time with HTTP 500\. The shards completed so far are kept",
-        ):
-            draw(engine, prompts=4)
-    with server() as (running, engine):
-        engine.concurrency = 1
-        assert draw(engine, prompts=4) == here
+        ),
+    ):
+        draw(patient(running.url, retries=1), prompts=4)
+    with server() as (running, _):
+        assert draw(patient(running.url, concurrency=1), prompts=4) == here
         assert running.calls == 4
 
 
 def test_a_killed_run_goes_on_with_the_shards_that_it_has(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = draw(HERE, prompts=6)
-    replace, done = os.replace, []
+    rename, done = os.replace, []
 
     def killing(source: Any, target: Any) -> None:
         if str(source).endswith(".partial"):
             done.append(target)
             if len(done) == 3:
                 raise Interrupted
-        replace(source, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "replace", killing)
     with server() as (_, engine), pytest.raises(Interrupted):
@@ -198,13 +208,13 @@ def test_a_killed_run_goes_on_with_the_shards_that_it_has(world: Path, monkeypat
 
 def test_only_what_decides_a_completion_identifies_a_computation() -> None:
     def key(**changes: Any) -> dict[str, Any]:
-        return decisive({"seed": 1, "engine": vars(engine_of("vllm", **changes))})
+        return decisive({"seed": 1, "engine": asdict(engine_of("vllm", **changes))})
 
-    assert key(concurrency=1, retries=0, base_url="http://127.0.0.1:1/v1", shards="processes", workers=4) == key()
-    assert key(request={"repeat_penalty": 1.1}) != key() != key(generator="transformers")
-    assert key() != key(model="another")
-    others = {name: decisive({"engine": vars(engine_of(name))}) for name in ("here", "processes", "ray")}
-    assert others["here"] == others["processes"] == others["ray"] == {"engine": {"generator": "transformers"}}
+    assert key(concurrency=1, retries=0, base_url="http://127.0.0.1:1/v1") == key()
+    assert decisive({"seed": 1, "engine": asdict(replace(engine_of("vllm"), shards="processes", workers=4))}) == key()
+    assert key(request={"repeat_penalty": 1.1}) != key() != key(model="another")
+    others = {name: decisive({"engine": asdict(engine_of(name))}) for name in ("here", "processes", "ray")}
+    assert others["here"] == others["processes"] == others["ray"] == {"engine": {"server": None}}
     assert decisive({"seed": 1}) == {"seed": 1}
 
 
@@ -212,7 +222,7 @@ def test_only_what_decides_a_completion_identifies_a_computation() -> None:
 
 
 def test_a_server_of_another_policy_is_refused_with_the_command_that_serves_this_one(world: Path) -> None:
-    name = served_name(Engine(), POLICY)
+    name = served_name(Server(), POLICY)
     with server(model="sft-00000000") as (running, engine):
         with pytest.raises(ValueError, match=f"to serve '{name}', which is {POLICY} as it is now, found sft-00000000") as refused:
             draw(engine)
@@ -221,11 +231,11 @@ def test_a_server_of_another_policy_is_refused_with_the_command_that_serves_this
 
 
 def test_training_again_gives_a_policy_another_name(world: Path) -> None:
-    before = served_name(Engine(), POLICY)
+    before = served_name(Server(), POLICY)
     save_policy(tiny_policy(9), word_tokenizer(), POLICY)
     assert before.startswith("sft-")
-    assert served_name(Engine(), POLICY) != before
-    assert served_name(Engine(model="artifacts/policy/{policy}"), POLICY) == "artifacts/policy/sft"
+    assert served_name(Server(), POLICY) != before
+    assert served_name(Server(model="artifacts/policy/{policy}"), POLICY) == "artifacts/policy/sft"
 
 
 @pytest.mark.parametrize(
@@ -245,10 +255,8 @@ def test_training_again_gives_a_policy_another_name(world: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_used_is_refused_in_a_sentence(world: Path, settings: dict[str, Any], message: str) -> None:
-    with server(**settings) as (_, engine):
-        engine.retries = 1
-        with pytest.raises(EndpointError, match=message):
-            ask(engine)
+    with server(**settings) as (running, _), pytest.raises(EndpointError, match=message):
+        ask(patient(running.url, retries=1))
 
 
 def test_a_context_that_is_too_short_is_refused_before_anything_is_drawn(world: Path) -> None:
@@ -272,13 +280,13 @@ def test_a_server_that_cannot_be_reached_is_named(world: Path, monkeypatch: pyte
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         message = (
-            rf"engine: expected a server at {address}, found none in 3 tries \(ConnectError\)\. Start it, or check engine\.base_url\. The shards "
-            "completed so far are kept"
+            rf"engine\.server: expected a server at {address}, found none in 3 tries \(ConnectError\)\. Start it, or check "
+            r"engine\.server\.base_url\. The shards completed so far are kept"
         )
         with pytest.raises(EndpointError, match=message):
             draw(patient(address))
         monkeypatch.setenv("ENGINE_BASE_URL", address)
-        with pytest.raises(EndpointError, match=r"check engine\.base_url or ENGINE_BASE_URL\. "):
+        with pytest.raises(EndpointError, match=r"check engine\.server\.base_url or ENGINE_BASE_URL\. "):
             draw(engine_of("vllm", backoff_seconds=0.01))
 
 
@@ -317,30 +325,56 @@ def test_texts_without_ids_are_tokenised_again_marked_counted_and_noted(world: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"generator": "vllm"}, "generator: expected one of transformers, server, found 'vllm'"),
         ({"shards": "there"}, "shards: expected one of here, processes, ray, found 'there'"),
-        ({"shards": "processes", "workers": 2}, "shards: expected here with generator: server, which batches by itself, found processes. Set it"),
-        ({"shards": "ray"}, "shards: expected here with generator: server, which batches by itself, found ray. Set it to here with one worker"),
         ({"workers": 0}, "workers: expected at least 1, found 0"),
-        ({"workers": 2}, "workers: expected 1 with shards: here, where one shard is computed after the other, found 2"),
-        ({"model": "{name}"}, "model: expected a name in which braces hold policy or digest, found '{name}'"),
-        ({"concurrency": 0}, "concurrency: expected at least 1, found 0"),
+        ({"workers": 2}, "workers: expected 1 with shards: here, where the stage's own process computes one shard after the other, found 2. Set it"),
+        ({"gpus": 4}, "gpus: expected 0 with shards: here, where the stage's own process computes one shard after the other, found 4. Set it to 0"),
+        ({"shards": "processes", "node_wait_seconds": 9.0}, "node_wait_seconds: expected 0 with shards: processes, which waits for no node, found 9"),
+        ({"server": Server(model="{name}")}, "server.model: expected a name in which braces hold policy or digest, found '{name}'"),
+        ({"server": Server(concurrency=0)}, "server.concurrency: expected at least 1, found 0"),
     ],
 )  # fmt: skip
 def test_an_engine_whose_values_do_not_fit_says_so(changes: dict[str, Any], message: str) -> None:
-    [complaint] = engine_of("vllm", **changes).problems()
+    [complaint] = problems(Engine(**changes))
     assert message in complaint
 
 
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("concurrency: 64", "unknown key 'concurrency'. Known: server, shards, workers"),
+        ("server: {concurency: 64}", "server: unknown key 'concurency'. Did you mean 'concurrency'?"),
+    ],
+)
+def test_a_servers_values_without_a_server_are_refused(own_conf: Path, values: str, message: str) -> None:
+    """Otherwise somebody who forgets the server samples for days on one GPU."""
+    (own_conf / "engine/here.yaml").write_text(f"defaults: [engine_schema, _self_]\n{values}\n")
+    [error] = recipe_errors(load_params())
+    assert error.startswith(f"conf/engine/here.yaml: {message}")
+
+
+def test_workers_on_ray_take_the_servers_address_from_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENGINE_BASE_URL", raising=False)
+    monkeypatch.setattr("plumbline.pipeline.engine.find_spec", lambda name: name)
+    assert [*engine_lacks(Engine(Server(), shards="ray"))] == []
+    [complaint] = engine_lacks(Engine(Server(), shards="processes", workers=2))
+    assert complaint.startswith(
+        "server.base_url: expected the server's address here or in the environment variable ENGINE_BASE_URL"
+    )
+    with pytest.raises(ValueError, match=r"^engine\.server\.base_url: expected the server's address"):
+        address_of(Server())
+
+
 def test_an_address_with_a_secret_is_refused_without_repeating_it() -> None:
-    with pytest.raises(ValueError, match=r"engine\.base_url: expected an address alone") as refused:
-        Engine(base_url="http://me:hunter2@127.0.0.1:8000/v1")
+    with pytest.raises(ValueError, match=r"engine\.server\.base_url: expected an address alone") as refused:
+        Server(base_url="http://me:hunter2@127.0.0.1:8000/v1")
     assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "engine").glob("*.yaml")))
 def test_every_engine_is_sound(name: str) -> None:
-    assert engine_of(name).problems() == []
+    assert problems(engine_of(name)) == []
 
 
 @pytest.mark.usefixtures("project")
@@ -349,7 +383,7 @@ def test_check_asks_for_the_servers_address_and_key(monkeypatch: pytest.MonkeyPa
     params: Any = load_params() | {"engine": "vllm"}
     [error] = recipe_errors(params)
     assert error.startswith(
-        "conf/engine/vllm.yaml: base_url: expected the server's address here or in the environment variable ENGINE_BASE_URL"
+        "conf/engine/vllm.yaml: server.base_url: expected the server's address here or in the environment variable ENGINE_BASE_URL"
     )
     monkeypatch.setenv("ENGINE_BASE_URL", "http://127.0.0.1:8000/v1")
     assert recipe_errors(params) == []
@@ -372,4 +406,4 @@ def test_the_name_that_a_server_has_to_give_is_printed(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["served_name", "vllm", "sft"])
     served_name_tool.main()
-    assert capsys.readouterr().out.strip() == served_name(engine_of("vllm"), POLICY)
+    assert capsys.readouterr().out.strip() == served_name(Server(), POLICY)

@@ -100,6 +100,7 @@ class Completer:
                     "Draw one, or set a temperature above 0"
                 )
         self.draws = draws
+        self._repeated = 0
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.generator = generator_of(
             engine or Engine(), folder, self.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
@@ -145,6 +146,11 @@ class Completer:
             _row(prompts[number // n], number % n, one, starts[number // n] + text)
             for number, (one, text) in enumerate(zip(samples, texts, strict=True))
         ]
+
+    def calls_repeated(self) -> int:
+        """How many calls to a server were made again, because it failed, since this was asked last; 0 without a server."""
+        before, self._repeated = self._repeated, self.generator.calls_repeated
+        return self._repeated - before
 
     def close(self) -> None:
         """Ends the progress bar and what generates; nothing more will be completed."""

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class Generator(Protocol):
     """Draws completions by a policy."""
 
+    @property
+    def calls_repeated(self) -> int:
+        """How many calls to a server were made again so far, because it failed; 0 without a server."""
+        ...
+
     def make_room(self, longest_tokens: int) -> None:
         """Prepares for sequences of up to so many tokens, prompt and completion together; raises ValueError where they do not fit."""
         ...
@@ -40,6 +45,8 @@ class Generator(Protocol):
 
 class Loaded:
     """A policy loaded into this process, and this project's sampler."""
+
+    calls_repeated = 0
 
     def __init__(
         self, folder: Path, tokenizer: "PreTrainedTokenizerBase", *, max_new_tokens: int, batch_size: int, seed: int
@@ -92,8 +99,8 @@ def generator_of(
 
     batch_size: of this project's sampler; a server batches by itself.
     """
-    if engine.is_served:
+    if engine.server:
         from plumbline.models.served import Served
 
-        return Served(engine, folder, tokenizer, max_new_tokens=max_new_tokens, seed=seed)
+        return Served(engine.server, folder, tokenizer, max_new_tokens=max_new_tokens, seed=seed)
     return Loaded(folder, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)

@@ -25,7 +25,7 @@ from plumbline.models.loading import rows_without_token
 from plumbline.models.sampling import Sampled
 from plumbline.models.uniforms import request_seed
 from plumbline.pipeline.endpoint_calls import Caller, EndpointError, RefusedError, TransientError, at_once
-from plumbline.pipeline.engine import Engine, address_of, served_name
+from plumbline.pipeline.engine import Server, address_of, served_name
 
 BANNED = -100
 """The bias of a token that is never drawn; OpenAI's lowest."""
@@ -38,7 +38,7 @@ class Served:
     """A policy behind a server (`Generator` in generating.py)."""
 
     def __init__(
-        self, engine: Engine, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, seed: int
+        self, server: Server, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, seed: int
     ) -> None:
         """Asks the server whether it serves the policy in `folder`.
 
@@ -46,13 +46,14 @@ class Served:
             EndpointError: the server cannot be reached, or refuses.
             ValueError: it does not serve this policy.
         """
-        self._engine, self._folder, self._tokenizer = engine, folder, tokenizer
+        self._server, self._folder, self._tokenizer = server, folder, tokenizer
         self._max_new_tokens, self._seed = max_new_tokens, seed
-        self._name = served_name(engine, folder)
+        self._name = served_name(server, folder)
         self._end_id = end_of_turn_id(tokenizer)
-        self._caller = Caller(engine, address_of(engine), "The shards completed so far")
+        self._caller = Caller(server, address_of(server), "The shards completed so far")
         self._runner = asyncio.Runner()
         self._noted = False
+        self._calls = self._answered = 0
         self._rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, self._rows)}
         self._served_context = self._runner.run(self._caller.patiently(self._context, FIRST_TRIES))
@@ -94,10 +95,16 @@ class Served:
         async def complete(position: int) -> None:
             body = self._body(prompts_ids[position], rows[position], decoding, with_logps)
             samples[position] = await self._caller.patiently(partial(self._complete, body))
+            self._answered += 1
             progress(1)
 
-        self._runner.run(at_once(range(len(prompts_ids)), complete, self._engine.concurrency))
+        self._runner.run(at_once(range(len(prompts_ids)), complete, self._server.concurrency))
         return [one for one in samples if one is not None]
+
+    @property
+    def calls_repeated(self) -> int:
+        """How many calls for a completion were made again, because the server failed."""
+        return self._calls - self._answered
 
     def close(self) -> None:
         """Closes the connections."""
@@ -112,7 +119,7 @@ class Served:
         except RefusedError as error:
             raise EndpointError(
                 f"engine: {self._caller.address} refused to list its models with HTTP {error.status}: {error.message}. Check the address, which "
-                f"ends in /v1, and the key in {self._engine.api_key_env}"
+                f"ends in /v1, and the key in {self._server.api_key_env}"
             ) from None
         try:
             models = {str(one["id"]): one for one in answer["data"]}
@@ -142,10 +149,11 @@ class Served:
             body["logprobs"] = 1
         if self._bias:
             body["logit_bias"] = self._bias
-        return body | self._engine.request
+        return body | self._server.request
 
     async def _complete(self, body: Mapping[str, Any]) -> Sampled:
         """One completion; raises TransientError if another try may bring it."""
+        self._calls += 1
         try:
             answer = await self._caller.post("/completions", body)
         except RefusedError as error:

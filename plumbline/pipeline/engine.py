@@ -1,7 +1,8 @@
 """The engine: what generates completions, and where the shards of a stage are computed.
 
-`engine: <name>` in params.yaml names a file of conf/engine/. With `here` the stage's own process does both. With `generator: server` completions are
-drawn by a server with OpenAI's completions API, such as vLLM (plumbline/models/served.py). `shards` and `workers` say where shards are computed.
+`engine: <name>` in params.yaml names a file of conf/engine/. With `here` the stage's own process does both. With a `server`, completions are drawn by
+one with OpenAI's completions API, such as vLLM (plumbline/models/served.py). `shards` and `workers` say who computes shards, and so who asks the
+server.
 """
 
 import os
@@ -15,7 +16,6 @@ from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.endpoints import Endpoint
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 
-GENERATORS = ("transformers", "server")
 SHARDS = ("here", "processes", "ray")
 
 STATED = (
@@ -29,42 +29,22 @@ DIGITS = 8
 
 
 @dataclass
-class Engine(Endpoint):
-    """What generates, and where shards are computed; by default both here. Values and their meaning: conf/engine/*.yaml."""
+class Server(Endpoint):
+    """A server that generates. Values and their meaning: conf/engine/vllm.yaml."""
 
-    section: ClassVar[str] = "engine"
+    section: ClassVar[str] = "engine.server"
     address_env: ClassVar[str] = "ENGINE_BASE_URL"
 
-    generator: str = "transformers"
-    """transformers: this project's own sampler, in the process that computes the shard | server."""
     model: str = "{policy}-{digest}"
-    """generator: server only: the name by which the server serves a policy; `{policy}` is the node, `{digest}` begins the digest of its folder."""
+    """The name by which the server serves a policy; `{policy}` is the node, `{digest}` begins the digest of its folder."""
     request: dict[str, Any] = field(default_factory=dict)
-    """generator: server only: further fields of each request, for a server that has other names than vLLM."""
-    shards: str = "here"
-    """Where shards are computed: here, one after the other | processes: in `workers` processes of this machine | ray."""
-    workers: int = 1
-    """How many shards are computed at the same time."""
-    gpus: int = 0
-    """GPUs that each worker has for itself. 0: a worker on Ray has none; here a single worker sees all, and several are refused if there are any."""
-    node_wait_seconds: float = 0.0
-    """shards: ray only: how long a stage waits for the cluster to start a node that can hold a worker, if none can."""
+    """Further fields of each request, for a server that has other names than vLLM."""
     api_key_env: str = "ENGINE_API_KEY"
     needs_key: bool = False
 
-    @property
-    def is_served(self) -> bool:
-        """Whether a server generates."""
-        return self.generator == "server"
-
     def problems(self) -> list[str]:
         """What is wrong with the values; empty if nothing is."""
-        complaints = [
-            f"{key}: expected one of {', '.join(options)}, found {value!r}"
-            for key, value, options in (("generator", self.generator, GENERATORS), ("shards", self.shards, SHARDS))
-            if value not in options
-        ]
-        complaints += outside(self, workers=COUNT, gpus=NOT_NEGATIVE, node_wait_seconds=NOT_NEGATIVE)
+        complaints = []
         try:
             self.model.format(policy="", digest="")
         except (KeyError, IndexError, ValueError):
@@ -74,17 +54,42 @@ class Engine(Endpoint):
                 f"request: expected fields that the stage does not set itself, found {', '.join(stated)}. Set the decoding, the seed and the "
                 "number of completions in the stage's section, and the model's name in `model`"
             )
-        if self.is_served and self.shards in SHARDS[1:]:
-            complaints.append(
-                f"shards: expected here with generator: server, which batches by itself, found {self.shards}. Set it to here with one worker, and "
-                "raise concurrency"
-            )
-        if self.shards == "here" and self.workers > 1:
-            complaints.append(
-                f"workers: expected 1 with shards: here, where one shard is computed after the other, found {self.workers}. Set it to 1, or "
-                "shards to processes"
-            )
         return [*complaints, *self.endpoint_problems()]
+
+
+@dataclass
+class Engine:
+    """What generates, and where shards are computed; by default both here. Values and their meaning: conf/engine/*.yaml."""
+
+    server: Server | None = None
+    """What generates; without a server this project's own sampler, in the process that computes the shard."""
+    shards: str = "here"
+    """Where shards are computed: here, one after the other | processes: in `workers` processes of this machine | ray."""
+    workers: int = 1
+    """How many shards are computed at the same time."""
+    gpus: int = 0
+    """GPUs that each worker has for itself. 0: a worker on Ray has none; here a single worker sees all, and several are refused if there are any."""
+    node_wait_seconds: float = 0.0
+    """shards: ray only: how long a stage waits for the cluster to start a node that can hold a worker, if none can."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is. `server` says itself what is wrong with it."""
+        complaints = outside(self, workers=COUNT, gpus=NOT_NEGATIVE, node_wait_seconds=NOT_NEGATIVE)
+        if self.shards not in SHARDS:
+            complaints.append(f"shards: expected one of {', '.join(SHARDS)}, found {self.shards!r}")
+        if self.shards == "here":
+            complaints += [
+                f"{key}: expected {value} with shards: here, where the stage's own process computes one shard after the other, found "
+                f"{getattr(self, key)}. Set it to {value}, or shards to processes"
+                for key, value in (("workers", 1), ("gpus", 0))
+                if getattr(self, key) > value
+            ]
+        if self.shards != "ray" and self.node_wait_seconds > 0:
+            complaints.append(
+                f"node_wait_seconds: expected 0 with shards: {self.shards}, which waits for no node, found {self.node_wait_seconds:g}. Set it to 0, "
+                "or shards to ray"
+            )
+        return complaints
 
 
 SCHEMAS = {"engine_schema": Engine}
@@ -92,8 +97,8 @@ SCHEMAS = {"engine_schema": Engine}
 
 def deciding_values(engine: Mapping[str, Any]) -> dict[str, Any]:
     """The values of an engine that decide what is drawn. All others say where, how fast, and how patiently, and change no byte of an output."""
-    keys = ("generator", "model", "request") if engine["generator"] == "server" else ("generator",)
-    return {key: engine[key] for key in keys}
+    server = engine["server"]
+    return {"server": server and {key: server[key] for key in ("model", "request")}}
 
 
 def decisive(params: dict[str, Any]) -> dict[str, Any]:
@@ -102,27 +107,32 @@ def decisive(params: dict[str, Any]) -> dict[str, Any]:
     return params if engine is None else params | {"engine": deciding_values(engine)}
 
 
-def address_of(engine: Engine) -> str:
+def address_of(server: Server) -> str:
     """The server's address.
 
     Raises:
         ValueError: neither the engine's file nor the environment says it.
     """
-    if complaints := [*engine_lacks(engine)]:
-        raise ValueError(f"engine.{complaints[0]}")
-    return engine.base_url or os.environ[engine.address_env]
+    if complaints := [*_server_lacks(server)]:
+        raise ValueError(f"{server.section}.{complaints[0]}")
+    return server.base_url or os.environ[server.address_env]
 
 
 def engine_lacks(engine: Engine) -> Iterator[str]:
-    """What the engine needs and the environment does not offer."""
-    if engine.is_served and not (engine.base_url or os.environ.get(engine.address_env)):
+    """What the engine needs and the environment does not offer; on a Ray cluster, each worker takes a server's address and key from its node's."""
+    if engine.server and engine.shards != "ray":
+        yield from (f"server.{complaint}" for complaint in _server_lacks(engine.server))
+    yield from _workers_lack(engine)
+
+
+def _server_lacks(server: Server) -> Iterator[str]:
+    if not (server.base_url or os.environ.get(server.address_env)):
         yield (
-            f"base_url: expected the server's address here or in the environment variable {engine.address_env}, such as http://127.0.0.1:8000/v1, "
+            f"base_url: expected the server's address here or in the environment variable {server.address_env}, such as http://127.0.0.1:8000/v1, "
             "found none"
         )
-    if engine.is_served and engine.needs_key and not os.environ.get(engine.api_key_env):
-        yield f"needs_key: expected the server's key in the environment variable {engine.api_key_env}, found none"
-    yield from _workers_lack(engine)
+    if server.needs_key and not os.environ.get(server.api_key_env):
+        yield f"needs_key: expected the server's key in the environment variable {server.api_key_env}, found none"
 
 
 def _workers_lack(engine: Engine) -> Iterator[str]:
@@ -144,9 +154,9 @@ def _workers_lack(engine: Engine) -> Iterator[str]:
             )
 
 
-def served_name(engine: Engine, folder: Path) -> str:
+def served_name(server: Server, folder: Path) -> str:
     """The name by which a server is expected to serve the policy in a folder, such as `dpo-3f2a91bc`.
 
     With the digest in it, a server that still has the weights of an earlier training serves another name.
     """
-    return engine.model.format(policy=folder.name, digest=content_digest(folder)[:DIGITS])
+    return server.model.format(policy=folder.name, digest=content_digest(folder)[:DIGITS])

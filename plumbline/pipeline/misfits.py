@@ -47,8 +47,9 @@ def _misfits(value: Any, hint: Any, where: str) -> Iterator[str]:
         hint is Any or value == "???" or (isinstance(value, str) and "${" in value)
     ):  # resolved, or asked for, once the config is composed
         return
-    if len(options) == 1 and isinstance(value, dict) and dataclasses.is_dataclass(hint):
-        yield from misfits(value, typing.cast("type", hint), where)
+    schema = next(filter(dataclasses.is_dataclass, options), None)
+    if schema and isinstance(value, dict):
+        yield from misfits(value, typing.cast("type", schema), where)
     elif len(options) == 1 and isinstance(value, typing.get_origin(hint) or ()):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:

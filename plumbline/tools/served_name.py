@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from plumbline.pipeline.composing import CONF, conf_values, require_file
-from plumbline.pipeline.engine import Engine, served_name
+from plumbline.pipeline.engine import Server, served_name
 
 
 def main() -> None:
@@ -22,7 +22,10 @@ def main() -> None:
     folder = Path("artifacts/policy") / arguments.policy
     if not folder.is_dir():
         parser.error(f"expected a policy in {folder}, found none. `dvc repro` makes it")
-    print(served_name(Engine(**{key: value for key, value in values.items() if key == "model"}), folder))
+    server = values.get("server")
+    if server is None:
+        parser.error(f"expected an engine with a server, found conf/engine/{arguments.engine}.yaml without one")
+    print(served_name(Server(**{key: value for key, value in server.items() if key == "model"}), folder))
 
 
 if __name__ == "__main__":

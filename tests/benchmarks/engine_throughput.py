@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from plumbline.models.completions import Completer, Draws, fitting_of
 from plumbline.models.decoding_values import Decoding
-from plumbline.pipeline.engine import Engine
+from plumbline.pipeline.engine import Engine, Server
 from plumbline.pipeline.records import read_jsonl
 
 HERE = "here"
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--base-url", required=True)
     parser.add_argument(
-        "--model", default=Engine.model, help="the name by which the server serves the policy, with {policy} and {digest}"
+        "--model", default=Server.model, help="the name by which the server serves the policy, with {policy} and {digest}"
     )
     parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--count", type=int, default=128)
@@ -65,9 +65,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     prompts = read_jsonl(arguments.prompts)[: arguments.count]
     engines = {HERE: Engine()} | {
-        str(calls): Engine(
-            generator="server", base_url=arguments.base_url, model=arguments.model, concurrency=calls, timeout_seconds=600.0
-        )
+        str(calls): Engine(Server(base_url=arguments.base_url, model=arguments.model, concurrency=calls, timeout_seconds=600.0))
         for calls in arguments.concurrencies
     }
     rates: dict[str, list[float]] = {name: [] for name in engines}
