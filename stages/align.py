@@ -37,7 +37,7 @@ def run(config: AlignStage, entry: str) -> None:
     """Trains the policy of one entry."""
     settings = config.align
     init, signal = Path("artifacts/policy") / settings.init, Path("artifacts") / settings.signal
-    with executing("align", entry, config, [init, signal]) as work:
+    with executing("align", entry, config, [init, signal], loads=[method_module("align", settings.method)]) as work:
         from plumbline.models.determinism import make_deterministic
         from plumbline.models.model_card import judged_by, origin_of, write_card
         from plumbline.models.training_memory import require_memory

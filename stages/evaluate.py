@@ -53,6 +53,7 @@ from plumbline.pipeline.records import replacing, stream_jsonl, write_json
 from plumbline.pipeline.shard_files import read_shard
 from plumbline.pipeline.shard_work import as_lines, counts
 from plumbline.reasoning import without_reasoning
+from plumbline.rewards.reward import modules_of
 from plumbline.rows import Row, conversation_text, text_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def run(config: EvaluateStage) -> None:
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
     with (
-        executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT]) as work,
+        executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT], modules_of(*rewards)) as work,
         work.checkpoints() as checkpoints,
     ):
         from plumbline.evaluation.answer_shards import OURS, SCORED, THEIRS, scores_of

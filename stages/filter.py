@@ -21,7 +21,7 @@ from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.shard_files import read_shard, shard_paths, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
 from plumbline.pipeline.shard_workers import Compute
-from plumbline.rewards.reward import asks_judge, finish, load_reward, score, spending, spent
+from plumbline.rewards.reward import asks_judge, finish, load_reward, modules_of, score, spending, spent
 
 TABLE, BOUNDS = "completions.parquet", "bounds.json"
 """A shard's files: the completions that are left, and the lowest and the highest reward."""
@@ -85,7 +85,7 @@ def run(config: FilterStage, entry: str) -> None:
     """Scores every completion and keeps those within the bounds."""
     settings = config.filter
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
-    with executing("filter", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
+    with executing("filter", entry, config, [sample, reward], modules_of(reward)) as work, work.checkpoints() as checkpoints:
         prepare = partial(filtering, config, reward, f"{work.name} {work.key}")
         shards = by_shard(checkpoints, shard_paths(sample), prepare, None if asks_judge(reward) else config.engine)
         total = counts(shards)

@@ -33,7 +33,7 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, write_shard
 from plumbline.pipeline.shard_work import by_shard, only_here
-from plumbline.rewards.reward import finish, load_reward, score, spending, spent
+from plumbline.rewards.reward import finish, load_reward, modules_of, score, spending, spent
 from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def run(config: OveroptimisationStage, entry: str) -> None:
     kept = [] if settings.steps == NONE else [STEPS / settings.steps]
     rewards = {"proxy": REWARDS / settings.proxy, "gold": REWARDS / settings.gold}
     inputs = [init, *kept, *dict.fromkeys(rewards.values()), of_prompts]
-    with executing("overoptimisation", entry, config, inputs) as work, work.checkpoints() as checkpoints:
+    loads = modules_of(*rewards.values())
+    with executing("overoptimisation", entry, config, inputs, loads) as work, work.checkpoints() as checkpoints:
         from plumbline.evaluation.optimisation import curve_figures, curve_of, curve_table
         from plumbline.models.determinism import make_deterministic
 

@@ -33,7 +33,7 @@ from plumbline.pipeline.shard_files import read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, only_here, write_counts
 from plumbline.pipeline.shard_workers import Compute
 from plumbline.rewards.rejection import Floats, best, matches, reject_statistically, top_fraction_threshold
-from plumbline.rewards.reward import asks_judge, finish, load_reward, score, spending, spent
+from plumbline.rewards.reward import asks_judge, finish, load_reward, modules_of, score, spending, spent
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
@@ -229,7 +229,7 @@ def run(config: RejectStage, entry: str) -> None:
     """Scores the completions, selects some, and writes them with their figures."""
     settings = config.reject
     sample, reward = Path("artifacts/sample") / settings.sample, Path("artifacts/reward") / settings.reward
-    with executing("reject", entry, config, [sample, reward]) as work, work.checkpoints() as checkpoints:
+    with executing("reject", entry, config, [sample, reward], modules_of(reward)) as work, work.checkpoints() as checkpoints:
         scored = score_shards(config, work, checkpoints, sample, reward)
         selected = select_shards(config, checkpoints, scored)
         total, chosen = counts(one.shard for one in scored), counts(selected)

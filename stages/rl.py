@@ -10,6 +10,7 @@ model's error.
 
 import importlib
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from plumbline.pipeline.composing import entry_name, method_module, register, ty
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
+from plumbline.rewards.reward import modules_of
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
 HEADLINE = ("reward", "kl_k1", "kl_k1_per_token", "kl_k3_per_token", "entropy", "end_of_turn_fraction", "length_tokens")
@@ -42,7 +44,8 @@ def run(config: RlStage, entry: str) -> None:
     """Trains the policy of one entry."""
     settings = config.rl
     init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
-    with executing("rl", entry, config, [init, reward, PROMPTS]) as work:
+    loads = chain([method_module("rl", settings.method)], modules_of(reward))
+    with executing("rl", entry, config, [init, reward, PROMPTS], loads) as work:
         from plumbline.models.determinism import make_deterministic
         from plumbline.models.model_card import origin_of, write_card
         from plumbline.models.training_memory import require_memory

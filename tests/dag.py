@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from omegaconf import OmegaConf
 
 from plumbline import graph
 from plumbline.pipeline import composing
-from plumbline.pipeline.sources import files_of
+from plumbline.pipeline.computation import modules_of_stage
+from plumbline.pipeline.sources import files_of, files_read_by, module_file
+from plumbline.rewards import reward
 from plumbline.rewards.reward import KINDS
 from stages.check import stage_schema
 
@@ -42,6 +44,9 @@ OUTSIDE_THE_GRAPH = {
 }
 """Inputs that no node makes, and folders that hold what many nodes make."""
 
+
+LOADED = "rules"
+"""The kind of every reward that a stage loads here."""
 
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 
@@ -110,6 +115,8 @@ class Needs(NamedTuple):
     files: set[str]
     params: set[str]
     inputs: set[str]
+    identifying: set[str]
+    """The files that its shards and checkpoints belong to: after an edit of one they are not taken over."""
 
 
 class _Captured(BaseException):
@@ -118,7 +125,7 @@ class _Captured(BaseException):
 
 def needs(node: Node, params: dict[str, Any]) -> Needs:
     """Asks the code: Hydra for the conf files, the syntax trees for modules, the stage itself for its inputs."""
-    module, schema = importlib.import_module(f"stages.{node.stage}"), stage_schema(node.stage)
+    schema = stage_schema(node.stage)
     read_while_registering: set[Path] = set()
 
     def reading(file: Path, read: Any = composing.conf_values) -> Any:
@@ -139,7 +146,7 @@ def needs(node: Node, params: dict[str, Any]) -> Needs:
     modules = [f"stages.{node.stage}", *filter(None, schemas), *_loaded_by_name(node.stage, config)]
     files = {str(file.relative_to(ROOT)) for file in {*files_of(modules), *read_while_registering}}
     files |= {f"conf/{path}.yaml" for path in chosen if not path.startswith("engine/")}
-    return Needs(files, _read_params(node, schema, params), _inputs(module, config, node.entry))
+    return Needs(files, _read_params(node, schema, params), *_executed(node, config))
 
 
 def _loaded_by_name(stage: str, config: Any) -> list[str]:
@@ -191,20 +198,23 @@ def _read_params(node: Node, schema: type, params: dict[str, Any]) -> set[str]:
     return read - {"engine"}
 
 
-def _inputs(module: Any, config: Any, entry: str | None) -> set[str]:
-    """The inputs that the stage passes to `executing`, which is stopped there."""
-    captured: list[str] = []
+def _executed(node: Node, config: Any) -> tuple[set[str], set[str]]:
+    """The inputs that the stage passes to `executing`, where it is stopped, and the files that identify its computation with any reward LOADED."""
+    module: Any = importlib.import_module(f"stages.{node.stage}")
+    captured: list[tuple[set[str], set[str]]] = []
 
-    def capture(stage: str, entry: str | None, config: Any, inputs: Sequence[Any]) -> None:
-        captured.extend(Path(path).as_posix() for path in inputs)
+    def capture(stage: str, entry: str | None, config: Any, inputs: Sequence[Any], loads: Iterable[str] = ()) -> None:
+        files = files_read_by(modules_of_stage(stage, config, loads))
+        captured.append(({Path(path).as_posix() for path in inputs}, {str(file.relative_to(ROOT)) for file in files}))
         raise _Captured
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "executing", capture)
-        arguments = [config, entry] if module.run.__code__.co_argcount == 2 else [config]
+        patch.setattr(reward, "read_description", lambda folder: {"kind": LOADED})
+        arguments = [config, node.entry] if module.run.__code__.co_argcount == 2 else [config]
         with pytest.raises(_Captured):
             module.run(*arguments)
-    return set(captured)
+    return captured[0]
 
 
 # ---- the comparison -----------------------------------------------------------------------------------------------------
@@ -226,6 +236,9 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
     files = {dep for dep in node.deps if dep.startswith(("plumbline/", "stages/", "conf/"))}
     extra = READ_AS_DATA.get(node.stage, set())
     yield from (f"{node.name}: no dep covers {file}" for file in sorted(need.files) if not _covered(file, files))
+    yield from (
+        f"{node.name}: its shards outlive an edit of {file}" for file in sorted(_computing(node, need) - need.identifying)
+    )
     yield from (f"{node.name}: dep {dep} is not needed" for dep in sorted(files - extra) if not _needed(dep, anywhere))
     yield from (f"{node.name}: no dep on {path}" for path in sorted(extra - files))
     yield from (f"{node.name}: params lacks {key}" for key in sorted(need.params - set(node.params)))
@@ -245,6 +258,17 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
 def _generates(stage: str, need: Needs) -> bool:
     """Whether a stage has its engine generate, and not only compute shards."""
     return GENERATORS in need.files and "engine" in {field.name for field in dataclasses.fields(stage_schema(stage))}
+
+
+def _computing(node: Node, need: Needs) -> set[str]:
+    """The files besides those of conf/, whose values are in the config, that may change what a node computes from the same inputs."""
+    templates = {f"{folder}/{file.name}" for folder in READ_AS_DATA.get(node.stage, ()) for file in (ROOT / folder).iterdir()}
+    files = {file for file in need.files if not file.startswith("conf/")} | templates | set(LOCKS)
+    if node.stage != "reward_sum" and any(path.startswith("artifacts/reward/") for path in need.inputs):
+        files.add(
+            str((module_file(KINDS[LOADED]) or ROOT).relative_to(ROOT))
+        )  # reward_sum reads descriptions and loads no reward
+    return files
 
 
 @cache

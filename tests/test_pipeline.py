@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
+from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.execution import executing
-from plumbline.pipeline.provenance import Input
 from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json, write_jsonl
 from plumbline.pipeline.tracking import TrackingUnavailable, flatten, tracked
 from tests.conftest import ROOT
@@ -52,14 +51,6 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 def test_not_a_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "value.json", {"loss": float("nan")})
-
-
-def test_checkpoints_belong_to_one_computation() -> None:
-    inputs = [Input("artifacts/a", "1")]
-    key = computation_key("{}", inputs)
-    assert key == computation_key("{}", inputs)
-    assert key != computation_key('{"beta": 1}', inputs)
-    assert key != computation_key("{}", [Input("artifacts/a", "2")])
 
 
 def test_checkpoints_survive_a_crash_and_not_a_success(project: Path) -> None:

@@ -27,6 +27,7 @@ from plumbline.pipeline.shard_files import (
     read_shard,
     read_shards,
     read_table,
+    shard_name,
     shard_paths,
     write_shard,
     write_table,
@@ -106,6 +107,13 @@ def test_a_shard_holds_whole_prompts(tmp_path: Path) -> None:
     assert [{one["id"] for one in shard} for shard in read_shards(tmp_path)] == [{"a", "b"}, {"c", "d"}, {"e"}]
     assert [len(group) for group in read_groups(tmp_path)] == [3] * 5
     assert (read_table(tmp_path), count_rows(tmp_path)) == (rows, 15)
+
+
+def test_shards_come_in_the_order_of_their_numbers_beyond_a_million_too(tmp_path: Path) -> None:
+    numbers = [0, 99_999, 100_000, 999_999, 1_000_000, 1_000_001, 10_000_000]
+    for number in numbers:
+        (tmp_path / shard_name(number)).touch()
+    assert [int(file.stem) for file in shard_paths(tmp_path)] == numbers
 
 
 def test_an_empty_table_is_not_a_missing_one(tmp_path: Path) -> None:

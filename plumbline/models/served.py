@@ -24,7 +24,7 @@ from plumbline.models.decoding_values import NEUTRAL, Decoding
 from plumbline.models.loading import rows_without_token
 from plumbline.models.sampling import Sampled
 from plumbline.models.uniforms import request_seed
-from plumbline.pipeline.endpoint_calls import Caller, EndpointError, RefusedError, TransientError, at_once
+from plumbline.pipeline.endpoint_calls import Caller, EndpointError, RefusedError, TransientError
 from plumbline.pipeline.engine import Server, address_of, served_name
 
 BANNED = -100
@@ -98,7 +98,7 @@ class Served:
             self._answered += 1
             progress(1)
 
-        self._runner.run(at_once(range(len(prompts_ids)), complete, self._server.concurrency))
+        self._runner.run(self._caller.at_once(range(len(prompts_ids)), complete))
         return [one for one in samples if one is not None]
 
     @property

@@ -1,13 +1,12 @@
 """Crash-safe checkpoints: a folder outside DVC's outs that belongs to one computation and no other.
 
 DVC deletes a stage's outs before it runs, so what a killed stage had reached must lie elsewhere. The folder's name is a hash of
-everything that determines the result. If a parameter, an input or a line of code has changed, the stage starts afresh.
+everything that determines the result (computation.py). If a value, an input or a file that the stage runs on has changed, it starts afresh.
 """
 
-import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,22 +14,10 @@ from filelock import FileLock, Timeout
 
 from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
-from plumbline.pipeline.provenance import Input
-from plumbline.pipeline.sources import all_files
 
 
 class AlreadyRunning(RuntimeError):
     """Another process is computing the same thing now."""
-
-
-def computation_key(config: str, inputs: Sequence[Input]) -> str:
-    """A hash of the resolved config, the inputs' digests and every source and data file of the project."""
-    digest = hashlib.sha256(config.encode())
-    for item in inputs:
-        digest.update(f"{item.path} {item.digest}\n".encode())
-    for file in all_files():
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

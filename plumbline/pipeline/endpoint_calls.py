@@ -6,13 +6,15 @@ Judges and engines call their servers by it. The key comes from the environment 
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tqdm import tqdm
 
 from plumbline.pipeline.endpoints import Endpoint, check_address, public_address
 
@@ -78,6 +80,8 @@ class Caller:
         self.address = public_address(base_url)
         self._client: AsyncOpenAI | None = None
         self._limiter: Any = nullcontext()
+        self._ending = asyncio.Event()
+        self._under_way = 0
         self._call_seconds = self._next_start = 0.0
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -91,7 +95,7 @@ class Caller:
         Raises:
             TransientError: another try may succeed.
             RefusedError: the server refuses, and would refuse another try.
-            EndpointError: the account is empty, or the server asks for a long pause.
+            EndpointError: the account is empty, the server asks for a long pause, or another call has failed for good (`at_once`).
         """
         return await self._answer(lambda client: client.get(path, cast_to=object))
 
@@ -102,8 +106,10 @@ class Caller:
             client = self._opened()
             await self._space()
             async with self._limiter, asyncio.timeout(self._config.timeout_seconds):
+                self._require_going_on()
                 started = time.monotonic()
-                answer = await send(client)
+                with self._counted():
+                    answer = await send(client)
                 seconds = time.monotonic() - started
                 self._call_seconds = 0.9 * self._call_seconds + 0.1 * seconds if self._call_seconds else seconds
         except (openai.APIConnectionError, TimeoutError) as error:  # of which the client's timeouts are a kind
@@ -127,7 +133,11 @@ class Caller:
         section, tries = self._config.section, self._config.retries + 1
         tries = tries if most is None else min(tries, most)
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError), stop=stop_after_attempt(tries), wait=self._wait, reraise=True
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_attempt(tries),
+            wait=self._wait,
+            sleep=self._pause,
+            reraise=True,
         )
         try:
             return await retrying(call)
@@ -143,6 +153,32 @@ class Caller:
                 f"{self._kept} are kept: run again to go on from here, or raise {section}.retries or {section}.timeout_seconds."
             ) from None
 
+    async def at_once(self, items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) -> None:
+        """Works on items, `concurrency` at once, until none is left or the work on one has failed.
+
+        Then no call is tried again, and none begins. Calls under way are still awaited, for their answers may have to be paid for.
+
+        Raises:
+            OSError, ValueError: as the first work that failed.
+        """
+        waiting = iter(items)
+        failures: list[Exception] = []
+        self._ending = asyncio.Event()
+
+        async def take() -> None:
+            for item in waiting:
+                try:
+                    await work(item)
+                except (OSError, ValueError) as error:
+                    failures.append(error)
+                    self._end()
+                if failures:
+                    return
+
+        await asyncio.gather(*(take() for _ in range(self._config.concurrency)))
+        if failures:
+            raise failures[0]
+
     @property
     def is_open(self) -> bool:
         """Whether there are connections to close."""
@@ -153,6 +189,34 @@ class Caller:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    def _end(self) -> None:
+        """Lets no further call begin."""
+        if self._under_way and not self._ending.is_set():
+            tqdm.write(
+                f"{self._config.section}: a call has failed for good: no other begins, and the stage ends when the {self._under_way} under way have "
+                f"been answered, within {self._config.timeout_seconds:g} s",
+                file=sys.stderr,
+            )
+        self._ending.set()
+
+    def _require_going_on(self) -> None:
+        if self._ending.is_set():
+            raise EndpointError(f"{self._config.section}: no call begins after another has failed for good")
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits before another try, which a call that fails for good prevents at once."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), seconds)
+        self._require_going_on()
 
     def _wait(self, state: RetryCallState) -> float:
         """Seconds to wait: exponential backoff with jitter, or the server's Retry-After if that is longer."""
@@ -209,30 +273,6 @@ class Caller:
         for secret in (self._key, *(os.environ.get(name, "") for name in IN_HEADERS)):
             text = text.replace(secret, "[key]") if secret else text
         return re.sub(r"(?i)(bearer\s+)\S+|\bsk-[\w*.-]{6,}", "[key]", text)
-
-
-async def at_once(items: Iterable[Item], work: Callable[[Item], Awaitable[None]], concurrency: int) -> None:
-    """Works on items, `concurrency` at once, until none is left or one has failed; work under way is still finished.
-
-    Raises:
-        OSError, ValueError: as the first work that failed.
-    """
-    waiting = iter(items)
-    failures: list[Exception] = []
-    await asyncio.gather(*(_take(waiting, work, failures) for _ in range(concurrency)))
-    if failures:
-        raise failures[0]
-
-
-async def _take(waiting: Iterator[Item], work: Callable[[Item], Awaitable[None]], failures: list[Exception]) -> None:
-    for item in waiting:
-        if failures:
-            return
-        try:
-            await work(item)
-        except (OSError, ValueError) as error:
-            failures.append(error)
-            return
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

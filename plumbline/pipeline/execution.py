@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from plumbline.pipeline import processes
-from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder, computation_key
+from plumbline.pipeline.checkpoints import AlreadyRunning, checkpoint_folder
 from plumbline.pipeline.composing import require_sound, typed
+from plumbline.pipeline.computation import computation_key, modules_of_stage
 from plumbline.pipeline.digests import input_digest
 from plumbline.pipeline.engine import decisive
 from plumbline.pipeline.launcher import launch, trains
@@ -161,8 +162,12 @@ def set_environment(threads: int) -> None:
 
 
 @contextmanager
-def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str | Path]) -> Iterator[Work]:
+def executing(
+    stage: str, entry: str | None, config: Any, inputs: Sequence[str | Path], loads: Iterable[str] = ()
+) -> Iterator[Work]:
     """Runs a stage's work: `config` is its dataclass, `inputs` the files and folders that it reads.
+
+    loads: the project's modules that it loads by their name, such as a method's; they are asked for when all inputs are there.
 
     Raises:
         ValueError: the config's values do not fit together.
@@ -177,8 +182,9 @@ def executing(stage: str, entry: str | None, config: Any, inputs: Sequence[str |
     processes.join()
     # the checkpoints go last: what is still logged after training may fail, too
     with ExitStack() as until_done, _tracking(stage, entry, params, read) as run:
-        key = computation_key(json.dumps(decisive(params), sort_keys=True, default=str), read)
-        work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
+        values = json.dumps(decisive(params), sort_keys=True, default=str)
+        key = computation_key(values, read, modules_of_stage(stage, config, loads))
+        work = Work(stage, entry, _output_root(stage, entry), run, processes.as_the_first_has_it(key), read, until_done)
         with _in_all_processes():
             yield work
         if not processes.is_first():

@@ -91,6 +91,17 @@ def wait_for_all() -> None:
         PartialState().wait_for_everyone()
 
 
+def as_the_first_has_it(value: str) -> str:
+    """The first process's value, in all processes; each has its own, such as a digest of files that somebody edits while they start."""
+    if not is_launched():
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
 def only_the_first_goes_on() -> None:
     """Ends the work of all processes but the first, when all have come here: what follows is done once.
 

@@ -80,7 +80,7 @@ def read_shard(file: Path) -> list[dict[str, Any]]:
 
 
 def shard_name(number: int) -> str:
-    """The file name of a table's shard, so that the order of names is the order of shards."""
+    """The file name of a table's shard; from the millionth on it is longer, so that names in order are first ordered by their length."""
     return f"{number:06d}{SUFFIX}"
 
 
@@ -90,7 +90,7 @@ def shard_paths(folder: Path) -> list[Path]:
     Raises:
         ValueError: the folder holds no table.
     """
-    files = sorted(folder.glob(f"*{SUFFIX}"))
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: (len(file.stem), file.stem))
     if not files:
         raise ValueError(
             f"expected a table at {folder}, a folder of {SUFFIX} files, found none there. `dvc repro` makes it; completions that an earlier "

@@ -101,6 +101,16 @@ def load_reward(folder: Path, run: str = "") -> Reward:
     return loaded
 
 
+def modules_of(*folders: Path) -> Iterator[str]:
+    """The modules that load the rewards in these folders, which no import statement names; raises as `read_description`."""
+    for folder in folders:
+        description = read_description(folder)
+        if description["kind"] == "sum":
+            yield from modules_of(*(folder.parent / part["reward"] for part in description["parts"]))
+        elif description["kind"] in KINDS:
+            yield KINDS[description["kind"]]
+
+
 def read_description(folder: Path) -> Mapping[str, Any]:
     """The contents of a reward's reward.json.
 

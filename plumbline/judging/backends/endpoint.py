@@ -13,7 +13,7 @@ from plumbline.judging.asking import ESTIMATED, Ledger, Reply, Request
 from plumbline.judging.backends.client import EndpointClient
 from plumbline.judging.judges import OpenaiJudge
 from plumbline.judging.store import VerdictStore, content_key, store_folder
-from plumbline.pipeline.endpoint_calls import EndpointError, TransientError, at_once
+from plumbline.pipeline.endpoint_calls import EndpointError, TransientError
 
 BYTES_PER_TOKEN = 4  # for estimates; the worst case is one
 
@@ -112,7 +112,7 @@ class EndpointChat:
             position, request = item
             replies[position] = await self._reply(request)
 
-        await at_once(enumerate(requests), answer, self._config.concurrency)
+        await self._client.caller.at_once(enumerate(requests), answer)
         return [reply for reply in replies if reply is not None]
 
     async def _reply(self, request: Request) -> Reply:
