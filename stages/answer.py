@@ -13,7 +13,7 @@ that another judge or reward scores the same answers. Memory holds one shard, an
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,8 +91,8 @@ def answering(config: AnswerStage, policy: Path, fitting: Fitting, title: str) -
             write_shard(shard / name, [answer_row(row, config.policy) for row in rows])
         write_counts(shard, {"calls_repeated": completer.calls_repeated(), **drawn_counts(drawn[0])})
 
-    yield answer
-    completer.close()
+    with closing(completer):
+        yield answer
 
 
 def run(config: AnswerStage) -> None:

@@ -211,8 +211,8 @@ def wins(config: EvaluateStage, pairs: "Sequence[Pair]", folder: Path, work: Wor
         with recorded(judge, shard):
             return {"win": compare(judge, [row["prompt"] for row in answers], ours, theirs)}
 
-    shards = pass_over(folder, pairs, lambda: nullcontext(columns), afresh=must_see_all(config.judge))
-    judge.finish()
+    with judge.at_work():
+        shards = pass_over(folder, pairs, lambda: nullcontext(columns), afresh=must_see_all(config.judge))
     ledger, conversations = asked(shards)
     work.run.log_traces(conversations.traces(work.name))
     work.log_timing(judge_calls=ledger.calls, judge_bought=ledger.bought, judge_cached=ledger.cached)
@@ -237,7 +237,7 @@ def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, w
 def rewarding(config: EvaluateStage, folder: Path, run_name: str) -> "Iterator[FindColumns]":
     """Loads the reward, and finds the reward of each answer; run_name: for the budget of a reward that is a judge's rating."""
     from plumbline.models.determinism import make_deterministic
-    from plumbline.rewards.reward import finish, load_reward, score, spending
+    from plumbline.rewards.reward import finishing, load_reward, score, spending
 
     make_deterministic(config.seed, config.threads)
     reward = load_reward(folder, run_name)
@@ -246,8 +246,8 @@ def rewarding(config: EvaluateStage, folder: Path, run_name: str) -> "Iterator[F
         with spending(reward, shard):
             return {"reward": score(reward, answers)[0]}
 
-    yield columns
-    finish(reward)
+    with finishing(reward):
+        yield columns
 
 
 def held_out(config: EvaluateStage) -> dict[str, float | int | None]:

@@ -21,7 +21,7 @@ from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.shard_files import read_shard, shard_paths, write_shard
 from plumbline.pipeline.shard_work import as_table, by_shard, counts, write_counts
 from plumbline.pipeline.shard_workers import Compute
-from plumbline.rewards.reward import asks_judge, finish, load_reward, modules_of, score, spending, spent
+from plumbline.rewards.reward import asks_judge, finishing, load_reward, modules_of, score, spending, spent
 
 TABLE, BOUNDS = "completions.parquet", "bounds.json"
 """A shard's files: the completions that are left, and the lowest and the highest reward."""
@@ -77,8 +77,8 @@ def filtering(config: FilterStage, reward: Path, run_name: str) -> Iterator[Comp
         prompts = len({row["id"] for row in rows}) - len({row["id"] for row in kept})
         write_counts(shard, {"completions": len(rows), "kept": len(kept), "prompts_without": prompts} | counted)
 
-    yield compute
-    finish(scorer)
+    with finishing(scorer):
+        yield compute
 
 
 def run(config: FilterStage, entry: str) -> None:

@@ -15,7 +15,7 @@ were already bought are not bought again.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -169,9 +169,9 @@ def label_shards(config: LabelStage, work: Work, checkpoints: Path) -> list[Path
     judge = judge_of(config, work)
     prepare, engine = partial(labelling, config, judge, count), None if judge else config.engine
     parts = read_prompts(sample, config.label.prompts)
-    shards = by_shard(checkpoints, parts, prepare, engine, afresh=must_see_all(config.judge))
+    with judge.at_work() if judge else nullcontext():
+        shards = by_shard(checkpoints, parts, prepare, engine, afresh=must_see_all(config.judge))
     if judge:
-        judge.finish()
         ledger, conversations = asked(shards)
         work.run.log_traces(conversations.traces(work.name))
         work.log_timing(**{f"judge_{name}": value for name, value in vars(ledger).items()})

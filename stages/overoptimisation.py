@@ -19,7 +19,9 @@ needs the scores of all. A run that was killed continues at the shard it was at.
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +35,14 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import chunked, read_json, stream_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_shard, write_shard
 from plumbline.pipeline.shard_work import by_shard, only_here
-from plumbline.rewards.reward import finish, load_reward, modules_of, score, spending, spent
+from plumbline.pipeline.shard_workers import Compute
+from plumbline.rewards.reward import finishing, load_reward, modules_of, score, spending, spent
 from plumbline.rows import Row, last_turn, text_of
 
 if TYPE_CHECKING:
     from plumbline.evaluation.optimisation import Point
     from plumbline.evaluation.statistics import Floats
+    from plumbline.models.room import Fitting
 
 POLICIES, STEPS, REWARDS = Path("artifacts/policy"), Path("artifacts/steps"), Path("artifacts/reward")
 NONE = "none"
@@ -143,15 +147,26 @@ def kept_policies(folder: Path) -> dict[int, Path]:
 
 def drawn(config: OveroptimisationStage, policy: Path, prompts: Path, step: int, folder: Path) -> list[Path]:
     """The shards of the policy's answers; `step` is the one that it was kept after."""
-    from plumbline.models.completions import Completer, Draws, fitting_of
+    from plumbline.models.completions import fitting_of
 
-    settings, longest = config.overoptimisation, config.evaluate.max_new_tokens
-    title = f"overoptimisation, step {step}"
+    title, kept = f"overoptimisation, step {step}", folder / str(step)
+    fitting = fitting_of(policy, stream_jsonl(prompts), config.evaluate.max_new_tokens, title, kept)
+    parts = chunked(stream_jsonl(prompts), config.overoptimisation.shard_prompts)
+    shards = by_shard(kept, parts, partial(drawing, config, policy, fitting, title))
+    return [shard / TABLE for shard in shards]
+
+
+@contextmanager
+def drawing(config: OveroptimisationStage, policy: Path, fitting: "Fitting", title: str) -> Iterator[Compute]:
+    """Loads a policy, and computes shards of its answers."""
+    from plumbline.models.completions import Completer, Draws
+
+    settings = config.overoptimisation
     completer = Completer(
         policy,
-        fitting_of(policy, stream_jsonl(prompts), longest, title),
+        fitting,
         [Draws(settings.answers)],
-        max_new_tokens=longest,
+        max_new_tokens=config.evaluate.max_new_tokens,
         batch_size=settings.batch_size,
         seed=config.seed,
         title=title,
@@ -161,9 +176,8 @@ def drawn(config: OveroptimisationStage, policy: Path, prompts: Path, step: int,
         [answers] = completer.complete(rows, number * settings.shard_prompts)
         write_shard(shard / TABLE, [{column: row[column] for column in KEPT} for row in answers])
 
-    shards = by_shard(folder / str(step), chunked(stream_jsonl(prompts), settings.shard_prompts), only_here(complete))
-    completer.close()
-    return [shard / TABLE for shard in shards]
+    with closing(completer):
+        yield complete
 
 
 def scored(reward: Path, answers: Shards, folder: Path, work: Work) -> dict[int, list[Path]]:
@@ -176,8 +190,8 @@ def scored(reward: Path, answers: Shards, folder: Path, work: Work) -> dict[int,
             rewards, _ = score(scorer, rows)
         write_json(shard / SCORES, rewards)
 
-    shards = {step: by_shard(folder / str(step), files, only_here(compute)) for step, files in answers.items()}
-    finish(scorer)
+    with finishing(scorer):
+        shards = {step: by_shard(folder / str(step), files, only_here(compute)) for step, files in answers.items()}
     if ledger := spent(shard for of_step in shards.values() for shard in of_step):
         work.log_timing(**{f"{folder.name}_{name}": value for name, value in ledger.items()})
     return {step: [shard / SCORES for shard in of_step] for step, of_step in shards.items()}

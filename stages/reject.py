@@ -33,7 +33,7 @@ from plumbline.pipeline.shard_files import read_shard, shard_paths
 from plumbline.pipeline.shard_work import as_lines, by_shard, counts, only_here, write_counts
 from plumbline.pipeline.shard_workers import Compute
 from plumbline.rewards.rejection import Floats, best, matches, reject_statistically, top_fraction_threshold
-from plumbline.rewards.reward import asks_judge, finish, load_reward, modules_of, score, spending, spent
+from plumbline.rewards.reward import asks_judge, finishing, load_reward, modules_of, score, spending, spent
 from plumbline.rows import Row, held_out, last_turn, text_of
 
 STRATEGIES = ("best", "threshold", "fraction", "statistical")
@@ -192,8 +192,8 @@ def scoring(config: RejectStage, reward: Path, run_name: str) -> Iterator[Comput
         }
         write_counts(shard, counted | outcomes)
 
-    yield compute
-    finish(scorer)
+    with finishing(scorer):
+        yield compute
 
 
 def score_shards(config: RejectStage, work: Work, checkpoints: Path, sample: Path, reward: Path) -> list[Scored]:

@@ -215,8 +215,8 @@ def run(config: ReviseStage, entry: str) -> None:
         judge = load_judge(config.judge, seed=config.seed, name=settings.judge, run=run_name)
         if not isinstance(judge, AskingJudge):
             raise ValueError(f"revise.{entry}.judge: expected a judge that writes, such as a chat model, found {settings.judge}")
-        shards = revise_shards(config, judge, checkpoints)
-        judge.finish()
+        with judge.at_work():
+            shards = revise_shards(config, judge, checkpoints)
         ledger, conversations = asked(shards)
         output, rounds = work.output(f"artifacts/revise/{entry}"), work.output(f"artifacts/rounds/{entry}.jsonl")
         as_lines(shards, ROUNDS, rounds)

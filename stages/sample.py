@@ -13,7 +13,7 @@ a minute on two cores. Memory holds one shard, whatever the number of prompts, a
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -119,8 +119,8 @@ def completing(config: SampleStage, fitting: Fitting, title: str) -> Iterator[Co
         write_shard(shard / TABLE, rows)
         write_counts(shard, counted)
 
-    yield complete
-    completer.close()
+    with closing(completer):
+        yield complete
 
 
 def run(config: SampleStage, entry: str) -> None:

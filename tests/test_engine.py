@@ -16,6 +16,7 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.models.saving import save_policy
+from plumbline.models.served import Served
 from plumbline.models.uniforms import request_seed
 from plumbline.pipeline import endpoint_calls
 from plumbline.pipeline.composing import CONF, problems
@@ -204,6 +205,29 @@ def test_a_killed_run_goes_on_with_the_shards_that_it_has(world: Path, monkeypat
     with server() as (running, engine):
         assert draw(engine, prompts=6) == here
         assert running.calls == 4  # the third shard's
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({"breaks_after": 2}, EndpointError), ({"max_model_len": 7}, ValueError), ({"model": "another"}, ValueError)],
+)
+def test_an_error_leaves_no_connection_and_no_event_loop_open(
+    world: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], error: type[Exception]
+) -> None:
+    closed: list[Served] = []
+    close = Served.close
+
+    def recording(served: Served) -> None:
+        close(served)
+        closed.append(served)
+
+    monkeypatch.setattr(Served, "close", recording)
+    with server(**settings) as (running, _), pytest.raises(error):
+        draw(patient(running.url, retries=0))
+    [served] = closed
+    assert not served._caller.is_open
+    with pytest.raises(RuntimeError, match="Runner is closed"):
+        served._runner.get_loop()
 
 
 def test_only_what_decides_a_completion_identifies_a_computation() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging_server import running, worth
+from judging_server import Server, running, serving, worth
 
 from plumbline.judging.asking import Reply
 from plumbline.judging.backends.client import last_choice_logprobs
@@ -172,6 +172,39 @@ def test_worst_case_of_a_lost_answer_counts_against_max_cost(project: Path) -> N
     assert again.begin("k2", "me", 0.6, 1.0) is None
     assert again.begin("k2", "somebody else", 0.6, 1.0) is not None
     assert again.totals("me").at_risk == pytest.approx(0.6)
+
+
+class Slow(Server):
+    async def answer(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        if b"slow" in body:
+            await asyncio.sleep(1.0)
+        return await super().answer(head, body, writer)
+
+
+def test_a_reply_under_way_when_another_call_is_refused_is_received_and_kept(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Slow(refuses_text=("wrong",), error=(401, {"message": "who?"}), gather=2)) as server:
+        judge = judge_at(server.url)
+        with pytest.raises(EndpointError, match="HTTP 401"), judge.at_work():
+            judge.rate([PROMPT] * 2, ["wrong", "slow"])
+        assert tries(project) == {"refused": 1, "received": 1}
+        assert not chat_of(judge)._client.caller.is_open
+        assert server.calls == 2
+        assert rate(judge_at(server.url), ["slow"]) == [worth("slow")]
+        assert server.calls == 2
+    assert (
+        "judge: a call has failed for good: no other begins, and the stage ends when the 1 under way" in capsys.readouterr().err
+    )
+
+
+def test_an_error_in_a_dry_run_is_not_hidden_by_its_estimate() -> None:
+    judge = judge_at("http://127.0.0.1:9/v1", dry_run=True)
+    with pytest.raises(RuntimeError, match="a bug"), judge.at_work():
+        raise RuntimeError("a bug")
+    judge = judge_at("http://127.0.0.1:9/v1", dry_run=True)
+    with pytest.raises(SystemExit, match="dry run"), judge.at_work():
+        judge.rate([PROMPT], ["a"])
 
 
 @pytest.mark.parametrize(("fault", "billed"), [("timeout", 2), ("truncated", 2), ("429", 0), ("500", 0)])

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import stages.check
 import stages.overoptimisation
+from plumbline.models import chat
 from plumbline.models.chat import prompt_ids
 from plumbline.models.completions import Completer
 from plumbline.models.saving import save_policy
@@ -186,6 +187,21 @@ def test_an_interrupted_run_goes_on_from_its_shards(
     require_resuming(monkeypatch, lambda: run(stage(steps=steps), "ppo"), OUTPUTS, done)
     asked = len(answers())
     assert judge_calls() == {f"overoptimisation@ppo {name}_judge_calls": asked for name in LETTERS}
+
+
+def test_a_run_that_has_all_answers_loads_no_policy_to_draw_them(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.overoptimisation, "scored", _failing)
+        with pytest.raises(ZeroDivisionError):
+            run(stage(), "ppo")
+    monkeypatch.setattr(Completer, "__init__", _failing)
+    monkeypatch.setattr(chat, "prompt_ids", _failing)
+    run(stage(), "ppo")
+    assert len(answers()) == len(PROMPTS) * 4
+
+
+def _failing(*_: object, **__: object) -> None:
+    raise ZeroDivisionError
 
 
 KILLED = """

@@ -1,7 +1,9 @@
 """A judge's rating as the reward: the number that labels have, no default for an unreadable rating, and nothing bought twice."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from plumbline.models.saving import save_policy
 from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import read_table, write_table
 from plumbline.pipeline.tracking import Run
+from plumbline.rewards import reward as rewards
 from plumbline.rewards.judged import JudgeReward
 from plumbline.rewards.reward import WeightedSum, finish, held_out_accuracy, load_reward, outcomes, spending, spent
 from plumbline.rows import Message, Row, text_of
@@ -167,6 +170,19 @@ def test_an_unread_rating_is_the_lowest_of_the_call_and_counted_while_there_are_
     assert blend([PROMPT], ["good"]) == [pytest.approx(1.0)]
     assert outcomes(blend) == {"judge_read": 40, "judge_unparsed": 2}
     assert finish(blend)["judge_calls"] == 42 + 1 + 1
+    assert chat.share == 0.0
+
+
+@pytest.mark.parametrize("stage", ["reject", "filter", "evaluate"])
+def test_a_reward_is_finished_when_a_shard_fails(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    scorer, chat = scripted()
+    preparing = {"reject": "scoring", "filter": "filtering", "evaluate": "rewarding"}[stage]
+    module: Any = importlib.import_module(f"stages.{stage}")
+    monkeypatch.setattr(module if hasattr(module, "load_reward") else rewards, "load_reward", lambda *_: scorer)
+    config = SimpleNamespace(seed=1, threads=1, filter=None)
+    with pytest.raises(RuntimeError, match="a shard"), getattr(module, preparing)(config, Path("artifacts/reward/rm"), "a run"):
+        assert chat.share == 1.0
+        raise RuntimeError("a shard")
     assert chat.share == 0.0
 
 

@@ -50,7 +50,7 @@ class Answer:
 
     @classmethod
     def of(cls, value: Any) -> "Answer":
-        """The answer in an element of `answers`; RowFault if it is none."""
+        """The answer in an element of `answers`; RowFault if the element is not an answer."""
         if not isinstance(value, Mapping):
             raise RowFault("wrong_type", f"'answers': expected objects with `text`, found {type(value).__name__}")
         text(value, "text")
@@ -85,7 +85,7 @@ class Line:
 
     @classmethod
     def of(cls, row: Row) -> "Line":
-        """The line in an object of a file; RowFault if it is none."""
+        """The line in an object of a file; RowFault if the object is not a line."""
         if unknown := sorted(map(str, set(row) - set(cls.__dataclass_fields__))):
             raise RowFault("wrong_type", f"expected keys among {', '.join(cls.__dataclass_fields__)}, found {unknown}")
         kind = text(row, "kind")

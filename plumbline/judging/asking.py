@@ -86,6 +86,10 @@ class Chat(Protocol):
         """The replies, in the order of the requests."""
         ...
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Closes what is open; nothing more will be asked."""
+        ...
+
+    def finish(self) -> None:
+        """Closes what is open; a dry run ends here, with what it found out."""
         ...

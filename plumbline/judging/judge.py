@@ -6,7 +6,8 @@ that it was read from.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from plumbline.judging.aggregation import UNPARSED, WINS
@@ -140,6 +141,19 @@ class Judge(ABC):
     def take_conversations(self) -> "Conversations | None":
         """Some of the conversations since this was last called; None of a judge that is not asked in words."""
         return None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Finishes the judge when the block ends. After an error it is only closed, so that the error is the last word."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+        self.finish()
+
+    def close(self) -> None:  # noqa: B027  judges without connections or files need not close anything
+        """Closes what is open; nothing more will be asked."""
 
     @abstractmethod
     def finish(self) -> None:

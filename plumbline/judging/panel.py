@@ -95,6 +95,10 @@ class AskingJudge(Judge):
         taken, self._conversations = self._conversations, Conversations()
         return taken
 
+    def close(self) -> None:
+        for member in self._members:
+            member.chat.close()
+
     def finish(self) -> None:
         estimates = []
         for member in self._members:

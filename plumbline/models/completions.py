@@ -1,6 +1,7 @@
 """Completions of prompts by a policy: from a model folder to rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,7 +106,10 @@ class Completer:
         self.generator = generator_of(
             engine or Engine(), folder, self.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
         )
-        self.generator.make_room(fitting.longest_tokens + max_new_tokens)
+        with ExitStack() as unless_fitting:
+            unless_fitting.callback(self.generator.close)
+            self.generator.make_room(fitting.longest_tokens + max_new_tokens)
+            unless_fitting.pop_all()
         words = "; ".join(one.decoding.words for one in draws)
         self.bar = tqdm(total=fitting.prompts * sum(one.n for one in draws), desc=f"{title}, {words}", unit="completion")
 

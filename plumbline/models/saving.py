@@ -66,7 +66,7 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     output = model.get_output_embeddings()
     mask = output.bias if getattr(output, "bias_is_mask", False) else None
     if mask is not None:
-        output.bias = None  # no part of the architecture: whoever loads the folder masks anew
+        output.bias = None  # it is not part of the architecture: whoever loads the folder masks again
     model.save_pretrained(folder)
     if mask is not None:
         output.bias = mask

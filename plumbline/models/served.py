@@ -12,6 +12,7 @@ import asyncio
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ class Served:
         self._calls = self._answered = 0
         self._rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         self._bias = {str(row): BANNED for row in rows_without_token(tokenizer, self._rows)}
-        self._served_context = self._runner.run(self._caller.patiently(self._context, FIRST_TRIES))
+        with ExitStack() as unless_served:
+            unless_served.callback(self.close)
+            self._served_context = self._runner.run(self._caller.patiently(self._context, FIRST_TRIES))
+            unless_served.pop_all()
 
     def make_room(self, longest_tokens: int) -> None:
         """Makes sure that the server reads sequences of so many tokens, prompt and completion together.

@@ -168,6 +168,15 @@ def finish(reward: Reward) -> dict[str, float]:
     return _ledger(reward)
 
 
+@contextmanager
+def finishing(reward: Reward) -> Iterator[None]:
+    """Finishes a reward when the block ends, also by an error."""
+    try:
+        yield
+    finally:
+        finish(reward)
+
+
 def _ledger(reward: Reward) -> dict[str, float]:
     """What the replies of a reward's judges took so far; empty for a reward without a judge."""
     parts = reward.parts if isinstance(reward, WeightedSum) else []

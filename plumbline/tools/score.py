@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from plumbline.rewards.reward import finish, load_reward
+from plumbline.rewards.reward import finishing, load_reward
 from plumbline.rewards.rules import RulesReward
 
 
@@ -19,10 +19,10 @@ def main() -> None:
     prompt = [{"role": "user", "content": arguments.prompt}]
     try:
         reward = load_reward(Path("artifacts/reward") / arguments.reward, "score")
-        print(f"{reward([prompt], [arguments.response])[0]:.4f}")
+        with finishing(reward):
+            print(f"{reward([prompt], [arguments.response])[0]:.4f}")
     except (ValueError, OSError) as error:  # OSError: a judge without its key or its model
         sys.exit(f"score: {error}")
-    finish(reward)
     if isinstance(reward, RulesReward):
         for name, value in reward.explain(prompt, arguments.response).items():
             print(f"  {value:.2f} × {reward.rules[name].weight:g}  {name}")

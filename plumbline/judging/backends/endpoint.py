@@ -65,19 +65,8 @@ class EndpointChat:
         self._bar.total = max(self._called, round(self._called / self.share))
         return self._runner.run(self._complete(requests))
 
-    def finish(self) -> None:
-        """Closes what is open.
-
-        Raises:
-            SystemExit: this was a dry run; the message says what the run would cost.
-        """
-        if self._config.dry_run:
-            estimate = self._estimate
-            raise SystemExit(
-                f"dry run: {self.model} would be asked {estimate.calls} times; {estimate.cached} replies are in {store_folder()} already. "
-                f"The others cost about {estimate.likely_cost:.4f} and at most {estimate.worst_cost:.4f} (max_cost: "
-                f"{self._config.max_cost}), without retries of unread verdicts. Nothing was asked or written."
-            )
+    def close(self) -> None:
+        """Closes the progress bar, the connections and the store."""
         if self._bar is not None:
             self._show()
             self._bar.close()
@@ -85,6 +74,21 @@ class EndpointChat:
             self._runner.run(self._client.caller.close())
         self._runner.close()
         self._store.close()
+
+    def finish(self) -> None:
+        """Closes what is open.
+
+        Raises:
+            SystemExit: this was a dry run; the message says what the run would cost.
+        """
+        self.close()
+        if self._config.dry_run:
+            estimate = self._estimate
+            raise SystemExit(
+                f"dry run: {self.model} would be asked {estimate.calls} times; {estimate.cached} replies are in {store_folder()} already. "
+                f"The others cost about {estimate.likely_cost:.4f} and at most {estimate.worst_cost:.4f} (max_cost: "
+                f"{self._config.max_cost}), without retries of unread verdicts. Nothing was asked or written."
+            )
 
     def _key_of(self, request: Request) -> str:
         return content_key([self.identity, self._asked, *request])

@@ -73,9 +73,13 @@ class LocalChat:
             self.ledger.input_tokens += reply.input_tokens
             self.ledger.output_tokens += reply.output_tokens
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Closes the store."""
         self._store.close()
+
+    def finish(self) -> None:
+        """Closes the store."""
+        self.close()
 
     def _generate(self, requests: Sequence[Request]) -> list[Reply]:
         texts = [

@@ -21,5 +21,8 @@ class SimulatedChat:
         self.ledger.calls += len(requests)
         return [Reply(self._annotator.respond(request.messages)) for request in requests]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def finish(self) -> None:
         """Nothing is open."""
