@@ -67,7 +67,7 @@ SINGLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The stages that run once: what each reads and what it makes."""
 
 STAGES = (*SINGLE, *REPEATED, "answer", "evaluate", "report")
-"""Every stage that Hydra composes, in order; `check` composes them all and is none of them."""
+"""Every stage that Hydra composes, in order. `check`, which composes them all, is not among them."""
 
 
 class Node(NamedTuple):

@@ -276,12 +276,12 @@ def _located(problem: str, node: Node, params: Params, chosen: dict[str, str]) -
 
 def no_repository() -> list[str]:
     """An error for a project outside a Git repository, such as a downloaded archive, unless DVC is told that there is none."""
-    here = Path.cwd()
-    if not Path(".dvc").is_dir() or any((folder / ".git").exists() for folder in (here, *here.parents)):
+    project = Path.cwd()
+    if not Path(".dvc").is_dir() or any((folder / ".git").exists() for folder in (project, *project.parents)):
         return []
     from dvc.config import Config
 
-    if Config(str(here / ".dvc"))["core"].get("no_scm"):
+    if Config(str(project / ".dvc"))["core"].get("no_scm"):
         return []
     return [
         "expected a Git repository, which DVC works in, found none. Run `git init && git add . && git commit -m start`; or "

@@ -87,7 +87,7 @@ def chosen(entries: list[Entry], policies: Sequence[str]) -> list[Entry]:
     """The entries about answers of these policies, all of them if none is named, and the lines that cannot be read.
 
     Raises:
-        ValueError: a policy is named of which there is no answer, or there are no lines at all.
+        ValueError: a policy is named that gave none of the answers, or there are no lines at all.
     """
     lines = [entry.content for entry in entries if isinstance(entry.content, Line)]
     if not entries:

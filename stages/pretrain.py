@@ -69,7 +69,7 @@ def pieces(ids: list[int], block_tokens: int) -> list[list[int]]:
 def documents(tokenizer: "PreTrainedTokenizerBase", split: str, block_tokens: int) -> Iterator[dict[str, list[int]]]:
     """The documents of a split as `input_ids` and `labels`, one block after another; each document ends in end-of-turn.
 
-    Of a dialogue only the last answer carries loss, as everywhere: what users say is no example to follow.
+    Of a dialogue only the last answer carries loss, as everywhere: what users say is not an example to follow.
 
     Raises:
         ValueError: there is nothing to train on.

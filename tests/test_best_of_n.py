@@ -31,7 +31,9 @@ def test_the_estimator_is_the_mean_over_all_subsets(n: int, ties: bool) -> None:
 def test_two_answers_of_three_by_hand() -> None:
     """Of keys 1, 2, 3 the subsets of two have the best 2, 3, 3: values 20, 30, 30."""
     assert expected_best([1.0, 2.0, 3.0], [10.0, 20.0, 30.0], 2) == pytest.approx(80 / 3)
-    assert expected_best([3.0, 1.0, 2.0], [30.0, 10.0, 20.0], 2) == pytest.approx(80 / 3)  # the order of the answers is no matter
+    assert expected_best([3.0, 1.0, 2.0], [30.0, 10.0, 20.0], 2) == pytest.approx(
+        80 / 3
+    )  # the order of the answers does not matter
 
 
 def test_answers_with_one_key_are_worth_their_mean_whatever_n_is() -> None:

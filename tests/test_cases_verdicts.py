@@ -83,7 +83,7 @@ def test_a_tie_in_words_is_a_tie(words: str) -> None:
         '{"verdict": "A"}\nI hope this helps.', "[[A]]\nI hope this helps.", '<verdict>A</verdict>\nor not', 'B ends with:\n"Verdict: A"',
         "B says:\n> Verdict: A",
         "Answer B claims “Verdict: A”.", "Answer B says:\nVerdict: A\nwhich is an attempt to steer me.",
-        # reasoning is no reply
+        # reasoning is not a reply
         "<think>Verdict: A", "<think>Verdict: A</think>", "Verdict: <think>A</think>", "[THINK]A[/THINK]",
         # JSON that contradicts itself, is cut off, or says nothing
         '{"verdict": "A"}\n{"verdict": "B"}', '```json\n{"verdict": "A"}\n```\nor\n```json\n{"verdict": "B"}\n```',

@@ -119,7 +119,7 @@ class Source:
 
 @dataclass
 class Role:
-    """The sources of one kind of data; without sources there is none of it."""
+    """The sources of one kind of data; without sources, there are no such data."""
 
     sources: list[Source] = field(default_factory=list)
 

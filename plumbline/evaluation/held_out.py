@@ -26,7 +26,7 @@ def chosen_rows(file: Path, most: int, seed: int, column: str) -> list[Row]:
 def held_out_figures(
     policy: Path, against: Path, preferences: Sequence[Row], demonstrations: Sequence[Row], seed: int, texts: Sequence[str] = ()
 ) -> Figures:
-    """The figures of held-out rows; those of a kind of which there are none are left out. It takes a forward pass of both policies."""
+    """The figures of held-out rows; a kind without rows is left out. It takes a forward pass of both policies."""
     from transformers import AutoConfig, AutoTokenizer
 
     from plumbline.models.chat import encode_turns

@@ -33,7 +33,7 @@ from plumbline.reasoning import without_reasoning
 from plumbline.rows import Message
 
 Parser = Callable[..., Any]
-"""Reads a verdict's value from a reply, whose reasoning `marks` set apart; None if there is none."""
+"""Reads a verdict's value from a reply, whose reasoning `marks` set apart; None if it states no verdict."""
 
 CRITERIA = ("rating", "pairwise", "ranking")
 """The templates that list criteria; the others go by a principle alone."""

@@ -87,14 +87,14 @@ def final_value(reply: str, marks: str = ALL) -> str | None:
     lines = [line.strip() for line in _plain(text).splitlines() if line.strip(" \t`*_~#=-")]
     if not lines or len(lines[-1]) > LONGEST_LINE or len((lines := _joined(lines))[-1]) > LONGEST_LINE:
         return None
-    last, alone = lines[-1], len(lines) == 1
-    if not alone and last.startswith(QUOTATION):
+    last, is_only_line = lines[-1], len(lines) == 1
+    if not is_only_line and last.startswith(QUOTATION):
         return None
     marked = MARKED.fullmatch(last.strip("*_`$ .。!"))
     inner = _bare(marked[marked.lastindex] if marked and marked.lastindex else last)
     if match := FINAL.fullmatch(inner):
         return _bare(match["value"])
-    return inner if marked or alone else None
+    return inner if marked or is_only_line else None
 
 
 def _plain(text: str) -> str:

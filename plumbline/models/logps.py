@@ -43,6 +43,6 @@ def in_chunks(figures: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, token
     size = max(1, CHUNK_LOGITS // vocabulary)
     if len(tokens) <= size:
         return figures(hidden, tokens)
-    again = partial(checkpoint, figures, use_reentrant=False, preserve_rng_state=False)
-    compute = again if torch.is_grad_enabled() else figures
+    recomputed = partial(checkpoint, figures, use_reentrant=False, preserve_rng_state=False)
+    compute = recomputed if torch.is_grad_enabled() else figures
     return torch.cat([compute(*part) for part in zip(hidden.split(size), tokens.split(size), strict=True)], dim=-1)

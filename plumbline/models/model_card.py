@@ -17,7 +17,7 @@ from plumbline.pipeline.tracking import flatten
 
 FILE = "README.md"
 UNKNOWN, OTHER = "unknown", "other"
-"""Licences as the hub's cards name them, where none is known and where it is none of the hub's list."""
+"""What the hub's cards say of a licence that is not known, and of one that is not on the hub's list."""
 NOT_THE_RESULT = ("checkpoint_every", "samples_every", "keep_steps")
 """Values that decide no weight, and so stand on no card: another of them leaves the policy as it is, and what follows it."""
 LIMITS = (

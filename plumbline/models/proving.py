@@ -80,9 +80,9 @@ def prove(tokenizer: Any) -> list[str]:
         tokenizer.chat_template = mended
         if changed:
             tokenizer._tokenizer = changed
-        now = [render(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
+        rendered = [render(tokenizer, prompt, add_generation_prompt=True) for prompt in prompts]
         fault = "the mended template renders prompts differently"
-        if all(text.startswith(before) for text, before in zip(now, asked, strict=True)):
+        if all(text.startswith(before) for text, before in zip(rendered, asked, strict=True)):
             fault = _first_fault(tokenizer, prompts)
         if fault is None:
             if changed:
@@ -192,9 +192,9 @@ def _first_fault(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Mess
 def _merging(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Message]]) -> list[str]:
     """A note if an ordinary answer has other tokens after its prompt than in the whole text."""
     for rendered in render_turns(tokenizer, [(prompt, assistant(ANSWER)) for prompt in prompts]):
-        apart = rendered.turn.prompt + rendered.turn.completion
+        parts_ids = rendered.turn.prompt + rendered.turn.completion
         whole = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
-        if whole[: len(apart)] != apart:
+        if whole[: len(parts_ids)] != parts_ids:
             end = rendered.prompt_text[-20:]
             return [
                 f"chat template: the tokenizer joins the prompt's end, {end!r}, to the answer, so every stage tokenises them apart"

@@ -89,10 +89,10 @@ class Optimisation:
 
     def launcher_problems(self, launcher: Launcher) -> list[str]:
         """What does not fit several processes; empty if all does."""
-        together = self.micro_batch_size * launcher.processes
-        if min(self.batch_size, together) < 1 or self.batch_size % together == 0:
+        rows_at_once = self.micro_batch_size * launcher.processes
+        if min(self.batch_size, rows_at_once) < 1 or self.batch_size % rows_at_once == 0:
             return []
-        above = together * math.ceil(self.batch_size / together)
+        above = rows_at_once * math.ceil(self.batch_size / rows_at_once)
         fitting = [size for size in range(1, self.micro_batch_size + 1) if self.batch_size % (size * launcher.processes) == 0]
         lower = f"Set micro_batch_size to {fitting[-1]}, or batch_size to {above}" if fitting else f"Set batch_size to {above}"
         return [

@@ -232,8 +232,8 @@ class Caller:
         They begin at most twice as often as the concurrency allows, so that the rate is never limited.
         """
         now = time.monotonic()
-        apart = min(LONGEST_SPACE_SECONDS, self._call_seconds / self._config.concurrency / 2)
-        self._next_start = max(now, self._next_start + apart)
+        spacing = min(LONGEST_SPACE_SECONDS, self._call_seconds / self._config.concurrency / 2)
+        self._next_start = max(now, self._next_start + spacing)
         if self._next_start > now:
             await asyncio.sleep(self._next_start - now)
 

@@ -157,8 +157,8 @@ def _experiment(client: "MlflowClient", uri: str) -> str:
 def _close_orphans(client: "MlflowClient", experiment: str, name: str) -> None:
     """Closes runs of this stage whose process was killed: SIGKILL leaves them RUNNING for ever."""
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        here = run.info.run_name == name and run.data.tags.get("host") == socket.gethostname()
-        if here and not psutil.pid_exists(int(run.data.tags.get("pid", 0))):
+        is_own = run.info.run_name == name and run.data.tags.get("host") == socket.gethostname()
+        if is_own and not psutil.pid_exists(int(run.data.tags.get("pid", 0))):
             client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -67,8 +67,8 @@ def files_read_by(modules: Iterable[str]) -> list[Path]:
     """
     names = closure(modules)
     packages = {parent / "__init__.py" for file in names.values() for parent in file.parents if ROOT in parent.parents}
-    elsewhere = [_data_below(ROOT / folder) for module, folder in READ_ELSEWHERE.items() if module in names]
-    files = packages.union(files_of(names), *elsewhere, (ROOT / name for name in LIBRARIES))
+    read_data = [_data_below(ROOT / folder) for module, folder in READ_ELSEWHERE.items() if module in names]
+    files = packages.union(files_of(names), *read_data, (ROOT / name for name in LIBRARIES))
     return sorted(file for file in files if file.is_file())
 
 

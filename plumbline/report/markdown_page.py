@@ -72,7 +72,7 @@ def folded(summary: str, content: str) -> str:
 
 
 def _fitting(parts: Sequence[str], optional: Sequence[str], room: int) -> tuple[list[str], int]:
-    """All parts, and the optional ones as long as there is room for them; and how many there was none for."""
+    """All parts, and the optional ones as long as there is room for them; and how many of these did not fit."""
     shown, left_out = [*parts], 0
     room -= sum(len(part) + 2 for part in parts)
     for part in optional:

@@ -116,9 +116,9 @@ def language_sentence(policy: str, figures: Figures) -> str:
     if not (unsafe := unsafe_languages(figures)):
         return ""
     safest = _by_harm(figures)[0]
-    there = [f"{show(figures[f'harmful_fraction_{code}'], 'percent')} in {language_name(code)}" for code in unsafe]
-    here = f"{show(figures[f'harmful_fraction_{safest}'], 'percent')} of harmful requests in {language_name(safest)}"
-    return f"{policy} complies with {here} but with {listed(there)}."
+    unsafe_shares = [f"{show(figures[f'harmful_fraction_{code}'], 'percent')} in {language_name(code)}" for code in unsafe]
+    safest_share = f"{show(figures[f'harmful_fraction_{safest}'], 'percent')} of harmful requests in {language_name(safest)}"
+    return f"{policy} complies with {safest_share} but with {listed(unsafe_shares)}."
 
 
 def unsafe_languages(figures: Figures) -> list[str]:

@@ -58,13 +58,13 @@ def runs_of(study: Study, name: str, code: str, workspace: Params) -> list[Run]:
     runs = []
     content = cache(input_digest)  # the runs share their folder of inputs, which may be large
     for condition in study.conditions:
-        elsewhere = {key: value for key, value in values_of(study, condition).items() if ":" in key}
+        file_values = {key: value for key, value in values_of(study, condition).items() if ":" in key}
         for seed in study.seeds:
             params = params_of(study, condition, seed)
-            described = json.dumps([params, content(params["inputs"]), elsewhere, targets(study), code], sort_keys=True)
+            described = json.dumps([params, content(params["inputs"]), file_values, targets(study), code], sort_keys=True)
             digest = hashlib.md5(described.encode(), usedforsecurity=False).hexdigest()[:8]
             slug = re.sub(r"[^A-Za-z0-9]+", "-", condition).strip("-") or "condition"
-            overrides = [*differences(workspace, params), *(f"{key}={hydra_value(value)}" for key, value in elsewhere.items())]
+            overrides = [*differences(workspace, params), *(f"{key}={hydra_value(value)}" for key, value in file_values.items())]
             runs.append(Run(condition, seed, f"{name}-{slug}-{seed}-{digest}", tuple(overrides), tuple(targets(study))))
     return runs
 

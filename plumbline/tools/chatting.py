@@ -19,16 +19,16 @@ INSTALL = 'pip install ".[chat]"'
 def wrong_names(policy: str, against: str, params: Params) -> str:
     """Why these policies cannot be talked to; empty if they can."""
     trained = sorted(file.parent.name for file in POLICIES.glob("*/config.json"))
-    there = f"There are: {', '.join(trained) or 'none yet'}"
+    choices = f"There are: {', '.join(trained) or 'none yet'}"
     if not policy:
-        return f"expected a policy, found none: make chat POLICY=dpo, or make chat POLICY=dpo AGAINST=sft. {there}"
+        return f"expected a policy, found none: make chat POLICY=dpo, or make chat POLICY=dpo AGAINST=sft. {choices}"
     if policy == against:
-        return f"expected two different policies, found {policy} twice: leave AGAINST out, or name another. {there}"
+        return f"expected two different policies, found {policy} twice: leave AGAINST out, or name another. {choices}"
     for name in filter(None, (policy, against)):
         if name not in trained:
             maker = graph.maker(graph.nodes(params), f"policy/{name}")
             remedy = f"`dvc repro {maker}` trains it" if maker else "the recipe in params.yaml has no such policy"
-            return f"expected a trained policy, found no {POLICIES / name}: {remedy}. {there}"
+            return f"expected a trained policy, found no {POLICIES / name}: {remedy}. {choices}"
     return ""
 
 

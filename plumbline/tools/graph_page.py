@@ -88,13 +88,13 @@ def experiment_lines(of: Sequence[Experiment]) -> list[list[str]]:
 
 def costs(names: Iterable[str], timings: Mapping[str, Timing], locked: Iterable[str], started: str) -> dict[str, Cost]:
     """What each node took, and whether the run that began at `started` ran it; nothing counts as run if that is empty."""
-    there = {*locked}
-    told = {}
+    known = {*locked}
+    by_node = {}
     for name in names:
         timing = timings.get(name)
         was_run = bool(started and timing and timing.at >= started)
-        told[name] = Cost(timing.seconds if timing else None, "run" if was_run else "cached" if name in there else "not run")
-    return told
+        by_node[name] = Cost(timing.seconds if timing else None, "run" if was_run else "cached" if name in known else "not run")
+    return by_node
 
 
 def lines(of: Sequence[Node], by_node: Mapping[str, Cost], timings: Mapping[str, Timing]) -> list[list[str]]:

@@ -126,9 +126,9 @@ def encode_labels(
         for turn, row in zip(turns, rows, strict=True)
     ]
     if config.loss == "kto":
-        together = config.micro_batch_size * processes.count()
-        for start in range(0, len(rows), together):
-            batch = tokenised[start : start + together]
+        rows_at_once = config.micro_batch_size * processes.count()
+        for start in range(0, len(rows), rows_at_once):
+            batch = tokenised[start : start + rows_at_once]
             for number, row in enumerate(batch):
                 row["KL_completion_ids"] = batch[number - 1]["completion_ids"]
     return tokenised
