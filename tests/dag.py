@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from plumbline import graph
 from plumbline.pipeline import composing
 from plumbline.pipeline.computation import modules_of_stage
-from plumbline.pipeline.sources import files_of, files_read_by, module_file
+from plumbline.pipeline.sources import files_of, files_read_by
 from plumbline.rewards import reward
 from plumbline.rewards.reward import KINDS
 from stages.check import stage_schema
@@ -43,7 +43,6 @@ OUTSIDE_THE_GRAPH = {
     "report": {f"artifacts/{folder}" for folder in ("curves", "data_report", "evaluate", "figures")},
 }
 """Inputs that no node makes, and folders that hold what many nodes make."""
-
 
 LOADED = "rules"
 """The kind of every reward that a stage loads here."""
@@ -263,12 +262,9 @@ def _generates(stage: str, need: Needs) -> bool:
 def _computing(node: Node, need: Needs) -> set[str]:
     """The files besides those of conf/, whose values are in the config, that may change what a node computes from the same inputs."""
     templates = {f"{folder}/{file.name}" for folder in READ_AS_DATA.get(node.stage, ()) for file in (ROOT / folder).iterdir()}
-    files = {file for file in need.files if not file.startswith("conf/")} | templates | set(LOCKS)
-    if node.stage != "reward_sum" and any(path.startswith("artifacts/reward/") for path in need.inputs):
-        files.add(
-            str((module_file(KINDS[LOADED]) or ROOT).relative_to(ROOT))
-        )  # reward_sum reads descriptions and loads no reward
-    return files
+    rewards = node.stage != "reward_sum" and any(path.startswith("artifacts/reward/") for path in need.inputs)  # a sum loads none
+    loaded = {str(file.relative_to(ROOT)) for file in files_of([KINDS[LOADED]])} if rewards else set()
+    return {file for file in need.files if not file.startswith("conf/")} | templates | loaded | set(LOCKS)
 
 
 @cache

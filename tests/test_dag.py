@@ -10,6 +10,7 @@ from dvc.repo import Repo
 from omegaconf import OmegaConf
 
 from plumbline import graph
+from tests import dag
 from tests.dag import METHODS, ROOT, declared_nodes, load_pipeline, load_recipe, problems, touched
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf/recipe").glob("*.yaml"))
@@ -53,6 +54,16 @@ def test_dvc_yaml_names_exactly_what_the_other_stages_need() -> None:
     params = every_stage()
     assert {node.stage for node in declared_nodes(load_pipeline(), params)} == {"check", *graph.STAGES}
     assert problems(load_pipeline(), params) == []
+
+
+@pytest.mark.parametrize("stage", ["reject", "filter", "evaluate", "overoptimisation", "rl"])
+def test_a_stage_whose_shards_would_outlive_an_edit_of_its_rewards_code_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(f"stages.{stage}.modules_of", lambda *_: ())
+    monkeypatch.setattr(dag, "_needs_cache", {})
+    noticed = {problem.partition(": ")[2] for problem in problems(load_pipeline(), every_stage(), stage)}
+    assert "its shards outlive an edit of plumbline/rewards/rules.py" in noticed
 
 
 def _without_one() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -92,6 +92,7 @@ def _data_below(folder: Path) -> set[Path]:
         file
         for file in files
         if file.suffix in DATA
+        and file.is_file()
         and not any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(folder).parts)
     }
 
