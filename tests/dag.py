@@ -260,9 +260,11 @@ def _generates(stage: str, need: Needs) -> bool:
 
 
 def _computing(node: Node, need: Needs) -> set[str]:
-    """The files besides those of conf/, whose values are in the config, that may change what a node computes from the same inputs."""
+    """The files that may change what the shards and checkpoints of a node hold, if it has any; the values of conf/ are in its config."""
+    if ".checkpoints()" not in (ROOT / f"stages/{node.stage}.py").read_text():
+        return set()
     templates = {f"{folder}/{file.name}" for folder in READ_AS_DATA.get(node.stage, ()) for file in (ROOT / folder).iterdir()}
-    rewards = node.stage != "reward_sum" and any(path.startswith("artifacts/reward/") for path in need.inputs)  # a sum loads none
+    rewards = any(path.startswith("artifacts/reward/") for path in need.inputs)
     loaded = {str(file.relative_to(ROOT)) for file in files_of([KINDS[LOADED]])} if rewards else set()
     return {file for file in need.files if not file.startswith("conf/")} | templates | loaded | set(LOCKS)
 
