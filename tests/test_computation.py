@@ -198,7 +198,7 @@ def test_a_stage_finds_its_checkpoints_after_an_edit_of_another_stage_and_not_af
 
 
 def test_all_processes_of_a_stage_take_the_key_of_the_first() -> None:
-    code = "from plumbline.pipeline import processes as p; p.join(); print(p.as_the_first_has_it(f'key {p.index()}'))"
+    code = "from plumbline.pipeline import processes as p; p.join(); print(p.as_first_finds(lambda: f'key {p.index()}'))"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -183,8 +183,9 @@ def executing(
     # the checkpoints go last: what is still logged after training may fail, too
     with ExitStack() as until_done, _tracking(stage, entry, params, read) as run:
         values = json.dumps(decisive(params), sort_keys=True, default=str)
-        key = computation_key(values, read, modules_of_stage(stage, config, loads))
-        work = Work(stage, entry, _output_root(stage, entry), run, processes.as_the_first_has_it(key), read, until_done)
+        # of one process, since the files may be edited while the others start
+        key = processes.as_first_finds(lambda: computation_key(values, read, modules_of_stage(stage, config, loads)))
+        work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)
         with _in_all_processes():
             yield work
         if not processes.is_first():

@@ -7,7 +7,6 @@ are never values: they come from the environment.
 
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from plumbline.pipeline.mlflow_calls import project_root
 from plumbline.pipeline.processes import LAUNCHED, ProcessEnded, cores
 from plumbline.pipeline.ranges import COUNT, outside
 from plumbline.pipeline.records import write_json
+from plumbline.pipeline.tied_command import end_with_parent, run_tied
 from plumbline.pipeline.warm_process import SWITCH, end_as
 
 FROM_ELSEWHERE = (
@@ -202,7 +202,7 @@ def _start_all(launcher: Launcher, arguments: Sequence[str]) -> None:
     if not launcher.prefix:
         start(arguments)
         return
-    status = subprocess.run([*launcher.prefix, sys.executable, "-m", __name__, *arguments], check=False).returncode
+    status = run_tied([*launcher.prefix, sys.executable, "-m", __name__, *arguments])
     if status < 0:
         end_as(status)
     if status:
@@ -259,6 +259,7 @@ def start(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
         start(sys.argv[1:])
     except ProcessEnded as ended:

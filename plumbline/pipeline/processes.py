@@ -9,13 +9,17 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 LAUNCHED = "PLUMBLINE_LAUNCHED"
 """Set for launched processes. RANK and its like alone do not say so: batch systems set them for jobs of one process, too."""
 
 WORKER_CORES = "PLUMBLINE_WORKER_CORES"
 """Set for each worker: the cores that are its share of the machine."""
+
+Found = TypeVar("Found")
 
 PATIENCE = timedelta(hours=3)
 """How long processes wait for each other: the first may tokenise all rows meanwhile. A process that dies is noticed at once in any case."""
@@ -61,11 +65,16 @@ def sharded() -> bool:
 
 def begin() -> None:
     """Makes a launched process one of several: it ends with its launcher, shuts down cleanly on SIGTERM, and prints if it is the first."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal_when_parent_ends(signal.SIGKILL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that MLflow's run is closed: `fail`
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open as long as the process lives
+
+
+def signal_when_parent_ends(number: int) -> None:
+    """Has the kernel send this process a signal when the thread ends that has started it; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def join() -> None:
@@ -91,15 +100,15 @@ def wait_for_all() -> None:
         PartialState().wait_for_everyone()
 
 
-def as_the_first_has_it(value: str) -> str:
-    """The first process's value, in all processes; each has its own, such as a digest of files that somebody edits while they start."""
+def as_first_finds(find: Callable[[], Found]) -> Found:
+    """What `find` returns in the first process, which alone calls it; the others wait for that."""
     if not is_launched():
-        return value
+        return find()
     from accelerate.utils import broadcast_object_list
 
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
+    found = [find() if is_first() else None]
+    broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
 
 
 def only_the_first_goes_on() -> None:

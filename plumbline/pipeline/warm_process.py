@@ -8,7 +8,6 @@ There is none on other systems than Linux, nor with a PyTorch for GPUs, which ca
 """
 
 import contextlib
-import ctypes
 import gc
 import hashlib
 import importlib
@@ -29,6 +28,8 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple, NoReturn
 
 from filelock import FileLock
+
+from plumbline.pipeline.processes import signal_when_parent_ends
 
 IMPORTED = (
     "hydra", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracing.client", "pandas", "datasets", "huggingface_hub.repocard", "tokenizers",
@@ -253,7 +254,7 @@ def _be(request: Request, streams: Sequence[int], others: Sequence[Connection | 
 
     others: connections of the warm process, which a fork must not hold open.
     """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: without the warm process, nobody would end it with its stage
+    signal_when_parent_ends(signal.SIGKILL)  # without the warm process, nobody would end it with its stage
     for connection in others:
         connection.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored here if the first stage ran in the background of a shell
