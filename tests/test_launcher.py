@@ -1,7 +1,6 @@
 """The launcher: what is refused before any work and in which words, what accelerate gets to start, and randomness that processes share."""
 
 import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from plumbline.consistency import crowded
 from plumbline.methods.online.draws import DrawnByRow, random_stream
 from plumbline.models.adapters import lora_config
 from plumbline.models.saving import save_policy, whole_model
-from plumbline.models.training import last_checkpoint
 from plumbline.models.training_values import Lora
 from plumbline.pipeline import launcher as launching
 from plumbline.pipeline import processes
@@ -217,12 +215,12 @@ def test_accelerate_reads_the_config_that_is_composed_for_it(name: str, tmp_path
 def test_a_prefix_starts_the_same_launcher_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> Any:
+    def run(command: list[str]) -> int:
         commands.append(command)
         assert (os.environ[processes.LAUNCHED], os.environ["WARM_PROCESS"]) == ("1", "off")
-        return subprocess.CompletedProcess(command, 3)
+        return 3
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(launching, "run_tied", run)
     with pytest.raises(SystemExit) as ended:
         launch(launcher_of("ddp_machines"), "stages.sft", ["seed=2"])
     assert ended.value.code == 3
@@ -278,23 +276,6 @@ def test_only_a_launcher_makes_a_process_one_of_several(monkeypatch: pytest.Monk
     assert (processes.count(), processes.index(), processes.is_first()) == (8, 3, False)
     with pytest.raises(processes.OnlyTheFirst):
         processes.only_the_first_goes_on()
-
-
-def test_training_resumes_from_the_last_checkpoint_that_every_process_has_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(step: int, *names: str) -> None:
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in names:
-            (tmp_path / f"checkpoint-{step}" / name).touch()
-
-    as_process(monkeypatch, 0, 2)
-    assert last_checkpoint(tmp_path) is None
-    write(8, "trainer_state.json", "rng_state_0.pth", "rng_state_1.pth")
-    write(10, "trainer_state.json", "rng_state_0.pth", "rng_state_1.pth")
-    write(12, "trainer_state.json", "rng_state_0.pth")
-    write(14, "rng_state_0.pth", "rng_state_1.pth")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 class Trained:

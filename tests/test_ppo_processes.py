@@ -34,7 +34,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_run_killed_by_a_signal_resumes_to_the_same_bytes(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     assert launch(sys.executable, SCRIPT, tmp_path, "3") == -signal.SIGKILL
-    assert (tmp_path / "checkpoints/ppo.pt").exists()
+    assert (tmp_path / "checkpoints/checkpoint-2").exists()
     assert launch(sys.executable, SCRIPT, tmp_path) == 0
     resumed = result(tmp_path)
     assert torch.equal(resumed["weights"], uninterrupted["weights"])

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import LlamaForCausalLM
 from plumbline.methods.online.ppo.networks import ValueModel, add_adapter, reference_of
 from plumbline.methods.online.ppo.rollout import stack
 from plumbline.methods.online.ppo.settings import PpoConfig
-from plumbline.methods.online.ppo.trainer import PpoTrainer, train
+from plumbline.methods.online.ppo.trainer import STATE, PpoTrainer, train
 from plumbline.models.chat import prompt_ids
+from plumbline.pipeline.resuming import numbered
 from plumbline.rows import Message
 
 
@@ -178,25 +180,45 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 RESUMABLE = {"target_kl": 1.0, "normalise_scores": True, "checkpoint_every": 2, "episodes": 48}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Stopped in the fourth step, with the last checkpoint after the second; a checkpoint that was cut short is not read."""
-    whole, history = run(tiny_config(**RESUMABLE), tmp_path / "whole")
+class Killed(RuntimeError):
+    """Stands for a killed process."""
 
-    class Killed(RuntimeError):
-        pass
 
+def killed_at(number: int) -> Callable[..., None]:
     def die(step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
-        if step == 3:
+        if step == number:
             raise Killed
 
+    return die
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped in the fourth step, with the last checkpoint after the second."""
+    whole, history = run(tiny_config(**RESUMABLE), tmp_path / "whole")
     with pytest.raises(Killed):
-        run(tiny_config(**RESUMABLE), tmp_path / "killed", log=die)
-    (tmp_path / "killed/ppo.pt.partial").write_bytes(b"half")
+        run(tiny_config(**RESUMABLE), tmp_path / "killed", log=killed_at(3))
+    assert [folder.name for folder in numbered(tmp_path / "killed")] == ["checkpoint-2"]
     logged: list[int] = []
     resumed, resumed_history = run(tiny_config(**RESUMABLE), tmp_path / "killed", log=lambda step, *_: logged.append(step))
     assert torch.equal(resumed, whole)
     assert resumed_history == history
     assert logged == list(range(6))
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_read_and_the_one_before_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, history = run(tiny_config(**RESUMABLE), tmp_path / "whole")
+    assert [folder.name for folder in numbered(tmp_path / "whole")] == ["checkpoint-4", "checkpoint-6"]
+    with pytest.raises(Killed):
+        run(tiny_config(**RESUMABLE), tmp_path / "killed", log=killed_at(5))
+    os.truncate(tmp_path / "killed/checkpoint-4" / STATE, 1000)
+    resumed, resumed_history = run(tiny_config(**RESUMABLE), tmp_path / "killed")
+    assert torch.equal(resumed, whole)
+    assert resumed_history == history
+    said = capsys.readouterr().out
+    assert f"checkpoint-4 cannot be used and is deleted: expected {STATE} of " in said
+    assert f"Training resumes from {tmp_path}/killed/checkpoint-2\n" in said
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------------

@@ -74,4 +74,6 @@ def _write(rows: Iterator[dict[str, Any]], encode: Encode, file: Path, chunk_row
             if batch.schema != first.schema:  # Arrow would cut 0.5 to 0 and drop a column
                 raise ValueError(f"{file.stem} rows: expected all of the kind {first.schema}, found some of {batch.schema}")
             table.write_batch(batch)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())  # or a power failure may leave a file under its name that lacks rows
     os.replace(temporary, file)

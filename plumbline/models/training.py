@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.models.training_values import Optimisation, Validated
 from plumbline.pipeline import processes
+from plumbline.pipeline.records import read_json
+from plumbline.pipeline.resuming import damage, last_checkpoint, seal
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -88,20 +91,38 @@ def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCal
         )
     trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
+    trainer.add_callback(_seal_checkpoints())
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    last = last_checkpoint(checkpoints, partial(_complaint, keeps_best=trainer.args.load_best_model_at_end))
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint in a folder that every process had written when the run was interrupted; None if there is none."""
-    names = ["rng_state.pth"] if processes.count() == 1 else [f"rng_state_{number}.pth" for number in range(processes.count())]
-    whole = [
-        checkpoint
-        for checkpoint in folder.glob("checkpoint-*")
-        if all((checkpoint / name).is_file() for name in [*names, "trainer_state.json"])
-    ]
-    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))) if whole else None
+def _complaint(checkpoint: Path, *, keeps_best: bool) -> str:
+    """Why a trainer cannot resume from a checkpoint, as `damage`: also if a process has left no random state, or without the best one so far."""
+    if wrong := damage(checkpoint):
+        return wrong
+    count = processes.count()
+    for name in ["rng_state.pth"] if count == 1 else [f"rng_state_{number}.pth" for number in range(count)]:
+        if not (checkpoint / name).is_file():
+            return f"expected a file {name}, found none"
+    best = read_json(checkpoint / "trainer_state.json")["best_model_checkpoint"] if keeps_best else None
+    if best and (wrong := damage(checkpoint.parent / Path(best).name)):
+        return f"its best checkpoint so far is {Path(best).name}: {wrong}"
+    return ""
+
+
+def _seal_checkpoints() -> Any:
+    """A callback that completes a checkpoint when all processes have written it."""
+    from transformers import TrainerCallback
+
+    class SealCheckpoints(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            processes.wait_for_all()
+            if processes.is_first():
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return SealCheckpoints()
 
 
 def _require_validation() -> Any:

@@ -92,7 +92,7 @@ def memory_needed(
         copies,
         reference=frozen,
         value_model=weights + gradients + moments + copies if method == "ppo" else 0,
-        checkpoints=2 * 2 * stored if method == "ppo" else KEPT * stored,  # PPO keeps one, of two networks
+        checkpoints=2 * 2 * stored if method == "ppo" else KEPT * stored,  # PPO has two at most, of two networks
         policy=saved,
         copy=copy,
         saving=trained_models * (weights + moments) + frozen + copy - in_place if copy else 0,

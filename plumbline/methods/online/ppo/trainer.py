@@ -7,6 +7,7 @@ are summed over processes. There is no other distributed arithmetic, so any numb
 
 import itertools
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ from plumbline.methods.online.ppo.updates import Updater
 from plumbline.models.chat import prompt_ids
 from plumbline.models.logps import per_token_logps
 from plumbline.models.memory import held_bytes, rows_in_cache
+from plumbline.pipeline.resuming import last_checkpoint, numbered, seal
 from plumbline.rewards.reward import Reward
 from plumbline.rows import Message
 
@@ -57,7 +59,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "ppo.pt"
+STATE = "ppo.pt"
+"""The file of a checkpoint."""
 
 
 class PpoTrainer:
@@ -226,7 +229,10 @@ class PpoTrainer:
     # ---- checkpoints, warnings ------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Writes everything that later steps depend on, as a whole or not at all. Randomness has no state: see `random_stream`."""
+        """Writes a checkpoint of everything that later steps depend on. Randomness has no state: see `random_stream`.
+
+        The one before it stays, and those before that go first, so that there are never more than two.
+        """
         if not self.processes.is_main_process:
             return
         state = {
@@ -240,16 +246,19 @@ class PpoTrainer:
             "history": self.history,
             "warned": sorted(self.warned),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{CHECKPOINT}.partial"
-        torch.save(state, temporary)
-        temporary.replace(folder / CHECKPOINT)
+        for outdated in numbered(folder)[:-1]:
+            shutil.rmtree(outdated, ignore_errors=True)
+        checkpoint = folder / f"checkpoint-{len(self.history)}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        torch.save(state, checkpoint / STATE)
+        seal(checkpoint)
 
     def restore(self, folder: Path) -> int:
-        """Restores the last checkpoint, if there is one; returns the step to continue with."""
-        if not (folder / CHECKPOINT).exists():
+        """Restores the last whole checkpoint, if there is one; returns the step to continue with."""
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None:
             return 0
-        state = torch.load(folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
         with torch.no_grad():
             for name, group in self.updater.parameters.items():
                 for parameter, saved in zip(group, state["weights"][name], strict=True):
