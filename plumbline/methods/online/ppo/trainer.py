@@ -258,7 +258,7 @@ class PpoTrainer:
         checkpoint = last_checkpoint(folder)
         if checkpoint is None:
             return 0
-        state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)  # torch cannot restore to "cpu:0"
         with torch.no_grad():
             for name, group in self.updater.parameters.items():
                 for parameter, saved in zip(group, state["weights"][name], strict=True):
