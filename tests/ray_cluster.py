@@ -32,6 +32,8 @@ def cluster() -> Iterator[Any]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", made.address)
             patch.setenv("PYTHONPATH", SEARCHED)
+            # a thread may add a node, but cannot set the signal handler that Ray gives each
+            patch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)
             yield made
     finally:
         made.shutdown()
