@@ -15,7 +15,8 @@ apply), the policy's card with these figures (`README.md`), and each answer with
 - win rate: the judge compares the policy's answer with the opponent's answer of the same index, in both orders. A tie, or orders
   that disagree, counts one half. Verdicts that cannot be read are left out and counted. 0.5 for the opponent itself.
 - length-controlled win rate: AlpacaEval 2's (plumbline/evaluation/length_control.py).
-- judge agreement, reward agreement: how often each orders two answers as they are known to be (plumbline/evaluation/calibration.py).
+- judge agreement, reward agreement: how often each orders two answers as they are known to be (plumbline/evaluation/calibration.py). For the
+  latter the opponent's answers are scored by the reward as well, unless it is a judge's rating.
 - kl: log π − log π_against summed over an answer's tokens, sampled from the whole distribution of π at temperature 1 (k1 estimator); kl_k3 is
   another estimator of the same (plumbline/evaluation/divergence.py).
 - `<figure>_at_1`: gold, its gain, harmful, over-refusal, accuracy and instructions followed of answers at temperature 1, the policy's whole
@@ -27,8 +28,8 @@ apply), the policy's card with these figures (`README.md`), and each answer with
   (plumbline/evaluation/held_out.py).
 - Bounds: 95 %, over prompts with all their answers; gains are paired (plumbline/evaluation/statistics.py).
 
-It costs three forward passes over the answers, the reward model's, the policy's and the opponent's, and two over the held-out rows. Scoring goes
-shard by shard, and continues at the shard at which a killed run was; the figures hold the scores and texts of all answers.
+It costs four forward passes over the answers, the policy's, the opponent's, and the reward model's over both, and two over the held-out rows.
+Scoring goes shard by shard, and continues at the shard at which a killed run was; the figures hold the scores and texts of all answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -235,16 +236,22 @@ def rewards_of(folders: Sequence[Path], pairs: "Sequence[Pair]", folder: Path, w
 
 @contextmanager
 def rewarding(config: EvaluateStage, folder: Path, run_name: str) -> "Iterator[FindColumns]":
-    """Loads the reward, and finds the reward of each answer; run_name: for the budget of a reward that is a judge's rating."""
+    """Loads the reward, and finds the reward of each answer and, unless a judge would have to be asked again, of the opponent's.
+
+    run_name: for the budget of a reward that is a judge's rating.
+    """
+    from plumbline.evaluation.answer_shards import THEIR_REWARD
     from plumbline.models.determinism import make_deterministic
-    from plumbline.rewards.reward import finishing, load_reward, score, spending
+    from plumbline.rewards.reward import asks_judge, finishing, load_reward, score, spending
 
     make_deterministic(config.seed, config.threads)
     reward = load_reward(folder, run_name)
+    scores_both = config.policy != config.evaluate.against and not asks_judge(folder)
 
-    def columns(answers: list[Row], _: list[Row], shard: Path) -> "Columns":
+    def columns(answers: list[Row], opposing: list[Row], shard: Path) -> "Columns":
         with spending(reward, shard):
-            return {"reward": score(reward, answers)[0]}
+            found: dict[str, Sequence[float | None]] = {"reward": score(reward, answers)[0]}
+            return found | ({THEIR_REWARD: score(reward, opposing)[0]} if scores_both else {})
 
     with finishing(reward):
         yield columns

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from plumbline.evaluation.calibration import agreements
 from plumbline.evaluation.figures import Score, policy_figures
 
@@ -23,10 +25,42 @@ def test_the_judge_is_right_where_its_verdict_orders_two_answers_as_gold_does() 
 
 
 def test_the_reward_is_right_where_it_orders_two_answers_to_a_prompt_as_gold_does() -> None:
+    """The opponent has no rewards here, so that only the policy's own answers count."""
     ours = [replace(one, reward=reward) for one, reward in zip(scores(GOLDS), [3.0, 1.0, 1.0, 2.0], strict=True)]
     interval, pairs = agreements(ours, scores(AGAINST))["reward_agreement"]
     assert interval is not None
     assert (interval.value, pairs) == (0.5, 2)
+
+
+def test_the_reward_also_orders_an_answer_and_the_opponents_so_that_one_answer_to_a_prompt_is_enough() -> None:
+    """Of four harmful requests the policy declines three; the opponent complies with all. The reward likes two of the three better, and ties once."""
+    ours = [Score(f"p{n}", 0, None, None, True, 5, harmful=float(n == 3), reward=reward) for n, reward in enumerate([2, 2, 0, 1])]
+    against = [Score(f"p{n}", 0, None, None, True, 5, harmful=1.0, reward=1.0) for n in range(4)]
+    interval, pairs = agreements(ours, against)["reward_agreement"]
+    assert interval is not None
+    assert (interval.value, pairs) == (pytest.approx(2 / 3), 3)
+    assert agreements(against, against)["reward_agreement"] == (None, 0)  # the opponent itself
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"verifiable": 1.0}, {"verifiable": 0.0}),
+        ({"harmful": 0.0}, {"harmful": 1.0}),
+        ({"over_refused": 0.0}, {"over_refused": 1.0}),
+        ({"followed": 1.0}, {"followed": 0.0}),
+        ({"over_refused": 0.0, "followed": 1.0}, {"over_refused": 0.0, "followed": 0.0}),
+        ({"over_refused": 0.0, "followed": 1.0}, {"over_refused": 1.0, "followed": 1.0}),
+    ],
+)
+def test_without_gold_an_answer_is_good_if_every_verdict_on_it_is(good: dict[str, float], bad: dict[str, float]) -> None:
+    for ours, theirs, right in ((good, bad, 1.0), (bad, good, 0.0)):
+        scores_of = [[Score("p", 0, None, None, True, 5, win=1.0, **columns)] for columns in (ours, theirs)]
+        interval, pairs = agreements(*scores_of)["judge_agreement"]
+        assert interval is not None
+        assert (interval.value, pairs) == (right, 1)
+    same = [[Score("p", 0, None, None, True, 5, win=1.0, **good)] for _ in range(2)]
+    assert agreements(*same)["judge_agreement"] == (None, 0)
 
 
 def test_right_answers_are_what_is_known_without_gold() -> None:

@@ -38,6 +38,8 @@ FindColumns = Callable[[list[Row], list[Row], Path], Columns]
 """Finds columns of a shard's answers, from them, the opponent's, and the shard's folder, to which it may write more."""
 
 OURS, THEIRS, SCORED = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
+THEIR_REWARD = "their_reward"
+"""The column of a pass that holds the reward of the opponent's answers."""
 """A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
 
 
@@ -136,12 +138,13 @@ def _scoring(passes: Sequence[Sequence[Path]], policies: tuple[Path, Path], mark
         columns: dict[str, Sequence[float | None]] = {}
         for of_pass in passes:
             columns |= read_json(of_pass[number] / COLUMNS)
+        of_theirs = {"reward": columns.pop(THEIR_REWARD)} if THEIR_REWARD in columns else {}
         ended = outcomes(answers, shown_texts(answers, marks), programs)
         scores = scored(answers, policies[0], marks, columns, ended)
         if policies[0] == policies[1]:
             theirs = scored(answers, policies[0], marks, {}, ended)
         else:
-            theirs = scored(opposing, policies[1], marks, {}, outcomes(opposing, shown_texts(opposing, marks), programs))
+            theirs = scored(opposing, policies[1], marks, of_theirs, outcomes(opposing, shown_texts(opposing, marks), programs))
         write_jsonl(shard / OURS, map(vars, scores))
         write_jsonl(shard / THEIRS, map(vars, theirs))
         write_jsonl(shard / SCORED, map(_answer, scores, answers))

@@ -141,8 +141,9 @@ def policy_figures(
             figures[f"{figure.key.removesuffix('_fraction')}_n"] = interval.n if interval else 0
     for k, interval in pass_at_k(_column(scores, "verifiable"), [score.id for score in scores]).items():
         figures |= flat(f"pass_at_{k}", interval)
-    figures |= flat("accuracy_gain", _gain(scores, against, "verifiable", seed))
-    figures |= flat("instructions_followed_gain", _gain(scores, against, "followed", seed))
+    for figure in COMPARED:
+        if figure.key != "gold":
+            figures |= flat(f"{figure.key}_gain", _gain(scores, against, figure.column, seed))
     figures |= flat("each_instruction_followed", _followed_each(scores))
     for part in PARTS:
         figures |= flat(f"{part}_gain", _gain(scores, against, part, seed))
