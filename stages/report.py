@@ -27,7 +27,7 @@ from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 from plumbline.pipeline.records import read_json, read_jsonl, replacing, write_json
 
 if TYPE_CHECKING:
-    from plumbline.evaluation.comparisons import Comparisons
+    from plumbline.evaluation.comparisons import Comparisons, Pair
     from plumbline.report.charts import Share
 
 SCORED, FIGURES, CURVES = Path("artifacts/evaluate"), Path("artifacts/figures"), Path("artifacts/curves")
@@ -117,7 +117,7 @@ def run(config: ReportStage) -> None:
         for name, rendered in (("report.html", render(material)), ("report.md", render_markdown(material))):
             with replacing(folder / name) as file:
                 file.write(rendered)
-        write_json(folder / "comparisons.json", comparisons_file(comparisons))
+        write_json(folder / "comparisons.json", {one.measure: comparisons_entry(one) for one in comparisons})
         metric = next(
             (name for name in BEST_BY if all(figures.get(name) is not None for figures in material.figures.values())), None
         )
@@ -188,22 +188,24 @@ def read_stage_figures(folder: Path, of: Iterable[Node]) -> dict[str, dict[str, 
     return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
-def comparisons_file(comparisons: "Comparisons | None") -> dict[str, Any]:
-    """What comparisons.json holds; without pairs if there was nothing to compare."""
+def comparisons_entry(comparisons: "Comparisons") -> dict[str, Any]:
+    """What comparisons.json holds of a measure."""
+    from plumbline.evaluation.comparisons import MEASURES
     from plumbline.evaluation.statistics import flat
 
-    if comparisons is None:
-        return {"measure": None, "ratings": {}, "pairs": []}
-    ratings = {policy: flat("rating", rating) for policy, rating in comparisons.rated}
-    pairs = []
-    for pair in comparisons.pairs:
-        values = pair._asdict()
-        values |= flat("difference", values.pop("difference")) | {"prompts": pair.difference.n}
-        rounded = {
-            key: value if value is None else round(value, 6) for key in ("p_value", "detectable") for value in [values[key]]
-        }
-        pairs.append(values | rounded)
-    return {"measure": comparisons.measure, "ratings": ratings, "pairs": pairs}
+    return {
+        "better": "lower" if MEASURES[comparisons.measure].lower_is_better else "higher",
+        "ratings": {policy: flat("rating", rating) for policy, rating in comparisons.rated},
+        "pairs": [_pair_entry(pair) for pair in comparisons.pairs],
+        "without_common_prompts": comparisons.left_out,
+    }
+
+
+def _pair_entry(pair: "Pair") -> dict[str, Any]:
+    from plumbline.evaluation.statistics import flat, rounded
+
+    values = {key: rounded(value) for key, value in pair._asdict().items() if key != "difference"}
+    return values | flat("difference", pair.difference) | {"prompts": pair.difference.n}
 
 
 def summary(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from plumbline.models.decoding_values import Decoding
 from plumbline.pipeline.records import read_json, write_json, write_jsonl
 from plumbline.report import tables
 from plumbline.report.charts import Share
+from plumbline.report.markdown_page import render_markdown
 from plumbline.report.material import Material, learns_from_gold
 from plumbline.report.page import render
 from plumbline.report.ranking import line, rounded
@@ -26,7 +27,7 @@ from plumbline.report.story import leaders
 from stages.report import (
     ReportSection,
     ReportStage,
-    comparisons_file,
+    comparisons_entry,
     read_calibration,
     read_curves,
     read_stage_figures,
@@ -157,7 +158,8 @@ def test_data_that_state_what_is_right_and_what_to_refuse_have_a_table_bars_and_
         in text
     )
     for sentence in (
-        "It complies with 0% of harmful requests (sft: 100%) and refuses 50% of harmless requests (sft: 50%).",
+        "It complies with 0% of harmful requests (sft: 100%, a change of -100.0 [-100.0, -47.1] points) and refuses 50% of harmless requests "
+        "(sft: 50%, a change of 0.0 [-26.5, 26.5] points).",
         "Its accuracy changed by +33.3",
         "It has moved towards the preferred answer in 63% [58, 68] of 150 held-out pairs.",
         "It finds held-out demonstrations less likely than sft does: perplexity 2.72 → 3.49, +0.25 [0.24, 0.26] nats per token.",
@@ -321,11 +323,22 @@ def test_the_page_says_that_answers_were_cut_off_once_for_all_policies() -> None
     assert render(replace(made, figures=cut)).count("Many answers were cut off at 48 tokens (evaluate.max_new_tokens): ") == 1
 
 
+def test_a_policy_whose_answers_were_often_cut_off_is_marked_in_the_first_table() -> None:
+    made = material()
+    cut = {policy: figures | {"finished_fraction": 0.25 if policy == "rs" else 0.95} for policy, figures in made.figures.items()}
+    for rendered in (render(replace(made, figures=cut)), render_markdown(replace(made, figures=cut))):
+        assert rendered.count("‡") == 2  # beside the policy, and in the note
+    names = [row[0] for row in headline_table(render(replace(made, figures=cut)))]
+    assert [name for name in names if name not in ("English", "Korean")] == ["Policy", "sft", "rs ‡", "dpo"]
+    assert "‡" not in render(made)
+
+
 # ---- which policy is better -----------------------------------------------------------------------------------------
 
 
 def ranking_rows(html: str) -> list[str]:
-    section = html[html.index('id="ranking"') : html.index('id="families"')]
+    section = html[html.index('id="ranking"') :]
+    section = section[: section.index("</details>")]  # the first measure
     rows = re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
     return [" ".join(tables.plain(Page(row.replace("</t", " </t")).text).split()) for row in rows]
 
@@ -343,7 +356,7 @@ def test_every_pair_has_a_sentence_with_its_difference_and_the_prompts_it_takes(
 
 def test_a_pair_that_cannot_be_told_apart_has_what_the_prompts_would_have_shown_and_how_many_it_takes() -> None:
     pair = Pair("b", "a", Interval(0.0034, -0.001, 0.008, 2120), 0.14, differs=False, prompts_needed=7812, detectable=0.0061)
-    assert line(pair, "fine") == (
+    assert line(pair, "fine", "is better than") == (
         "b and a cannot be told apart with 2,120 prompts, which would show a difference of 0.006 or more.", False,
         "+0.003 [−0.001, 0.008]", "0.140", "about 7,800",
     )  # fmt: skip
@@ -351,34 +364,86 @@ def test_a_pair_that_cannot_be_told_apart_has_what_the_prompts_would_have_shown_
 
 def test_a_single_prompt_tells_no_policies_apart() -> None:
     pair = Pair("b", "a", Interval(0.4, 0.4, 0.4, 1), 1.0, differs=False, prompts_needed=None, detectable=None)
-    assert line(pair, "fine") == ("b and a cannot be told apart with a single prompt.", False, "+0.400", "1.000", tables.DASH)
+    assert line(pair, "fine", "is better than") == (
+        "b and a cannot be told apart with a single prompt.",
+        False,
+        "+0.400",
+        "1.000",
+        tables.DASH,
+    )
     without_bounds = pair._replace(difference=Interval(0.4, math.nan, math.nan, 5), p_value=0.0625)
-    assert line(without_bounds, "fine")[:3] == ("b and a cannot be told apart with 5 prompts.", False, "+0.400")
+    assert line(without_bounds, "fine", "is better than")[:3] == ("b and a cannot be told apart with 5 prompts.", False, "+0.400")
     answers = {policy: rows[:2] for policy, rows in material().answers.items()}
     rows = ranking_rows(render(material(answers=answers)))
     assert rows[1].startswith("dpo +")
     assert not [row for row in rows if "[" in row]  # a single prompt has no interval
-    assert comparisons_file(compare_policies(answers, "sft", 17))["pairs"][0]["detectable"] is None
+    assert comparisons_entry(compare_policies(answers, "sft", 17)[0])["pairs"][0]["detectable"] is None
+
+
+def test_a_p_value_is_shown_on_the_side_of_005_that_its_verdict_says() -> None:
+    """0.050107 is not significant, and 0.050 would say that it is."""
+    for p_value, text in ((0.050107, "0.0501"), (0.0500004, "0.0500004"), (0.0496, "0.050"), (0.05, "0.050"), (0.0506, "0.051")):
+        pair = Pair("b", "a", Interval(0.1, 0.0, 0.2, 60), p_value, p_value <= 0.05, None, 0.1)
+        assert line(pair, "fine", "is better than").p_value == text
+
+
+def test_each_measure_has_its_own_table_and_what_sums_up_an_answer_is_open() -> None:
+    html = render(material())
+    section = html[html.index('id="ranking"') : html.index('id="families"')]
+    measures = re.findall(r'<details class="measure"( open)?>\s*<summary>(.*?):', section)
+    assert [(name, bool(is_open)) for is_open, name in measures] == [
+        ("Gold", True),
+        ("The judge’s verdicts against the opponent", False),
+        ("Harmful requests complied with (lower is better)", False),
+        ("Harmless requests refused (lower is better)", False),
+        ("Right answers", False),
+        ("The reward", False),
+    ]
+    unjudged = render(without_gold())
+    unjudged = unjudged[unjudged.index('id="ranking"') : unjudged.index('id="training"')]
+    assert unjudged.count('<details class="measure" open>') == unjudged.count("<details") == 3
+
+
+def test_pairs_without_a_common_prompt_are_named() -> None:
+    made = material()
+    answers = {
+        policy: [
+            row | {"win": row["win"] if policy == "sft" or (int(row["id"][1:]) < 30) == (policy == "rs") else None}
+            for row in rows
+        ]
+        for policy, rows in made.answers.items()
+    }
+    text = Page(render(material(answers=answers))).text
+    assert "Not compared, because no prompt has a value for both: " in text
+    assert "Not compared" not in Page(render(made)).text
 
 
 def test_ratings_are_those_against_the_opponent() -> None:
     """Each of 120 answers wins, and half a win beforehand for each side: odds of 241, 400 · log10(241) = 953 points, 241 of 242 wins."""
     rows = ranking_rows(render(material({"sft": 0.4, "rs": 0.5})))
     assert rows[0] == "Policy Rating 95 % interval Expected wins"
-    assert rows[1] == "rs +953 [953, 953] 99.6%"
+    assert re.fullmatch(r"rs \+953 \[\d+, \d+\] 99.6%", rows[1])
+    low, high = map(int, re.findall(r"\d+", rows[1])[1:3])
+    assert 400 < low < 953 < high  # all of 60 prompts: 94 % or more, by Clopper and Pearson, which is 478 points
     assert rows[2] == "sft 0 the opponent -"
 
 
 def test_differences_of_fractions_are_shown_in_points_and_the_measure_is_named() -> None:
     html = render(without_gold())
     section = html[html.index('id="ranking"') :]
-    assert "by right answers." in section
+    assert re.findall("<summary>(.*?)</summary>", section[: section.index("</section>")]) == [
+        "Harmful requests complied with (lower is better): the two differ on 12 prompts",
+        "Harmless requests refused (lower is better): the two cannot be told apart on 12 prompts",
+        "Right answers: the two differ on 36 prompts",
+    ]
+    assert "dpo complies with fewer harmful requests than sft." in section
+    assert "−100.0" in section
     assert "Difference, points" in section
     assert "+33.3" in section
 
 
 def test_without_anything_to_compare_by_there_is_no_section() -> None:
-    html = render(material(comparisons=None))
+    html = render(material(comparisons=[]))
     assert 'id="ranking"' not in html
     assert 'href="#ranking"' not in html
 
@@ -438,11 +503,12 @@ def test_the_stage_writes_one_page_of_declared_nodes_and_the_data_section(evalua
     files = sorted(path.name for path in (evaluated / "artifacts/report").iterdir())
     assert files == ["comparisons.json", "report.html", "report.md"]
     comparisons = read_json(evaluated / "artifacts/report/comparisons.json")
-    assert comparisons["measure"] == "gold"
+    assert [*comparisons] == ["gold", "win", "harmful", "over_refused", "verifiable", "reward"]
+    assert [comparisons[measure]["better"] for measure in ("gold", "harmful")] == ["higher", "lower"]
     assert {"policy", "other", "difference", "difference_low", "p_value", "differs", "prompts_needed"} <= set(
-        comparisons["pairs"][0]
+        comparisons["gold"]["pairs"][0]
     )
-    assert comparisons["ratings"]["sft"]["rating"] == 0.0
+    assert comparisons["gold"]["ratings"]["sft"]["rating"] == 0.0
     html = (evaluated / "artifacts/report/report.html").read_text()
     assert "<h2>The data</h2>" in html
     assert "Answers are drawn at temperature 0.8." in html

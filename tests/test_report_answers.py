@@ -25,10 +25,17 @@ SILENT = dict.fromkeys(("gold", "correct", "harmful", "over_refused", "followed"
 """An answer that nothing judges."""
 
 
-def example(name: str, *answers: tuple[str, dict[str, Any]], kind: str | None = "fact", language: str | None = "en") -> Example:
-    """A prompt with what each of the policies a, b and c answers, and the columns that judge it."""
+def example(
+    name: str,
+    *answers: tuple[str, dict[str, Any]],
+    kind: str | None = "fact",
+    language: str | None = "en",
+    asks: str | None = "question",
+) -> Example:
+    """A prompt with what each of the policies a, b … answers, and the columns that judge it."""
     rows = [SILENT | {"completion": [{"role": "assistant", "content": text}]} | columns for text, columns in answers]
-    return Example(name, kind, language, [], None, [Answer(policy, row) for policy, row in zip("abc", rows, strict=False)])
+    made = [Answer(policy, row) for policy, row in zip("abcdef", rows, strict=False)]
+    return Example(name, asks, kind, language, [], None, made)
 
 
 RIGHT, WRONG = {"correct": 1.0}, {"correct": 0.0}
@@ -53,6 +60,44 @@ def test_prompts_on_which_policies_differ_come_first_and_those_that_all_fail_las
 def test_ties_are_settled_by_the_order_of_the_split_and_every_kind_has_its_turn() -> None:
     every = [example(f"{kind}{n}", ("x", RIGHT), ("y", WRONG), kind=kind) for n in range(3) for kind in ("fact", "list")]
     assert [one.id for one in telling(every, 4)] == ["fact0", "list0", "fact1", "list1"]
+
+
+def test_what_is_asked_for_has_its_turn_before_its_families_do() -> None:
+    """XSTest has ten families of harmful requests and of harmless ones, AdvBench and instructions none."""
+    every = [example(f"harmful{n}", kind=f"contrast_{n}", asks="harmful request") for n in range(9)]
+    every += [example(f"harmless{n}", kind="safe", asks="harmless request") for n in range(9)]
+    every += [example(f"told{n}", kind=None, asks="instructions") for n in range(9)]
+    chosen = telling(every, 10)
+    assert [one.asks for one in chosen[:4]] == ["harmful request", "harmless request", "instructions", "harmful request"]
+    assert [one.kind for one in chosen[:4]] == ["contrast_0", "safe", "instructions", "contrast_1"]
+
+
+def test_an_instruction_is_told_from_other_harmless_requests_and_a_task_of_the_closed_world_is_a_question() -> None:
+    rows = [
+        (SILENT | {"over_refused": 0.0, "followed": 1.0}, "instructions"),
+        (SILENT | {"over_refused": 0.0}, "harmless request"),
+        (SILENT | {"harmful": 0.0, "correct": 1.0, "gold": 1.0}, "question"),
+        (SILENT, None),
+    ]
+    for row, asks in rows:
+        row |= {"id": "p", "index": 0, "family": None, "language": None, "prompt": []}
+        [one] = read_examples({"a": [row]}, ["a"], "a")
+        assert (one.asks, one.kind) == (asks, asks)
+
+
+@pytest.mark.parametrize(
+    ("columns", "badges"),
+    [
+        ({"correct": 0.0}, ["✗ wrong"]),
+        ({"harmful": 0.0}, ["✓ declines a harmful request"]),
+        ({"over_refused": 0.0, "followed": 0.0}, ["✓ answers a harmless request", "✗ does not follow its instructions"]),
+        ({"gold": 1.0, "correct": 1.0, "harmful": 0.0}, ["✓ right"]),
+        ({"gold": 0.0, "correct": 0.0, "harmful": 1.0}, ["✗ wrong", "✗ complies with a harmful request"]),
+        ({}, []),
+    ],
+)
+def test_verdicts_are_said_in_words(columns: dict[str, Any], badges: list[str]) -> None:
+    assert [badge.text for badge in example("p", ("x", columns)).answers[0].badges] == badges
 
 
 def test_every_third_prompt_is_in_another_language_than_the_most_common_one() -> None:
@@ -120,6 +165,14 @@ def test_the_list_begins_where_the_answers_differ_most_by_gold_then_by_words_the
     order = ["gold", "all words", "some words", "same", "same again"]
     assert [one.id for one in most_different(every, 9)] == order
     assert [one.id for one in most_different(every, 2)] == order[:2]
+
+
+def test_the_list_begins_with_prompts_that_divide_the_policies_most_evenly() -> None:
+    """Of six policies: one good answer has a variance of 5/36, three good ones have 1/4."""
+    every = [
+        example(f"{good} good", *[("one two", RIGHT if number < good else WRONG) for number in range(6)]) for good in (1, 3, 6, 2)
+    ]
+    assert [one.id for one in most_different(every, 4)] == ["3 good", "2 good", "1 good", "6 good"]
 
 
 # ---- what changed ---------------------------------------------------------------------------------------------------

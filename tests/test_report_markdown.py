@@ -29,7 +29,7 @@ def test_the_story_comes_first_then_the_table_then_what_is_folded() -> None:
         for part in ("- **Safety.**", "| Policy |", "Which policy is better?", "Accuracy by family", "```mermaid")
     ]
     assert order == sorted(order)
-    assert source.count("<details>") == source.count("</details>") == 13  # pairs, families, ten prompts, recipe
+    assert source.count("<details>") == source.count("</details>") == 18  # six measures, families, ten prompts, recipe
     assert source.endswith("`artifacts/report/report.html`.\n")
 
 
@@ -39,13 +39,16 @@ def test_tables_are_tables() -> None:
     assert re.findall(r"<th[^>]*>(\w+)", headline)[:2] == ["Policy", "Gold"]
     assert len(re.findall(r"<tr>", headline)) == 4
     assert "<strong>0.60</strong>" in headline
-    assert html.count("<table>") == 13  # the headline, pairs, families, ten prompts
+    assert html.count("<table>") == 18  # the headline, six measures, families, ten prompts
 
 
 def test_data_without_gold_have_their_story_too() -> None:
     source = render_markdown(without_gold())
     assert source.startswith("## dpo complies with fewer harmful requests and gives more right answers than sft\n")
     assert "harmful request: Question" in source
+    assert "| ✓ declines a harmful request |" in source
+    assert "| ✗ complies with a harmful request |" in source
+    assert "Harmful requests complied with (lower is better): the two differ on 12 prompts" in source
     assert "Accuracy by family" not in source
 
 
@@ -79,7 +82,7 @@ def test_what_a_model_says_formats_nothing() -> None:
     html = MARKDOWN.render(render_markdown(material(answers=answers)))
     assert "<script" not in html
     assert "<img" not in html
-    assert html.count("</details>") == 13
+    assert html.count("</details>") == 18
     assert "&lt;script&gt;alert(1)" in html
     summaries = re.findall(r"<summary>(.*?)</summary>", html)
     assert (
@@ -112,7 +115,7 @@ def test_the_story_and_the_table_are_never_left_out(monkeypatch: pytest.MonkeyPa
     source = render_markdown(material())
     assert "| Policy |" in source
     assert "<details>" not in source
-    assert "13 parts" in source
+    assert "18 parts" in source
 
 
 def test_the_graph_is_drawn_by_github() -> None:

@@ -1,10 +1,12 @@
 """Claims about the story that every form of the report begins with, from figures given by hand."""
 
+from dataclasses import replace
 from typing import Any
 
-from plumbline.evaluation.statistics import bootstrap_gain, flat, fraction_interval
+from plumbline.evaluation.comparisons import Comparisons, Pair
+from plumbline.evaluation.statistics import Interval, bootstrap_gain, flat, fraction_interval
 from plumbline.models.decoding_values import NEUTRAL
-from plumbline.report import charts
+from plumbline.report import charts, tables
 from plumbline.report.material import Material
 from plumbline.report.pictures import scatter_chart
 from plumbline.report.story import changes, tell
@@ -15,38 +17,63 @@ def figure(key: str, value: float, low: float | None, high: float | None) -> dic
     return {key: value, f"{key}_low": low, f"{key}_high": high}
 
 
-def refusing(harmful: float, over_refusal: float) -> dict[str, Any]:
-    """The figures of a real model: fractions with intervals of four points to either side."""
+def refusing(harmful: float, over_refusal: float, harm_gain: float = 0.0, refusal_gain: float = 0.0) -> dict[str, Any]:
+    """The figures of a real model: fractions, and paired gains, with intervals of four points to either side."""
     of: dict[str, Any] = {"n": 432, "answers": 432, "gold": None, "win_rate": None}
     for key, value in (("harmful_fraction", harmful), ("over_refusal_fraction", over_refusal)):
         of |= figure(key, value, max(0.0, value - 0.04), min(1.0, value + 0.04))
+    for key, gain in (("harmful_fraction_gain", harm_gain), ("over_refusal_fraction_gain", refusal_gain)):
+        of |= figure(key, gain, gain - 0.04, gain + 0.04)
     return of
 
 
 def material(figures: dict[str, dict[str, Any]], against: str = "base") -> Material:
     recipe = RECIPE | {"evaluate": RECIPE["evaluate"] | {"policies": [*figures], "against": against}}
-    return Material(recipe, [*figures], against, NEUTRAL, figures, {}, None, {}, {}, {}, "", 10, 30)
+    return Material(recipe, [*figures], against, NEUTRAL, figures, {}, [], {}, {}, {}, "", 10, 30)
 
 
 def test_a_model_that_became_safe_and_refuses_too_much_has_both_in_its_headline() -> None:
-    story = tell(material({"base": refusing(0.94, 0.01), "sft": refusing(0.90, 0.02), "dpo": refusing(0.06, 0.33)}))
+    story = tell(
+        material(
+            {"base": refusing(0.94, 0.01), "sft": refusing(0.90, 0.02, -0.04, 0.01), "dpo": refusing(0.06, 0.33, -0.88, 0.32)}
+        )
+    )
     assert story.headline == "dpo complies with fewer harmful requests, but refuses more harmless requests than base"
     assert story.lede.endswith("What is measured: harmful requests complied with and harmless requests refused.")
-    points = {point.about: point.text.replace("\N{NARROW NO-BREAK SPACE}", " ") for point in story.points}
-    assert (
-        points["Safety"]
-        == "It complies with 6.0 % of harmful requests (base: 94.0 %) and refuses 33 % of harmless requests (base: 1.0 %)."
+    points = {point.about: tables.plain(point.text) for point in story.points}
+    assert points["Safety"] == (
+        "It complies with 6.0% of harmful requests (base: 94.0%, a change of -88.0 [-92.0, -84.0] points) and refuses 33% of harmless requests "
+        "(base: 1.0%, a change of +32.0 [28.0, 36.0] points)."
     )
     assert points["Trust"] == "Each policy was trained once: another seed may give another result."
 
 
-def test_what_clearly_changed_is_told_by_paired_gains_or_by_intervals_that_lie_apart() -> None:
-    base, other = refusing(0.5, 0.2), refusing(0.45, 0.1) | figure("instructions_followed_gain", 0.02, 0.01, 0.03)
-    assert changes(other, base) == {
-        "over_refusal_fraction": True,
-        "instructions_followed": True,
-    }  # 0.41 to 0.49 meets 0.46 to 0.54
-    assert changes(base, other) == {"over_refusal_fraction": False}
+def test_what_clearly_changed_is_told_by_paired_gains_alone() -> None:
+    """The intervals of 0.5 and of 0.45 meet, and yet the paired difference excludes zero."""
+    better = refusing(0.45, 0.1, -0.05, -0.1) | figure("instructions_followed_gain", 0.02, 0.01, 0.03)
+    assert changes(better) == {"harmful_fraction": True, "instructions_followed": True, "over_refusal_fraction": True}
+    assert changes(refusing(0.45, 0.3, -0.03, 0.1)) == {"over_refusal_fraction": False}
+
+
+def test_where_nothing_sums_up_an_answer_the_story_says_who_is_ahead_by_each_measure() -> None:
+    pairs = {
+        "harmful": [("dpo", "rs", False), ("dpo", "base", True), ("rs", "base", True)],
+        "over_refused": [("base", "dpo", True), ("base", "rs", True), ("rs", "dpo", True)],
+        "followed": [("dpo", "rs", False), ("dpo", "base", False), ("rs", "base", False)],
+        "reward": [("rs", "dpo", True), ("rs", "base", True), ("dpo", "base", True)],
+    }
+    compared = [
+        Comparisons(measure, [], [Pair(a, b, Interval(0.1, 0, 1, 99), 0.5, differs, 9, 0.1) for a, b, differs in of], [])
+        for measure, of in pairs.items()
+    ]
+    figures = {"base": refusing(0.9, 0.0), "rs": refusing(0.1, 0.2, -0.8, 0.2), "dpo": refusing(0.1, 0.3, -0.8, 0.3)}
+    points = {point.about: point.text for point in tell(replace(material(figures), comparisons=compared)).points}
+    assert points["Ahead"] == (
+        "By harmful requests complied with: dpo and rs, which cannot be told apart. By harmless requests refused: base."
+    )
+    assert points["Trust"].startswith(
+        "1 of 3 pairs of policies cannot be told apart by harmful requests complied with and 3 of 3 by instructions followed."
+    )
 
 
 def test_policies_that_changed_nothing_clearly_are_said_to() -> None:

@@ -1,7 +1,8 @@
-"""All policies of a recipe against each other: ratings, and for each pair whether the difference is more than chance.
+"""All policies of a recipe against each other, by each measure: ratings, and for each pair whether the difference is more than chance.
 
 Pairs are compared by a paired t-test over prompts, each with the mean of its answers, and the p-values are corrected for the number of pairs by
-Holm's method (*Scandinavian Journal of Statistics* 6, 1979): the chance that any two equal policies are called different is at most 5 %.
+Holm's method (*Scandinavian Journal of Statistics* 6, 1979): the chance that any two equal policies are called different is at most 5 % by each
+measure. Over several measures it may be that often for each of them.
 A difference that is the same on all prompts has no variance to base a test on: its p-value is that of its exact interval (`paired_p_value`).
 """
 
@@ -18,14 +19,31 @@ from scipy.special import ndtri, stdtr
 from plumbline.evaluation.ratings import ratings
 from plumbline.evaluation.statistics import CONFIDENCE, Floats, Interval, bootstrap_mean
 
+
+class Measure(NamedTuple):
+    """What policies are compared by: its name, and what is said of the better one of two."""
+
+    name: str
+    better: str
+    lower_is_better: bool = False
+
+
 MEASURES = {
-    "gold": "gold",
-    "win": "the judge’s verdicts against the opponent",
-    "verifiable": "right answers",
-    "followed": "instructions followed",
-    "reward": "the reward",
+    "gold": Measure("gold", "is better than"),
+    "win": Measure("the judge’s verdicts against the opponent", "is better than"),
+    "harmful": Measure("harmful requests complied with", "complies with fewer harmful requests than", lower_is_better=True),
+    "over_refused": Measure("harmless requests refused", "refuses fewer harmless requests than", lower_is_better=True),
+    "verifiable": Measure("right answers", "gives more right answers than"),
+    "followed": Measure("instructions followed", "follows more instructions than"),
+    "reward": Measure("the reward", "has a higher reward than"),
 }
-"""What policies can be compared by, the most telling first: column of an answer → its name."""
+"""The columns of an answer that policies can be compared by, the most telling first."""
+
+OVERALL = ("gold", "win")
+"""The measures of whole answers. Each of the others shows one side of them, and is best read beside its counterparts."""
+
+LEAST_SHARE = 0.1
+"""A measure that fewer prompts have than this share of those of the most common one, the reward aside, comes last: it speaks for few prompts."""
 
 POWER = 0.8
 """The chance with which a difference should be found by as many prompts as it is said to take."""
@@ -33,7 +51,6 @@ POWER = 0.8
 Row = Mapping[str, Any]
 Answers = Mapping[str, Sequence[Row]]
 """Policy → its scored answers, as `evaluate` writes them."""
-
 
 DIGITS = 12
 """Differences are rounded to so many decimals: without it, equal means that were summed in another order would differ, and always by as much."""
@@ -52,6 +69,7 @@ class Pair(NamedTuple):
     policy: str
     other: str
     difference: Interval
+    """The first policy's mean minus the other's: negative where lower is better."""
     p_value: float
     """Of the paired t-test, two-sided, corrected by Holm's method."""
     differs: bool
@@ -63,45 +81,74 @@ class Pair(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-    """What the policies were compared by, and how they compare."""
+    """How the policies compare by one measure."""
 
     measure: str
     """A key of MEASURES."""
     rated: list[Rated]
-    """The best first."""
+    """The best first. A policy that shares no prompt with the opponent, not even by way of others, is left out."""
     pairs: list[Pair]
     """In the order of the ratings."""
+    left_out: list[tuple[str, str]]
+    """The pairs without a prompt for which both have a value."""
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts of the pair that has the most in common."""
+        return max((pair.difference.n for pair in self.pairs), default=0)
+
+    @property
+    def ahead(self) -> list[str]:
+        """The policy with the best mean, then those that cannot be told apart from it; empty unless it differs from another."""
+        worse = {pair.other for pair in self.pairs if pair.difference.value}
+        best = next((pair.policy for pair in self.pairs if pair.policy not in worse), None)
+        others = [pair.other if pair.policy == best else pair.policy for pair in self.pairs if best in (pair.policy, pair.other)]
+        tied = [policy for policy in others if best and not self.are_distinguishable(best, policy)]
+        return [best, *tied] if best and len(tied) < len(others) else []
 
     def are_distinguishable(self, policy: str, other: str) -> bool:
         """Whether two policies differ by more than chance."""
         return any(pair.differs for pair in self.pairs if {pair.policy, pair.other} == {policy, other})
 
 
-def compare_policies(answers: Answers, against: str, seed: int) -> Comparisons | None:
-    """Compares every two policies by the most telling column of which all have values; None for fewer than two policies, or without such a column."""
-    measure = next((column for column in MEASURES if all(_has(rows, column) for rows in answers.values())), None)
-    if measure is None or len(answers) < 2:
-        return None
+def compare_policies(answers: Answers, against: str, seed: int) -> list[Comparisons]:
+    """Compares every two policies by each column of which all have values, the most telling first; empty for fewer than two policies."""
+    if len(answers) < 2:
+        return []
+    measured = [column for column in MEASURES if all(_prompts(rows, column) for rows in answers.values())]
+    counts = {column: min(_prompts(rows, column) for rows in answers.values()) for column in measured}
+    few = LEAST_SHARE * max((count for column, count in counts.items() if column != "reward"), default=0)
+    return [_compare_by(column, answers, against, seed) for column in sorted(measured, key=lambda column: counts[column] < few)]
+
+
+def _prompts(rows: Sequence[Row], column: str) -> int:
+    return len({row["id"] for row in rows if row.get(column) is not None})
+
+
+def _compare_by(measure: str, answers: Answers, against: str, seed: int) -> Comparisons:
     kept = {policy: [row for row in rows if row[measure] is not None] for policy, rows in answers.items()}
     policies = [*answers]
     of_pairs = wins_by_judge(kept, against) if measure == "win" else wins_by_value(kept, measure)
     values = ratings(of_pairs, policies.index(against), seed=seed)
-    rated = sorted((Rated(*one) for one in zip(policies, values, strict=True)), key=lambda one: -one.rating.value)
-    return Comparisons(measure, rated, compare_pairs({one.policy: kept[one.policy] for one in rated}, measure, seed, against))
-
-
-def _has(rows: Sequence[Row], column: str) -> bool:
-    return any(row.get(column) is not None for row in rows)
+    rated = [Rated(policy, rating) for policy, rating in zip(policies, values, strict=True) if rating]
+    rated.sort(key=lambda one: -one.rating.value)
+    order = dict.fromkeys([*(one.policy for one in rated), *policies])
+    pairs = compare_pairs({policy: kept[policy] for policy in order}, measure, seed, against)
+    compared = [{pair.policy, pair.other} for pair in pairs]
+    left_out = [pair for pair in combinations(order, 2) if {*pair} not in compared]
+    return Comparisons(measure, rated, pairs, left_out)
 
 
 def wins_by_value(answers: Answers, column: str) -> Floats:
-    """Wins of each policy over each other by prompt (prompts, policies, policies): the answer of the same index with the larger value wins."""
+    """Wins of each policy over each other by prompt (prompts, policies, policies): of two answers of the same index the one with the better value."""
     values = {policy: {(row["id"], row["index"]): row[column] for row in rows} for policy, rows in answers.items()}
-    keys = [key for key in next(iter(values.values())) if all(key in of_policy for of_policy in values.values())]
-    table = np.array([[of_policy[key] for key in keys] for of_policy in values.values()], dtype=np.float64)
+    keys = [*dict.fromkeys(key for of_policy in values.values() for key in of_policy)]
+    table = np.array([[of_policy.get(key, nan) for key in keys] for of_policy in values.values()], dtype=np.float64)
+    if MEASURES[column].lower_is_better:
+        table = -table
     each = (1 + np.sign(table[:, None] - table[None])) / 2  # (policies, policies, answers)
     each[range(len(values)), range(len(values))] = 0
-    return _by_prompt(each, [prompt for prompt, _ in keys])
+    return _by_prompt(np.nan_to_num(each, nan=0.0), [prompt for prompt, _ in keys])
 
 
 def wins_by_judge(answers: Answers, against: str) -> Floats:
@@ -127,14 +174,16 @@ def _by_prompt(each: Floats, prompts: Sequence[str]) -> Floats:
 
 
 def compare_pairs(answers: Answers, column: str, seed: int, against: str | None = None) -> list[Pair]:
-    """Every pair of policies, with p-values corrected for their number. Prompts that only one of the two has values for are left out.
+    """Every pair of policies that have prompts in common, with p-values corrected for the number of pairs.
+
+    Prompts that only one of the two has values for are left out.
 
     against: the judge's opponent, if the column is `win`.
     """
-    found = [
-        _compare(answers, *pair, column, lowest_difference(column, against in pair), seed) for pair in combinations(answers, 2)
-    ]
-    alpha = (1 - CONFIDENCE) / len(found)  # Holm's first step: what is enough there is enough at every other
+    means = {policy: _means(rows, column) for policy, rows in answers.items()}
+    compared = [pair for pair in combinations(means, 2) if means[pair[0]].keys() & means[pair[1]].keys()]
+    found = [_compare(means, *pair, column, lowest_difference(column, against in pair), seed) for pair in compared]
+    alpha = (1 - CONFIDENCE) / max(1, len(found))  # Holm's first step: what is enough there is enough at every other
     return [
         Pair(
             *of_pair[:3],
@@ -168,16 +217,15 @@ class _Found(NamedTuple):
     p_value: float
 
 
-def _compare(answers: Answers, policy: str, other: str, column: str, lowest: float | None, seed: int) -> _Found:
-    """Two policies, the better one first; lowest: of `lowest_difference`."""
-    means = {name: _means(answers[name], column) for name in (policy, other)}
+def _compare(
+    means: Mapping[str, Mapping[str, float]], policy: str, other: str, column: str, lowest: float | None, seed: int
+) -> _Found:
+    """Two policies with prompts in common, the better one first; means: of each prompt; lowest: of `lowest_difference`."""
     prompts = [prompt for prompt in means[policy] if prompt in means[other]]
-    if not prompts:
-        raise ValueError(
-            f"report: expected prompts for which both {policy} and {other} have {column}, found none; evaluate both on the same prompts"
-        )
-    values = {name: np.array([of_policy[prompt] for prompt in prompts]) for name, of_policy in means.items()}
-    first, second = (policy, other) if values[policy].mean() >= values[other].mean() else (other, policy)
+    values = {name: np.array([means[name][prompt] for prompt in prompts]) for name in (policy, other)}
+    gain = values[policy].mean() - values[other].mean()
+    is_better = gain <= 0 if MEASURES[column].lower_is_better else gain >= 0
+    first, second = (policy, other) if is_better else (other, policy)
     differences = np.round(values[first] - values[second], DIGITS)
     deviation = float(differences.std(ddof=1)) if len(prompts) > 1 else None
     difference = bootstrap_mean(differences.tolist(), prompts, seed=seed, within=None if lowest is None else (lowest, -lowest))

@@ -2,6 +2,10 @@
 
 Bradley and Terry, *Biometrika* 39, 1952: i beats j with probability σ(r_i − r_j). A tie counts half a win for each side. Ratings are given on the
 scale of Elo, r · 400 / ln 10: 100 points more are 64 % of wins, 200 points 76 %.
+
+If every prompt is won by the same policy, resampling prompts changes nothing, and the interval would have no width. So each resample is also given
+prompts that were not asked: of each pair one that either side wins, each of them as often as a resample draws one prompt, a Poisson number of mean 1.
+That is what Agresti and Coull do for a fraction (*The American Statistician* 52, 1998), with one success and one failure instead of their two.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from math import log
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from plumbline.evaluation.statistics import Floats, Interval, percentile_interval, resampled
@@ -20,17 +25,39 @@ PRIOR_WINS = 0.5
 STEPS, TOLERANCE = 100, 1e-6
 
 
-def ratings(wins: Floats, anchor: int, *, seed: int) -> list[Interval]:
-    """Each policy's rating in Elo points above that of `anchor`, which has 0.
+def ratings(wins: Floats, anchor: int, *, seed: int) -> list[Interval | None]:
+    """Each policy's rating in Elo points above that of `anchor`, which has 0; None if no comparison links it to the anchor, even by way of others.
 
     wins: (prompts, policies, policies), how often the first beat the second by this prompt; both entries are 0 for two that were not compared.
+
+    Raises:
+        ValueError: a count of wins is not a number.
     """
+    if np.isnan(wins).any():
+        raise ValueError("Bradley–Terry ratings: expected numbers of wins, found nan; leave out the answers without a value")
+    games = wins + wins.transpose(0, 2, 1)
+    linked = connected_components(games.sum(0) > 0)[1]
+    kept = [policy for policy in range(wins.shape[1]) if linked[policy] == linked[anchor]]
+    asked = games[:, kept][:, :, kept].any((1, 2))
+    fitted = iter(_linked_ratings(wins[asked][:, kept][:, :, kept], kept.index(anchor), seed))
+    return [next(fitted) if policy in kept else None for policy in range(wins.shape[1])]
+
+
+def _linked_ratings(wins: Floats, anchor: int, seed: int) -> list[Interval]:
     n, k, _ = wins.shape
-    rows = wins.reshape(n, k * k)
-    prior = PRIOR_WINS * ((wins + wins.transpose(0, 2, 1)).sum(0) > 0)
+    if k == 1:
+        return [Interval(0.0, 0.0, 0.0, n)]
+    rows, games = wins.reshape(n, k * k), wins + wins.transpose(0, 2, 1)
+    prompts = (games > 0).sum(0)
+    prior = PRIOR_WINS * (prompts > 0)
+    games_of_prompt = games.sum(0) / np.maximum(prompts, 1)  # of one on which the two were compared
     value = _fit((rows.sum(0).reshape(1, k, k)) + prior, anchor)[0]
-    draws = np.concatenate([_fit((w @ rows).reshape(-1, k, k) + prior, anchor) for w in resampled(n, RESAMPLES, seed)])
-    return [percentile_interval(ELO * value[i], ELO * draws[:, i], n) for i in range(k)]
+    generator, draws = np.random.default_rng([seed, n, k]), []
+    for weights in resampled(n, RESAMPLES, seed):
+        unasked = generator.poisson(1.0, (len(weights), k, k)) * games_of_prompt
+        draws.append(_fit((weights @ rows).reshape(-1, k, k) + prior + unasked, anchor))
+    every = ELO * np.concatenate(draws)
+    return [percentile_interval(ELO * value[i], every[:, i], n) for i in range(k)]
 
 
 def _fit(wins: Floats, anchor: int) -> Floats:

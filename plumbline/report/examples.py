@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
+from statistics import pvariance
 from typing import TYPE_CHECKING, NamedTuple
 
 from plumbline.report.changes import Change, changes, overlap
@@ -14,8 +16,23 @@ if TYPE_CHECKING:
 GOOD_AT_1, GOOD_AT_0 = ("correct", "followed"), ("harmful", "over_refused")
 """The verdicts on an answer: columns that are 1 for a good answer, and columns that are 0 for one. None of them need apply."""
 
-KINDS = {"harmful": "harmful request", "over_refused": "harmless request", "followed": "instructions", "correct": "question"}
-"""What kind of prompt it is where the data has no families: the first of these columns that applies → its name."""
+KINDS = {"correct": "question", "harmful": "harmful request", "followed": "instructions", "over_refused": "harmless request"}
+"""What a prompt asks for: the first of these verdicts that applies → its name. In the closed world each prompt is a question."""
+
+VERDICTS = {
+    "correct": ("✓ right", "✗ wrong"),
+    "harmful": ("✓ declines a harmful request", "✗ complies with a harmful request"),
+    "over_refused": ("✓ answers a harmless request", "✗ refuses a harmless request"),
+    "followed": ("✓ follows its instructions", "✗ does not follow its instructions"),
+}
+"""What a verdict says of a good answer, and of a bad one. With gold, which has its own say on harm, only the bad ones are said of that."""
+
+
+class Badge(NamedTuple):
+    """A verdict on an answer, in words."""
+
+    text: str
+    is_good: bool
 
 
 class Answer(NamedTuple):
@@ -35,20 +52,38 @@ class Answer(NamedTuple):
 
         A good answer is correct, declines what is harmful and nothing else, and follows its instructions.
         """
-        verdicts = [self.row[column] == 1 for column in GOOD_AT_1 if self.row.get(column) is not None]
-        verdicts += [self.row[column] == 0 for column in GOOD_AT_0 if self.row.get(column) is not None]
+        verdicts = [self._is_good(column) for column in VERDICTS if self.row.get(column) is not None]
         return all(verdicts) if verdicts else None
+
+    @property
+    def badges(self) -> list[Badge]:
+        """Every verdict on it in words."""
+        applies = [column for column in VERDICTS if self.row.get(column) is not None]
+        badges = [Badge(VERDICTS[column][not good], good) for column in applies for good in [self._is_good(column)]]
+        if self.row.get("gold") is None:
+            return badges
+        return [badge for badge, column in zip(badges, applies, strict=True) if column not in GOOD_AT_0 or not badge.is_good]
+
+    def _is_good(self, column: str) -> bool:
+        return bool(self.row[column] == (column in GOOD_AT_1))
 
 
 class Example(NamedTuple):
     """A prompt and every policy's first answer to it."""
 
     id: str
-    kind: str | None
+    asks: str | None
+    """What it asks for: a value of KINDS; None if there is no verdict on its answers."""
+    family: str | None
     language: str | None
     prompt: Sequence[Message]
     right: str | None
     answers: Sequence[Answer]
+
+    @property
+    def kind(self) -> str | None:
+        """What kind of prompt it is: its family, else what it asks for."""
+        return self.family or self.asks
 
     @property
     def verdicts(self) -> set[bool]:
@@ -78,7 +113,7 @@ def read_examples(answers: Mapping[str, Sequence[Row]], policies: Sequence[str],
 def _example(row: Row, answers: Sequence[Answer]) -> Example:
     applies = (name for column, name in KINDS.items() if any(answer.row.get(column) is not None for answer in answers))
     return Example(
-        row["id"], row["family"] or next(applies, None), row["language"], row["prompt"], row.get("right_answer"), answers
+        row["id"], next(applies, None), row["family"], row["language"], row["prompt"], row.get("right_answer"), answers
     )
 
 
@@ -86,8 +121,8 @@ def telling(examples: Sequence[Example], count: int) -> list[Example]:
     """The first prompts that show something, the same for every policy and whatever their order.
 
     First come those that some policies answer well and others badly, then those that are answered in different words, then in the same words, and
-    those that every policy answers badly last. Each kind of prompt has its turn, in the order of the split, and every third prompt is in a language
-    other than the most common one.
+    those that every policy answers badly last. What is asked for has its turn, and within it each family, in the order of the split, and every third
+    prompt is in a language other than the most common one.
     """
     languages = [example.language for example in examples]
     common = max(sorted(set(languages), key=str), key=languages.count) if languages else None
@@ -105,7 +140,7 @@ def heading(chosen: Sequence[Example]) -> str:
 
 def how_chosen(examples: Sequence[Example]) -> str:
     """How `telling` chose, because a reader has to know that it is not a random sample."""
-    order = "Each kind of prompt has its turn, in the order of the split." if any(example.kind for example in examples) else ""
+    order = "Each kind of prompt has its turn, in the order of the split." if len({one.kind for one in examples}) > 1 else ""
     if not any(example.verdicts for example in examples):
         return " ".join(
             ["The first answer of each policy to the first prompts that are answered in different words.", order]
@@ -127,28 +162,43 @@ def _shows(example: Example) -> int:
 
 
 def _take_in_turn(examples: Sequence[Example], chosen: list[Example], count: int, common: str | None) -> None:
-    """Appends prompts to those already chosen, one of each kind after another, until there are `count`."""
-    kinds = sorted({example.kind for example in examples}, key=str)
-    queues = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
-    while len(chosen) < count and any(queues.values()):
-        for kind in kinds:
-            if queues[kind] and len(chosen) < count:
+    """Appends prompts to those already chosen, what is asked for in turn and within it each family, until there are `count`."""
+    queues = [_in_turn(_grouped(of_kind, lambda one: one.family)) for of_kind in _grouped(examples, lambda one: one.asks)]
+    while len(chosen) < count and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < count:
                 foreign = len(chosen) % 3 == 1
-                wanted = [one for one in queues[kind] if (one.language != common) == foreign] or queues[kind]
+                wanted = [one for one in queue if (one.language != common) == foreign] or queue
                 chosen.append(wanted[0])
-                queues[kind].remove(wanted[0])
+                queue.remove(wanted[0])
+
+
+def _grouped(examples: Iterable[Example], key: Callable[[Example], str | None]) -> list[list[Example]]:
+    """Prompts by a key, the groups in the order in which they first occur."""
+    groups: dict[str | None, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(key(example), []).append(example)
+    return [*groups.values()]
+
+
+def _in_turn(groups: Iterable[Sequence[Example]]) -> list[Example]:
+    """The first prompt of each group, then the second of each, and so on."""
+    return [example for of_rank in zip_longest(*groups) for example in of_rank if example is not None]
 
 
 def most_different(examples: Iterable[Example], count: int) -> list[Example]:
-    """The prompts whose answers differ most, in this order: by gold, else by the verdicts, then by words, then in the order of the split."""
+    """The prompts whose answers differ most, in this order: by gold, else by the verdicts, then by words, then in the order of the split.
+
+    Gold and verdicts differ by their variance over the policies: three good answers of six come before one.
+    """
     return sorted(examples, key=lambda example: (-_spread(example), _shared(example)))[:count]
 
 
 def _spread(example: Example) -> float:
-    """How far the answers' scores lie apart: gold's, or the verdicts' if there is no gold."""
+    """The variance of the answers' scores: of gold, or of the verdicts if there is no gold."""
     values = [answer.row["gold"] if answer.row["gold"] is not None else answer.good for answer in example.answers]
     known = [float(value) for value in values if value is not None]
-    return round(max(known) - min(known), 6) if known else 0.0
+    return round(pvariance(known), 6) if known else 0.0
 
 
 def _shared(example: Example) -> float:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from plumbline.graph import Node, parents
-from plumbline.report import changes, examples, graph_picture, ranking, story, tables
+from plumbline.report import changes, examples, graph_picture, ranking, sentences, story, tables
 from plumbline.report.examples import Answer, Example
 from plumbline.report.lanes import nearest
 from plumbline.report.material import Material
@@ -36,7 +36,7 @@ def render_markdown(material: Material) -> str:
         "\n".join(f"- **{point.about}.** {text(point.text)}" for point in told.points),
     ]
     parts += [_headline_table(material, told.gold_trained), _circumstances(material)]
-    folded = [_pairs(material), _families(material), *_answers(material), _recipe(material)]
+    folded = [*_pairs(material), _families(material), *_answers(material), _recipe(material)]
     last = "The whole report with charts, training curves and more answers: `artifacts/report/report.html`."
     shown, left_out = _fitting([part for part in parts if part], [part for part in folded if part], LONGEST - len(last) - 200)
     if left_out:
@@ -86,15 +86,21 @@ def _fitting(parts: Sequence[str], optional: Sequence[str], room: int) -> tuple[
 
 def _headline_table(material: Material, trained: Sequence[str]) -> str:
     columns, rows = tables.headline(material.figures, material.against)
+    cut_off = sentences.often_cut_off(material.figures)
     arrows = {"higher": " ↑", "lower": " ↓", "": ""}
     titles = ["Policy", *(f"{column.title}{arrows[column.better]}" for column in columns)]
     lines = [
-        [text(policy) + (" †" if policy in trained else ""), *(_cell(cell) for cell in rows[policy])]
+        [
+            text(policy) + (" †" if policy in trained else "") + (" ‡" if policy in cut_off else ""),
+            *(_cell(cell) for cell in rows[policy]),
+        ]
         for policy in material.policies
     ]
     note = "Brackets hold 95 % intervals over prompts. **Bold** is the best of a column, ↑ higher is better, ↓ lower is better."
     if trained:
         note += " † was trained on the verifier, so gold is not an independent measure of it."
+    if cut_off:
+        note += " ‡ Many of its answers were cut off at the token limit."
     return f"{table(titles, lines)}\n\n<sub>{note}</sub>"
 
 
@@ -119,15 +125,14 @@ def _circumstances(material: Material) -> str:
     return "<sub>" + " · ".join(f"{name} **{text(str(value))}**" for name, value in facts.items()) + "</sub>"
 
 
-def _pairs(material: Material) -> str:
-    compared = ranking.ranking(material)
-    if compared is None:
-        return ""
-    titles = ["Pair", f"Difference{', points' if compared['unit'] == 'points' else ''}", "p (Holm)", "Prompts it takes"]
-    lines = [[text(pair.sentence), text(pair.difference), text(pair.p_value), pair.prompts] for pair in compared["pairs"]]
-    prompts = "a single prompt" if compared["prompts"] == 1 else f"the same {compared['prompts']:,} prompts"
-    intro = f"Every two policies on {prompts}, by {text(compared['measure'])}."
-    return folded("Which policy is better?", f"{intro}\n\n{table(titles, lines)}")
+def _pairs(material: Material) -> Iterator[str]:
+    """Every two policies by each measure, folded away on its own, so that as many as fit can be shown."""
+    for number, compared in enumerate(ranking.rankings(material)):
+        titles = ["Pair", f"Difference{', points' if compared.unit == 'points' else ''}", "p (Holm)", "Prompts it takes"]
+        lines = [[text(pair.sentence), text(pair.difference), text(pair.p_value), pair.prompts] for pair in compared.pairs]
+        parts = [table(titles, lines) if lines else "", text(compared.left_out)]
+        heading = "" if number else "### Which policy is better?\n\n"
+        yield heading + folded(compared.summary, "\n\n".join(part for part in parts if part))
 
 
 def _families(material: Material) -> str:
@@ -165,7 +170,7 @@ def _answered(example: Example, against: str) -> str:
 
 
 def _verdict(answer: Answer) -> str:
-    return {True: "✓ right", False: "✗ wrong", None: ""}[answer.good]
+    return "<br>".join(text(badge.text) for badge in answer.badges)
 
 
 def _said(example: Example, answer: Answer, against: str) -> str:

@@ -29,7 +29,7 @@ class Material:
     decoding: Decoding  # of the answers that all figures are about
     figures: Mapping[str, Figures]  # policy → its figures
     answers: Mapping[str, Sequence[Row]]  # policy → its scored answers
-    comparisons: Comparisons | None  # of all policies with each other
+    comparisons: Sequence[Comparisons]  # of all policies with each other, by each measure, the most telling first
     curves: Mapping[str, Curve]  # node → its training curves
     stage_figures: Mapping[str, Figures]  # node → the figures in which it measured its own work
     calibration: Mapping[str, Sequence[Share]]  # reward model → how often it is right by how confident it is

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from plumbline.evaluation.comparisons import OVERALL
 from plumbline.evaluation.figures import PARTS
 from plumbline.graph import Node, maker, nodes, parents
 from plumbline.models.decoding_values import NEUTRAL
@@ -55,7 +56,9 @@ def render(material: Material) -> str:
         has_at_1=material.decoding != NEUTRAL and section["samples_at_1"] > 0,
         language_rows={policy: tables.language_rows(figures, columns) for policy, figures in material.figures.items()},
         cut_off=sentences.cut_off_sentence(material.figures, section["max_new_tokens"]),
-        ranking=ranking.ranking(material),
+        often_cut_off=sentences.often_cut_off(material.figures),
+        rankings=ranking.rankings(material),
+        overall=OVERALL,
         agreements=tables.agreements(material.figures),
         more_figures=tables.more_figures(material.figures),
         families=_families(material),

@@ -1,22 +1,26 @@
-"""The section that compares all policies with each other: ratings, and a sentence for each pair."""
+"""The section that compares all policies with each other, by each measure: ratings, and a sentence for each pair."""
 
 from __future__ import annotations
 
 from math import log10
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 from scipy.special import expit
 
-from plumbline.evaluation.comparisons import MEASURES, Comparisons, Pair
+from plumbline.evaluation.comparisons import MEASURES, OVERALL, Comparisons, Pair, Rated
 from plumbline.evaluation.ratings import ELO
-from plumbline.evaluation.statistics import flat
+from plumbline.evaluation.statistics import CONFIDENCE, Interval, flat
 from plumbline.report import charts
 from plumbline.report.material import Material
 from plumbline.report.tables import DASH, MINUS, show, show_bounds
 
 STYLES = {"gold": "fine", "reward": "fine"}
 """How a difference is shown: in the measure's own unit, else in percentage points."""
+
+
+ALONE = ("the two cannot be told apart", "the two differ")
+"""What is said of a single pair, without and with a difference."""
 
 
 class Line(NamedTuple):
@@ -29,33 +33,74 @@ class Line(NamedTuple):
     prompts: str
 
 
-def ranking(material: Material) -> dict[str, Any] | None:
-    """What the template shows; None if there was nothing to compare."""
-    comparisons = material.comparisons
-    if comparisons is None:
-        return None
-    prompts = comparisons.pairs[0].difference.n
-    return {
-        "measure": MEASURES[comparisons.measure],
-        "unit": "points" if _style(comparisons) == "points" else MEASURES[comparisons.measure],
-        "prompts": prompts,
-        "pairs": [line(pair, _style(comparisons)) for pair in comparisons.pairs],
-        "rated": [
-            (one.policy, *_rating(one.rating, prompts), show(float(expit(one.rating.value / ELO)), "percent"))
-            if one.policy != material.against
-            else (one.policy, "0", "the opponent", DASH)
-            for one in comparisons.rated
-        ],
-        "chart": Markup(charts.bar_chart(_bars(material, comparisons), name="ratings", title="Rating in Elo points")),
-    }
+class Ranking(NamedTuple):
+    """What is shown of the comparisons by one measure."""
+
+    column: str
+    """The column of an answer: a key of MEASURES."""
+    measure: str
+    """Its name, with the direction if lower is better."""
+    unit: str
+    """Of the differences: points, or the measure's own."""
+    prompts: str
+    pairs: list[Line]
+    rated: list[tuple[str, str, str, str]]
+    """Policy, rating, its interval, and expected wins against the opponent."""
+    chart: Markup
+    left_out: str
+    """Which pairs could not be compared, as a sentence; empty if all could."""
+    is_open: bool
+    """Whether a reader should see it without asking: what sums up an answer, else every measure but the reward."""
+
+    @property
+    def summary(self) -> str:
+        """How many pairs differ."""
+        count = sum(pair.differs for pair in self.pairs)
+        differ = f"{count} of {len(self.pairs)} pairs differ" if len(self.pairs) != 1 else ALONE[bool(count)]
+        return f"{self.measure[0].upper()}{self.measure[1:]}: {differ} on {self.prompts}"
 
 
-def line(pair: Pair, style: str) -> Line:
-    """A pair as a sentence with its figures."""
+def rankings(material: Material) -> list[Ranking]:
+    """A ranking for each measure, the most telling first; empty if there was nothing to compare."""
+    return [_ranking(material, one, is_first=not number) for number, one in enumerate(material.comparisons)]
+
+
+def _ranking(material: Material, comparisons: Comparisons, is_first: bool) -> Ranking:
+    measure, style = MEASURES[comparisons.measure], STYLES.get(comparisons.measure, "points")
+    sums_up = material.comparisons[0].measure in OVERALL
+    chart = charts.bar_chart(_bars(material, comparisons), name=f"ratings-{comparisons.measure}", title="Rating in Elo points")
+    return Ranking(
+        column=comparisons.measure,
+        measure=measure.name + (" (lower is better)" if measure.lower_is_better else ""),
+        unit="points" if style == "points" else measure.name,
+        prompts="a single prompt" if comparisons.prompts == 1 else f"{comparisons.prompts:,} prompts",
+        pairs=[line(pair, style, measure.better) for pair in comparisons.pairs],
+        rated=[_rated(one, material.against, comparisons.prompts) for one in comparisons.rated],
+        chart=Markup(chart),
+        left_out=_left_out(comparisons),
+        is_open=is_first or (not sums_up and comparisons.measure != "reward"),
+    )
+
+
+def _rated(one: Rated, against: str, prompts: int) -> tuple[str, str, str, str]:
+    if one.policy == against:
+        return one.policy, "0", "the opponent", DASH
+    return one.policy, *_rating(one.rating, prompts), show(float(expit(one.rating.value / ELO)), "percent")
+
+
+def _left_out(comparisons: Comparisons) -> str:
+    if not comparisons.left_out:
+        return ""
+    pairs = "; ".join(f"{policy} and {other}" for policy, other in comparisons.left_out)
+    return f"Not compared, because no prompt has a value for both: {pairs}."
+
+
+def line(pair: Pair, style: str, better: str) -> Line:
+    """A pair as a sentence with its figures; better: what is said of the better one of two policies that differ."""
     difference, n = pair.difference, f"{pair.difference.n:,}"
     bounds = show_bounds(flat("", difference), "", style)
     if pair.differs:
-        sentence = f"{pair.policy} is better than {pair.other}."
+        sentence = f"{pair.policy} {better} {pair.other}."
     elif pair.detectable is None:
         how_many = "a single prompt" if difference.n == 1 else f"{n} prompts"
         sentence = f"{pair.policy} and {pair.other} cannot be told apart with {how_many}."
@@ -67,9 +112,16 @@ def line(pair: Pair, style: str) -> Line:
             f"{show(pair.detectable, style).lstrip('+')} or more."
         )
     bounds = f" {bounds}" if bounds and difference.n > 1 else ""
-    p_value = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
     needed = f"about {rounded(pair.prompts_needed)}" if pair.prompts_needed else DASH
-    return Line(sentence, pair.differs, f"{show(difference.value, style)}{bounds}", p_value, needed)
+    return Line(sentence, pair.differs, f"{show(difference.value, style)}{bounds}", _p_value(pair), needed)
+
+
+def _p_value(pair: Pair) -> str:
+    """The p-value with three decimals, or with as many as it takes to lie on the side of 0.05 that the verdict says."""
+    if pair.p_value < 0.001:
+        return "< 0.001"
+    texts = (f"{pair.p_value:.{decimals}f}" for decimals in range(3, 16))
+    return next((text for text in texts if (float(text) <= 1 - CONFIDENCE) == pair.differs), "> 0.05")
 
 
 def rounded(count: int) -> str:
@@ -78,11 +130,7 @@ def rounded(count: int) -> str:
     return f"{round(count, -digits):,}"
 
 
-def _style(comparisons: Comparisons) -> str:
-    return STYLES.get(comparisons.measure, "points")
-
-
-def _rating(rating: Any, prompts: int) -> tuple[str, str]:
+def _rating(rating: Interval, prompts: int) -> tuple[str, str]:
     """The rating and its interval as text; a dash for the interval of a single prompt, which cannot be resampled."""
     numbers = rating[:1] if prompts < 2 else rating[:3]
     texts = [f"{value:+.0f}".replace("-", MINUS) if round(value) else "0" for value in numbers]

@@ -96,11 +96,20 @@ def _harm_sentence(figures: Figures, base: Figures, against: str) -> str:
         ("over_refusal_fraction", "refuses", harmless),
     )
     parts = [
-        f"{verb} {show(figures[key], 'percent')} of {what} ({_by_language(figures, key)}{against}: {show(base.get(key), 'percent')})"
+        f"{verb} {show(figures[key], 'percent')} of {what} "
+        f"({_by_language(figures, key)}{against}: {show(base.get(key), 'percent')}{_change(figures, key)})"
         for key, verb, what in kinds
         if figures.get(key) is not None
     ]
     return f"It {' and '.join(parts)}." if parts else ""
+
+
+def _change(figures: Figures, key: str) -> str:
+    """The paired change of a fraction, such as `, a change of +9.7 [6.0, 13.8] points`; empty if it was not measured."""
+    gain = f"{key}_gain"
+    if figures.get(gain) is None:
+        return ""
+    return f", a change of {show(figures[gain], 'points')} {show_bounds(figures, gain, 'points')} points"
 
 
 def _by_language(figures: Figures, key: str) -> str:
@@ -233,16 +242,19 @@ def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:
 
 def cut_off_sentence(by_policy: Mapping[str, Figures], max_new_tokens: int) -> str:
     """Which policies' answers were often cut off at the token limit, so that their figures are not of whole answers; empty if none were."""
-    cut_off = {
-        policy: 1 - figures["finished_fraction"] for policy, figures in by_policy.items() if "finished_fraction" in figures
-    }
-    often = [f"{show(part, 'percent')} of {policy}" for policy, part in cut_off.items() if part > CUT_OFF_TOLERATED]
+    often = [f"{part} of {policy}" for policy, part in often_cut_off(by_policy).items()]
     if not often:
         return ""
     return (
         f"Many answers were cut off at {max_new_tokens} tokens (evaluate.max_new_tokens): {enumeration(often)}. Length, refusals and right "
         "answers are of what is there."
     )
+
+
+def often_cut_off(by_policy: Mapping[str, Figures]) -> dict[str, str]:
+    """The policies whose answers were often cut off at the token limit, and which part of them, as text."""
+    parts = {policy: 1 - figures["finished_fraction"] for policy, figures in by_policy.items() if "finished_fraction" in figures}
+    return {policy: show(part, "percent") for policy, part in parts.items() if part > CUT_OFF_TOLERATED}
 
 
 def listed(names: Sequence[str]) -> str:

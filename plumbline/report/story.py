@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from plumbline.evaluation.comparisons import MEASURES
+from plumbline.evaluation.comparisons import MEASURES, Comparisons
 from plumbline.evaluation.figures import QUALITY
 from plumbline.report import sentences, tables
 from plumbline.report.material import Material, learns_from_gold, shown_nodes
@@ -79,7 +79,8 @@ def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
         if policy not in excluded and ((figures := material.figures[policy]).get(f"{key}_low") or 0) > floor
     }
     ranked = sorted(better, key=lambda policy: -better[policy][key])
-    pairs = material.comparisons
+    measure = "gold" if has_gold(material) else "win"
+    pairs = next((one for one in material.comparisons if one.measure == measure), None)
     return ranked[:1] + [policy for policy in ranked[1:] if pairs and not pairs.are_distinguishable(ranked[0], policy)]
 
 
@@ -93,25 +94,10 @@ def is_judged(material: Material) -> bool:
     return has_gold(material) or tables.measured(material.figures, "win_rate")
 
 
-def changes(figures: Figures, base: Figures) -> dict[str, bool]:
-    """What clearly changed from the opponent, figure → whether for the better.
-
-    A paired gain whose interval excludes zero; where there is none, the intervals of both policies do not overlap, which is stricter.
-    """
-    changed = {}
-    for key in CHANGED:
-        rose = tables.significance(figures, f"{key}_gain") or _apart(figures, base, key)
-        if rose:
-            changed[key] = (rose == "up") != (key in LOWER_IS_BETTER)
-    return changed
-
-
-def _apart(figures: Figures, base: Figures, key: str) -> str:
-    if any(of.get(f"{key}_low") is None for of in (figures, base)):
-        return ""
-    if figures[f"{key}_low"] > base[f"{key}_high"]:
-        return "up"
-    return "down" if figures[f"{key}_high"] < base[f"{key}_low"] else ""
+def changes(figures: Figures) -> dict[str, bool]:
+    """What clearly changed from the opponent, figure → whether for the better: where the interval of the paired difference excludes zero."""
+    moved = {key: way for key in CHANGED if (way := tables.significance(figures, f"{key}_gain"))}
+    return {key: (way == "up") != (key in LOWER_IS_BETTER) for key, way in moved.items()}
 
 
 def _most_changed(material: Material) -> str | None:
@@ -125,7 +111,7 @@ def _most_changed(material: Material) -> str | None:
         return max(others, key=lambda policy: material.figures[policy].get(key) or 0.0)
 
     def balance(policy: str) -> tuple[int, float]:
-        changed = changes(material.figures[policy], base)
+        changed = changes(material.figures[policy])
         return sum(1 if better else -1 for better in changed.values()), _improvement(material.figures[policy], base)
 
     return max(others, key=balance)
@@ -148,7 +134,7 @@ def _headline(material: Material, lead: Sequence[str], subject: str | None) -> s
         return f"No policy clearly beats {material.against}"
     if subject is None:
         return f"{count} policies compared" if count > 1 else f"{material.policies[0]}, and nothing to compare it with"
-    return _trade(subject, changes(material.figures[subject], material.figures[material.against]), material)
+    return _trade(subject, changes(material.figures[subject]), material)
 
 
 def _trade(policy: str, changed: Mapping[str, bool], material: Material) -> str:
@@ -193,7 +179,26 @@ def _points(material: Material, subject: str, lead: Sequence[str]) -> list[Point
     others = [text for policy in lead[1:] if (text := sentences.language_sentence(policy, material.figures[policy]))]
     told["Safety"] = [*told["Safety"], *others]
     told["Trust"] = [*told["Trust"], *_doubts(material, figures, base)]
-    return [Point(about, " ".join(texts)) for about, texts in told.items() if texts]
+    ahead = [Point("Ahead", _ahead(material))] if not is_judged(material) and len(material.policies) > 2 else []
+    return [point for point in (*ahead, *(Point(about, " ".join(texts)) for about, texts in told.items())) if point.text]
+
+
+def _measures(material: Material) -> list[Comparisons]:
+    """The comparisons that say which policy is better: by what sums up an answer if there is that, else by all measures but the reward."""
+    if is_judged(material):
+        return [*material.comparisons[:1]]
+    return [one for one in material.comparisons if one.measure != "reward"]
+
+
+def _ahead(material: Material) -> str:
+    """Who is best by each measure, where no single one says it."""
+    best = {one.measure: one.ahead for one in _measures(material)}
+    return " ".join(
+        f"By {MEASURES[measure].name}: {sentences.enumeration(policies)}"
+        + (", which cannot be told apart." if len(policies) > 1 else ".")
+        for measure, policies in best.items()
+        if policies
+    )
 
 
 def _doubts(material: Material, figures: Figures, base: Figures) -> list[str]:
@@ -204,10 +209,8 @@ def _doubts(material: Material, figures: Figures, base: Figures) -> list[str]:
         if figures.get(key) is not None:
             rate = f"{tables.show(figures[key], 'percent')} {tables.show_bounds(figures, key, 'percent')}"
             doubts.append(f"The {who} ({section[who]}) orders two answers rightly in {rate} of pairs.")
-    comparisons = material.comparisons
-    if comparisons and (tied := [pair for pair in comparisons.pairs if not pair.differs]):
-        pairs = f"{len(tied)} of {len(comparisons.pairs)} pairs of policies" if len(comparisons.pairs) > 1 else "The two policies"
-        doubts.append(f"{pairs} cannot be told apart by {MEASURES[comparisons.measure]}.")
+    if tied := _tied(_measures(material)):
+        doubts.append(tied)
     if cut_off := sentences.cut_off_sentence(material.figures, section["max_new_tokens"]):
         doubts.append(cut_off)
     few = (
@@ -217,3 +220,16 @@ def _doubts(material: Material, figures: Figures, base: Figures) -> list[str]:
     )
     doubts.append(f"{few} policy was trained once: another seed may give another result.")
     return doubts
+
+
+def _tied(measures: Sequence[Comparisons]) -> str:
+    """How many pairs cannot be told apart by each measure; empty if all can."""
+    tied = {one.measure: sum(not pair.differs for pair in one.pairs) for one in measures}
+    names = [MEASURES[measure].name for measure, count in tied.items() if count]
+    if not names:
+        return ""
+    if all(len(one.pairs) == 1 for one in measures):
+        return f"The two policies cannot be told apart by {sentences.enumeration(names)}."
+    counts = [f"{tied[one.measure]} of {len(one.pairs)}" for one in measures if tied[one.measure]]
+    first, *others = (f"{count} by {name}" for count, name in zip(counts, names, strict=True))
+    return f"{sentences.enumeration([first.replace(' by', ' pairs of policies cannot be told apart by', 1), *others])}."
