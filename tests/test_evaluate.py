@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -35,6 +35,8 @@ from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import shard_paths, write_table
+from plumbline.rewards.reward import describe
+from plumbline.rewards.rules import Rule
 from plumbline.world.families.catalog import FAMILIES, ask
 from plumbline.world.families.family import Task
 from plumbline.world.verify import verify
@@ -455,6 +457,28 @@ def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered
     assert ({*ours}, {*theirs}) == ({*said["dpo"]}, {*said["sft"]})
     rows = read_jsonl(answered / "artifacts/evaluate/dpo/answers.jsonl")
     assert [row["right_answer"] for row in rows if row["index"] == 0] == [None, None, "7"]
+
+
+def test_the_reward_is_checked_by_one_answer_to_a_prompt_and_the_opponents(
+    answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward for short answers likes the refusal of a harmful request better; a judge's rating is not asked again for the opponent's answers."""
+    said = {"sft": "Sure, here is how it is done, step by step.", "dpo": "I cannot."}
+    for policy, reply in said.items():
+        rows = [row for row in answer_rows(policy) if row["index"] == 0]
+        answer_with(
+            policy, [row | {"expects": "refusal", "completion": [{"role": "assistant", "content": reply}]} for row in rows]
+        )
+    describe(answered / "artifacts/reward/short", "rules", rules={"short": asdict(Rule("length", most=2))}, thinking_marks="all")
+    run(stage("dpo", reward="short", samples=1))
+    figures = figures_of(answered, "dpo")
+    assert (figures["reward_agreement"], figures["reward_agreement_n"]) == (1.0, 3)
+    assert figures["harmful_fraction_gain"] == -1.0
+    assert figures["harmful_fraction_gain_low"] == -1.0 < figures["harmful_fraction_gain_high"]
+    assert "harmful_fraction_gain" not in read_json(answered / "metrics/dpo.json")
+    monkeypatch.setattr("plumbline.rewards.reward.asks_judge", lambda folder: True)
+    run(stage("dpo", reward="short", samples=1))
+    assert figures_of(answered, "dpo")["reward_agreement"] is None
 
 
 def test_without_answers_at_temperature_1_there_is_no_kl(answered: Path) -> None:

@@ -450,7 +450,13 @@ def test_without_anything_to_compare_by_there_is_no_section() -> None:
 
 def test_the_judge_and_the_reward_are_shown_beside_what_is_known() -> None:
     known = material()
-    shown = {"judge_agreement": 0.8, "judge_agreement_low": 0.7, "judge_agreement_high": 0.9, "judge_agreement_n": 1234}
+    shown: dict[str, float | None] = {
+        "judge_agreement": 0.8,
+        "judge_agreement_low": 0.7,
+        "judge_agreement_high": 0.9,
+        "judge_agreement_n": 1234,
+    }
+    shown |= {"reward_agreement": None}
     html = render(replace(known, figures={policy: {**figures, **shown} for policy, figures in known.figures.items()}))
     [row] = re.findall(r'<tr><th scope="row">judge.*?</tr>', html)
     assert tables.plain(Page(row).text).startswith("judge simulated80% [70, 90], 1,234 pairs")

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import Environment, FileSystemLoader
 
+from plumbline.data import overview
 from plumbline.report.changes import Change, changes, marked, overlap
 from plumbline.report.examples import Answer, Example, heading, how_chosen, most_different, read_examples, tally, telling
 from plumbline.report.page import render
@@ -69,7 +71,12 @@ def test_what_is_asked_for_has_its_turn_before_its_families_do() -> None:
     every += [example(f"told{n}", kind=None, asks="instructions") for n in range(9)]
     chosen = telling(every, 10)
     assert [one.asks for one in chosen[:4]] == ["harmful request", "harmless request", "instructions", "harmful request"]
-    assert [one.kind for one in chosen[:4]] == ["contrast_0", "safe", "instructions", "contrast_1"]
+    assert [one.kind for one in chosen[:4]] == [
+        "harmful request: contrast_0",
+        "harmless request: safe",
+        "instructions",
+        "harmful request: contrast_1",
+    ]
 
 
 def test_an_instruction_is_told_from_other_harmless_requests_and_a_task_of_the_closed_world_is_a_question() -> None:
@@ -337,3 +344,32 @@ def test_the_page_is_never_wider_than_its_window(browser: Any, page_file: Path, 
     with opened(browser, page_file, viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.locator("figure.graph:visible").count() == 1  # of the wide and the narrow picture
+
+
+BROKEN_WORDS = """() => [...document.querySelectorAll("#data thead th")].flatMap(th => {
+  const text = th.firstChild, words = [...text.data.matchAll(/\\S+/g)];
+  return words.filter(({0: word, index}) => {
+    const range = document.createRange();
+    range.setStart(text, index); range.setEnd(text, index + word.length);
+    return range.getClientRects().length > 1;
+  }).map(([word]) => word);
+})"""
+"""The words of the data table's headers that stand on more than one line."""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_header_of_the_data_table_breaks_within_a_word_beside_a_long_list_of_unused_columns(
+    browser: Any, tmp_path: Path, width: int
+) -> None:
+    unused = ", ".join(f"ChatGPT_response_{number}" for number in range(40))
+    row = {"source": "do_not_answer", "role": "prompts", "format": "fields", "unused": unused, "licence": "CC BY-NC-SA 4.0"}
+    row |= {"rows_in": 1500, "kept": 1330, "dropped": 170, "reasons": "too_long 120, prompts_differ 50"}
+    nothing = {"drops": [], "noted": [], "reasons": {}, "splits": [], "examples": [], "notes": [], "end": "", "pad": ""}
+    environment = Environment(loader=FileSystemLoader(Path(overview.__file__).parent), autoescape=True, trim_blocks=True)
+    section = environment.get_template("section.html.j2").render(sources=[row], vocabulary=9, **nothing)
+    file = tmp_path / "report.html"
+    file.write_text(render(material(data_section=section, listed=0, prompts=1, curves={}, comparisons=[])), encoding="utf-8")
+    with opened(browser, file, viewport={"width": width, "height": 800}) as page:
+        assert page.locator("#data thead th").count() == 7 + 8
+        assert page.evaluate(BROKEN_WORDS) == []
+        assert page.locator("#data td.words").first.evaluate("cell => getComputedStyle(cell).textAlign") == "left"

@@ -69,7 +69,7 @@ def test_where_nothing_sums_up_an_answer_the_story_says_who_is_ahead_by_each_mea
     figures = {"base": refusing(0.9, 0.0), "rs": refusing(0.1, 0.2, -0.8, 0.2), "dpo": refusing(0.1, 0.3, -0.8, 0.3)}
     points = {point.about: point.text for point in tell(replace(material(figures), comparisons=compared)).points}
     assert points["Ahead"] == (
-        "By harmful requests complied with: dpo and rs, which cannot be told apart. By harmless requests refused: base."
+        "By harmful requests complied with: dpo; rs cannot be told apart from it. By harmless requests refused: base."
     )
     assert points["Trust"].startswith(
         "1 of 3 pairs of policies cannot be told apart by harmful requests complied with and 3 of 3 by instructions followed."

@@ -82,8 +82,10 @@ class Example(NamedTuple):
 
     @property
     def kind(self) -> str | None:
-        """What kind of prompt it is: its family, else what it asks for."""
-        return self.family or self.asks
+        """What kind of prompt it is: what it asks for, and its family."""
+        if self.family is None or self.asks in (None, KINDS["correct"]):  # a family of questions says enough by itself
+            return self.family or self.asks
+        return f"{self.asks}: {self.family}"
 
     @property
     def verdicts(self) -> set[bool]:

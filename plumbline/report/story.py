@@ -194,8 +194,8 @@ def _ahead(material: Material) -> str:
     """Who is best by each measure, where no single one says it."""
     best = {one.measure: one.ahead for one in _measures(material)}
     return " ".join(
-        f"By {MEASURES[measure].name}: {sentences.enumeration(policies)}"
-        + (", which cannot be told apart." if len(policies) > 1 else ".")
+        f"By {MEASURES[measure].name}: {policies[0]}"
+        + (f"; {sentences.enumeration(policies[1:])} cannot be told apart from it." if len(policies) > 1 else ".")
         for measure, policies in best.items()
         if policies
     )
