@@ -4,12 +4,12 @@ Each function takes every node's composed config, by (stage, entry), and says wh
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plumbline.checking.following import require_checkers, require_library
-from plumbline.checking.instructions import COLUMN
+from plumbline.checking.instructions import COLUMN, Instruction
 from plumbline.checking.program_runs import COLUMN as TESTS
 from plumbline.checking.program_runs import NOT_RUN
 from plumbline.checking.references import REFERENCE_COLUMNS
@@ -20,9 +20,7 @@ from plumbline.data.schema import ROLES, FilesData
 from plumbline.graph import NOTHING, REPEATED, Params, entries, options, outputs, policies_in
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.models.bfloat16 import is_saved_in_bfloat16, slowdown
-from plumbline.models.size import parameter_count, wrong_size
 from plumbline.pipeline.composing import CONF, model_size, values_by_size
-from plumbline.pipeline.digests import content_digest, wrong_pin
 from plumbline.pipeline.engine import engine_lacks
 from plumbline.pipeline.launcher import machine_problems, trains
 from plumbline.pipeline.misfits import suggestion
@@ -57,8 +55,6 @@ def inconsistencies(configs: Configs, params: Params) -> list[str]:
     return [
         *(_wrong_files(prepare, params) if files else []),
         *_of_another_world(configs, () if files else FAMILIES, params),
-        *_wrong_size(prepare.model, params),
-        *_no_room(configs, prepare.model.context_tokens),
         *without_sandbox(configs),
         *without_sandbox_for_answers(configs, params),
         *without_checkers(configs, params),
@@ -138,38 +134,6 @@ def _only_of_the_closed_world(config: Any, values: Any) -> str:
     return "kind: closed_world" if getattr(values, "kind", "") == "closed_world" else ""
 
 
-def _wrong_size(model: Any, params: Params) -> Iterator[str]:
-    """A model of the hub whose files tell that it is not of the size that its conf file names."""
-    count = parameter_count(model.path, model.revision) if isinstance(model, HubModel) else None
-    if count and (complaint := wrong_size(model.size, count)):
-        yield f"conf/model/{params['model']}.yaml: {complaint}"
-
-
-def wrong_revisions(configs: Configs, params: Params) -> Iterator[str]:
-    """Errors for model folders that a sound recipe names and that are not what their `revision` says. It reads them whole, a gigabyte in a second."""
-    for place, path, revision in dict.fromkeys(_models_from_elsewhere(configs, params)):
-        folder = Path(path)
-        if folder.is_dir() and (complaint := wrong_pin(folder, content_digest(folder), revision)):
-            yield f"{place}: {complaint}"
-
-
-def _models_from_elsewhere(configs: Configs, params: Params) -> Iterator[tuple[str, str, str | None]]:
-    """The place of `revision`, the path and the revision of the base model and of judges, without what a stage has yet to make."""
-    model = configs["prepare", None].model
-    if isinstance(model, HubModel):
-        yield f"conf/model/{params['model']}.yaml: revision", model.path, model.revision
-    for (stage, name), config in configs.items():
-        judge = getattr(config, "judge", None)
-        if judge is None:
-            continue
-        section = params[stage]
-        file = f"conf/judge/{(section[name] if name else section)['judge']}.yaml"
-        members = {f"members.{key}.": values for key, values in getattr(judge, "members", {}).items()}
-        for key, values in ({"": vars(judge)} | members).items():
-            if values["backend"] == "transformers" and Path(values["model"]).parts[:1] != ("artifacts",):
-                yield f"{file}: {key}revision", values["model"], values.get("revision")
-
-
 def far_above(configs: Configs, params: Params) -> Iterator[str]:
     """Learning rates in params.yaml that are for a much smaller model."""
     for node, config in configs.items():
@@ -199,15 +163,6 @@ def slow_precision(configs: Configs, params: Params) -> str:
         f"this machine has no GPU, and its CPU takes about {factor:.0f} times as long for a matrix product in bfloat16 as in float32: set "
         f"{', and '.join(remedies)}"
     )
-
-
-def _no_room(configs: Configs, context_tokens: int | None) -> Iterator[str]:
-    """Answers that could be as long as the model's whole context, in which the prompt has to stand as well."""
-    for node, config in configs.items():
-        longest = getattr(settings(node, config), "max_new_tokens", 0) if node[0] in ("sample", "rl", "answer") else 0
-        if context_tokens and longest >= context_tokens:
-            at = "params.yaml: evaluate" if node[0] == "answer" else where(node)
-            yield f"{at}.max_new_tokens: expected fewer than the model's context_tokens, {context_tokens}, found {longest}"
 
 
 def _launched(configs: Configs) -> list[Any]:
@@ -357,24 +312,31 @@ def wrong_steps(configs: Configs, params: Params) -> Iterator[str]:
             )
 
 
-def without_checkers(configs: Configs, params: Params) -> Iterator[str]:
-    """Prompts with instructions, as far as the data conf tells, and verifiers of these, that this machine lacks what checks them."""
-    data = configs["prepare", None].data
-    sources = [source for source in data.prompts.sources if not source.problems()] if isinstance(data, FilesData) else []
-    needed = {
-        f"{where(node)}.kind": [one for source in sources for one in source.instructions]
-        for node, config in configs.items()
-        if node[0] == "reward_verifier" and settings(node, config).kind == "instructions"
-    }
-    evaluated = (None, params.get("evaluate", {}).get("split"))
-    needed |= {
-        f"conf/data/{params['data']}.yaml: prompts: source '{source.name}'": source.instructions
-        for source in sources
-        if source.into in evaluated and (source.instructions or COLUMN in source.fields or source.format == "ifeval")
-    }
-    for place, instructions in needed.items():
+def without_checkers(configs: Configs, params: Params) -> list[str]:
+    """Prompts with instructions, as far as the data conf tells, and verifiers of these, that this machine lacks what checks them: what is missing is
+    said once, with all places that need it.
+    """
+    missing: dict[str, dict[str, list[str]]] = {}
+    for file, place, instructions in _with_instructions(configs, params):
         try:
             require_library()
             require_checkers(instructions)
         except ValueError as error:
-            yield f"{place}: {error}"
+            missing.setdefault(str(error), {}).setdefault(file, []).append(place)
+    return [
+        f"{' and '.join(file + ', '.join(places) for file, places in by_file.items())}: {error}"
+        for error, by_file in missing.items()
+    ]
+
+
+def _with_instructions(configs: Configs, params: Params) -> Iterator[tuple[str, str, Sequence[Instruction]]]:
+    """What checks instructions, or has prompts with some: the beginning of its place, the rest, and the instructions that are known."""
+    data = configs["prepare", None].data
+    sources = [source for source in data.prompts.sources if not source.problems()] if isinstance(data, FilesData) else []
+    for node, config in configs.items():
+        if node[0] == "reward_verifier" and settings(node, config).kind == "instructions":
+            yield f"params.yaml: {node[0]}.", f"{node[1]}.kind", [one for source in sources for one in source.instructions]
+    evaluated = (None, params.get("evaluate", {}).get("split"))
+    for source in sources:
+        if source.into in evaluated and (source.instructions or COLUMN in source.fields or source.format == "ifeval"):
+            yield f"conf/data/{params['data']}.yaml: prompts: source ", f"'{source.name}'", source.instructions

@@ -6,8 +6,9 @@ Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on wh
 and `artifacts/engine.json`, the values of the engine that decide what is drawn, on which `sample` and `answer` depend instead of on the engine's
 file. So this stage makes no other run again unless one of these values has changed.
 
-It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds,
-a second more for each gigabyte of a model's folder, and a few more without a GPU if the recipe computes in bfloat16, which is measured.
+It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds, a few more for a
+model from elsewhere, whose tokenizer is tried, and a second for each gigabyte of its folder; and a few more without a GPU if the recipe computes in
+bfloat16, which is measured.
 """
 
 import dataclasses
@@ -35,13 +36,14 @@ from plumbline.consistency import (
     where,
     wrong_policies,
     wrong_references,
-    wrong_revisions,
     wrong_rows,
     wrong_steps,
 )
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
 from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
+from plumbline.hub_models import wrong_models, wrong_revisions
+from plumbline.machine_memory import memory_problems
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.size import PARAMETERS, ParameterRange
 from plumbline.pipeline.composing import (
@@ -313,12 +315,12 @@ def examined(params: Params) -> tuple[list[str], dict[Node, Any]]:
     if errors := wrong_sections(params):
         return errors, {}
     errors, configs = compositions(params)
-    errors += [*far_above(configs, params), *inconsistencies(configs, params)]
+    errors += [*far_above(configs, params), *inconsistencies(configs, params), *wrong_models(configs, params)]
     if errors := [*wrong_names(params), *errors, *wrong_references(params)]:
         return errors, configs
     nodes(params)
     errors = wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params), *wrong_steps(configs, params)]
-    errors += wrong_revisions(configs, params)
+    errors += [*wrong_revisions(configs, params), *memory_problems(configs, params)]
     return errors, configs
 
 

@@ -20,7 +20,7 @@ import hydra
 from omegaconf import MISSING, DictConfig
 
 from plumbline.data.schema import ROLES, WORLD_POLICY, FilesData, Policy, typed_data
-from plumbline.models.architecture import HubModel, ScratchModel
+from plumbline.models.architecture import HubModel, ScratchModel, require_model
 from plumbline.pipeline.composing import register, typed
 from plumbline.pipeline.execution import Work, executing, launched
 from plumbline.pipeline.ranges import POSITIVE, outside
@@ -74,12 +74,12 @@ def run(config: PrepareStage) -> None:
     with executing("prepare", None, config, [config.inputs]) as work:
         from plumbline.data.overview import metrics, section, tables
 
-        require_model(config.model)
+        tokenizer = existing_tokenizer(config.model)
         # The rows wait on the disk of the outputs, which needs room for them in any case.
         with tempfile.TemporaryDirectory(prefix=".spool-", dir=work.output("artifacts/data/pretrain").parent) as spool:
             policy = policy_of(config)
             pools = gather_all(incoming(config), policy, Path(spool), config.threads)
-            tokenizer = make_tokenizer(config.model, pools)
+            tokenizer = tokenizer or new_tokenizer(config.model, pools)
             summaries = write_all(config, policy, pools, tokenizer, work)
         figures = metrics(pools, summaries)
         write_json(work.output("artifacts/figures/prepare/prepare.json"), figures)
@@ -90,20 +90,22 @@ def run(config: PrepareStage) -> None:
             work.run.log_table(f"data_{name}", rows)
 
 
-def require_model(model: ScratchModel | HubModel) -> None:
-    """Refuses a model from elsewhere, before any data is read, if it is another than its revision says or no causal LM.
+def existing_tokenizer(model: ScratchModel | HubModel) -> "ReadyTokenizer | None":
+    """The tokenizer of an existing model, made ready before any data are read; None for a model that is trained from scratch.
 
     Raises:
-        ValueError: it is; the message says what to do.
+        ValueError: the model is not the one that its revision names, is no causal LM, or its tokenizer cannot be used.
     """
-    from plumbline.models.suitability import require_suitable
-    from plumbline.pipeline.digests import pinned
+    from plumbline.models.suitability import PLACE
+    from plumbline.models.tokenizers import own_tokenizer
 
-    if isinstance(model, HubModel):
-        local = Path(model.path).is_dir()
-        if local:
-            pinned(Path(model.path), model.revision, "conf/model/hub.yaml: revision")
-        require_suitable(model.path, None if local else model.revision)
+    if not isinstance(model, HubModel):
+        return None
+    require_model(model)
+    try:
+        return own_tokenizer(model)
+    except ValueError as error:
+        raise ValueError(f"{PLACE}: {error}") from error
 
 
 def policy_of(config: PrepareStage) -> Policy:
@@ -141,19 +143,11 @@ def gather_all(incoming: "Mapping[str, Incoming]", policy: Policy, spool: Path, 
     return pools
 
 
-def make_tokenizer(model: ScratchModel | HubModel, pools: "Mapping[str, Pool]") -> "ReadyTokenizer":
-    """A tokenizer trained on the texts of the kept training rows, or the hub model's own made ready."""
+def new_tokenizer(model: ScratchModel, pools: "Mapping[str, Pool]") -> "ReadyTokenizer":
+    """A tokenizer trained on the texts of the kept training rows."""
     from plumbline.data.writing import tokenizer_texts
-    from plumbline.models.tokenizers import ReadyTokenizer, load_tokenizer, train_tokenizer
+    from plumbline.models.tokenizers import ReadyTokenizer, train_tokenizer
 
-    if isinstance(model, HubModel):
-        return load_tokenizer(
-            model.path,
-            model.revision,
-            chat_template=model.chat_template,
-            template_variables=model.template_variables,
-            pad_token=model.pad_token,
-        )
     return ReadyTokenizer(train_tokenizer(tokenizer_texts(pools.values()), model.vocabulary_size), [])
 
 

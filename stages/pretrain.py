@@ -174,17 +174,15 @@ def load_existing(config: HubModel, tokenizer: "PreTrainedTokenizerBase", work: 
         ValueError: the model is not of the size that its file names, or the tokenizer has tokens that the model does not know.
     """
     from plumbline.models.curves import write_curve
-    from plumbline.models.loading import vocabulary_size
+    from plumbline.models.loading import unknown_ids, vocabulary_size
+    from plumbline.models.suitability import PLACE
 
     model = load_hub_model(config)
     require_size(config.size, model.num_parameters())
     embeddings: Any = model.get_input_embeddings()
     rows, size = embeddings.num_embeddings, vocabulary_size(tokenizer)
-    if size > rows + (tokenizer.pad_token_id == rows):
-        raise ValueError(
-            f"conf/model/hub.yaml: path: expected an embedding for each token, found {rows} rows in the model and ids up to {size - 1} in its "
-            f"tokenizer ({tokenizer.convert_ids_to_tokens(rows)!r} is the first without a row). Take the tokenizer that belongs to the model"
-        )
+    if complaint := unknown_ids(tokenizer, rows):
+        raise ValueError(f"{PLACE}: {complaint}")
     if size != rows:
         print(f"pretrain: the embeddings have {rows} rows and the tokenizer {size} ids: they are resized to {size}")
         model.resize_token_embeddings(size)

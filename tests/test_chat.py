@@ -226,7 +226,7 @@ def test_a_template_that_renders_the_prompt_alone_differently_is_refused() -> No
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a Hugging Face tokenizer at .* Set path"):
+    with pytest.raises(ValueError, match=r"path: expected a tokenizer in .*, found no tokenizer\.json"):
         load_tokenizer(str(tmp_path))
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from published_models import save_model
 
 import stages.check
 from plumbline import consistency
@@ -434,15 +435,14 @@ def test_a_model_of_the_hub_needs_the_commit_that_pins_it(project: Path, own_con
     del recipe["rl"]["ppo"]["learning_rate"]  # which is for a tiny model
     errors = stages.check.recipe_errors(recipe)
     assert [error.partition(":")[0] for error in errors] == ["conf/model/hub.yaml"] * len(errors)
-    assert "revision: expected a commit, because 'someone/model' is a hub id" in errors[0]
+    assert "path: expected a folder at someone/model, or a hub id with its commit as revision; found neither." in errors[0]
 
 
 def test_the_digest_of_a_model_folder_is_asked_for_once_for_the_base_model_and_for_each_judge(
     project: Path, own_conf: Path
 ) -> None:
-    for folder in ("base", "critic", "artifacts/policy/sft"):
-        (project / folder).mkdir(parents=True)
-        (project / folder / "config.json").write_text(f'{{"of": "{folder}"}}')
+    for seed, folder in enumerate(("base", "critic", "artifacts/policy/sft")):
+        save_model(project / folder, seed=seed, max_position_embeddings=4096)
     base, critic = (content_digest(project / folder)[:16] for folder in ("base", "critic"))
     recipe = load_params() | {"model": "pinned"}
     del recipe["rl"]["ppo"]["learning_rate"]  # which is for a tiny model
@@ -451,7 +451,7 @@ def test_the_digest_of_a_model_folder_is_asked_for_once_for_the_base_model_and_f
 
     def errors(**revisions: str) -> list[str]:
         (own_conf / "model/pinned.yaml").write_text(
-            f"defaults: [hub_schema, _self_]\nsize: small\npath: base\nrevision: {revisions['base']}\n"
+            f"defaults: [hub_schema, _self_]\nsize: tiny\npath: base\nrevision: {revisions['base']}\n"
         )
         (own_conf / "judge/local.yaml").write_text(
             f"defaults: [judge_transformers, _self_]\nmodel: critic\nrevision: '{revisions['critic']}'\n"
@@ -514,11 +514,18 @@ def test_a_recipe_whose_prompts_have_instructions_names_the_extra_that_checks_th
         (error,) = errors(**settings)
         assert error.startswith("conf/data/mine.yaml: prompts: source 'rules': instructions: expected the libraries"), settings
     assert [error.partition(": instr")[0] for error in errors("instructions")] == ["params.yaml: reward_verifier.rules.kind"]
+    (both,) = errors("instructions", fields=fields)  # what is missing is said once
+    assert both.startswith(
+        "params.yaml: reward_verifier.rules.kind and conf/data/mine.yaml: prompts: source 'rules': instructions: "
+    )
     monkeypatch.setattr("plumbline.checking.following.find_spec", lambda name: name)
     monkeypatch.setattr("plumbline.checking.following._has_punkt", lambda: False)
     assert errors("instructions", fields=fields) == []
     assert all("punkt_tab" in error for error in errors("instructions", instructions=sentences))
-    assert len(errors("instructions", instructions=sentences)) == 2
+    (both,) = errors("instructions", instructions=sentences)
+    assert both.startswith(
+        "params.yaml: reward_verifier.rules.kind and conf/data/mine.yaml: prompts: source 'rules': instructions: "
+    )
 
 
 def test_programs_are_checked_in_a_sandbox_that_this_machine_has(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from plumbline.pipeline.sources import ROOT, direct_imports
 
 MAY_IMPORT = {
     "consistency": {"checking", "data", "graph", "models", "pipeline", "world"},
+    "hub_models": {"consistency", "graph", "models", "pipeline"},
+    "machine_memory": {"consistency", "graph", "hub_models", "models"},
     "graph": set(),
     "letters": set(),
     "parts_of_gold": set(),

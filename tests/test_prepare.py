@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from published_models import write_header
 
 from plumbline.data import gathering, parallel, writing
 from plumbline.data.schema import ROLES, FilesData, Policy, Role, typed_data
@@ -130,8 +131,10 @@ def test_text_in_the_report_is_never_markup(project: Path) -> None:
         assert markup not in page
 
 
-CAUSAL_LM = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
-"""The config.json of a model whose weights `prepare` does not read."""
+def write_model(folder: Path) -> None:
+    """The files of a model but for its tokenizer; of its weights `prepare` reads the header alone."""
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    write_header(folder / "model.safetensors", {"weight": [8]})
 
 
 def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
@@ -140,7 +143,7 @@ def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
     tokenizer = train_tokenizer(["some words of a model"] * 9, 300)
     tokenizer.chat_template = None
     tokenizer.save_pretrained("model")
-    Path("model/config.json").write_text(CAUSAL_LM)
+    write_model(Path("model"))
     run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
     assert "chat template: the model has none" in capsys.readouterr().out
     assert "message['role']" in (OUT / "artifacts/tokenizer/chat_template.jinja").read_text()
@@ -149,11 +152,13 @@ def test_a_hub_model_brings_its_own_tokenizer_and_what_it_lacks_is_reported(
 
 def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_tokenizer(["some words of a model"] * 9, 300).save_pretrained("model")
-    Path("model/config.json").write_text(CAUSAL_LM)
+    write_model(Path("model"))
     monkeypatch.setenv("DVC_STAGE", "prepare")
-    with pytest.raises(ValueError, match=r"hub\.yaml: revision: expected '([0-9a-f]{16})'.* found None") as caught:
+    with pytest.raises(
+        ValueError, match=r"the model's file in conf/model: revision: expected '([0-9a-f]{16})'.* found None"
+    ) as caught:
         run(stage(few_rows(), HubModel(path="model", context_tokens=128)))
-    revision = str(caught.value).split("'")[1]
+    revision = str(caught.value).split("expected '")[1][:16]
     run(stage(few_rows(), HubModel(path="model", revision=revision, context_tokens=128)))
     Path("model/model.safetensors").write_text("other weights")
     with pytest.raises(ValueError, match=f"found '{revision}'"):
@@ -163,8 +168,10 @@ def test_under_dvc_a_model_folder_is_pinned_by_its_content(project: Path, monkey
 def test_a_folder_without_a_model_is_refused(project: Path) -> None:
     with pytest.raises(ValueError, match=r"no causal LM can be trained from 'in': it has no config\.json"):
         run(stage(few_rows(), HubModel(path="in", context_tokens=128)))
-    Path("in/config.json").write_text(CAUSAL_LM)
-    with pytest.raises(ValueError, match="expected a Hugging Face tokenizer at 'in'"):
+    write_model(Path("in"))
+    with pytest.raises(
+        ValueError, match=r"the model's file in conf/model: path: expected a tokenizer in in, found no tokenizer\.json"
+    ):
         run(stage(few_rows(), HubModel(path="in", context_tokens=128)))
     assert not list(OUT.rglob("*.jsonl"))
 

@@ -34,7 +34,7 @@ def save(folder: Path, **changes: Any) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(ValueError, match=r"conf/model/hub\.yaml: path: ") as refused:
+    with pytest.raises(ValueError, match="the model's file in conf/model: path: ") as refused:
         load_hub_model(HubModel(path=str(folder)))
     return str(refused.value)
 
@@ -78,7 +78,7 @@ def test_a_folder_of_another_format_is_refused(tmp_path: Path, files: list[str],
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "config.json").write_text("<html>")
     assert "its config.json cannot be read: Expecting value" in refusal(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_a_hub_that_gives_no_model_is_explained(kind: type[Exception], remedy: s
     def fail(*args: Any) -> None:
         raise of_the_hub(kind)
 
-    monkeypatch.setattr(suitability, "unsuitable", fail)
+    monkeypatch.setattr(suitability, "_fetched_files", fail)
     with pytest.raises(ValueError, match="no causal LM can be trained from 'owner/name'") as refused:
         require_suitable("owner/name", "abc")
     assert remedy in str(refused.value)

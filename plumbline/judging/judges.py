@@ -189,7 +189,7 @@ class TransformersJudge(JudgeConfig):
 
     def problems(self) -> list[str]:
         """What does not fit; empty if all does."""
-        return [*super().problems(), *outside(self, batch=COUNT), *pin_problems(self.model, self.revision)]
+        return [*super().problems(), *outside(self, batch=COUNT), *pin_problems(self.model, self.revision, "model")]
 
 
 @dataclass

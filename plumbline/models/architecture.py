@@ -94,6 +94,22 @@ def new_model(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int
     )
 
 
+def require_model(config: HubModel) -> None:
+    """Refuses an existing model that is not there, is another than its revision says, or is no causal LM, before its weights are read.
+
+    Raises:
+        ValueError: it is; the message says what to do.
+    """
+    from plumbline.models.suitability import PLACE, require_suitable
+
+    if complaints := pin_problems(config.path, config.revision, f"{PLACE}: path"):
+        raise ValueError(complaints[0])
+    local = Path(config.path).is_dir()
+    if local:
+        pinned(Path(config.path), config.revision, f"{PLACE}: revision")
+    require_suitable(config.path, None if local else config.revision)
+
+
 def load_hub_model(config: HubModel) -> "PreTrainedModel":
     """Loads the causal LM that `model: hub` names, in the precision that `dtype` names or in which it was saved.
 
@@ -103,15 +119,10 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    from plumbline.models.suitability import require_suitable
+    from plumbline.models.suitability import PLACE
 
-    local = Path(config.path).is_dir()
-    if complaints := pin_problems(config.path, config.revision, "conf/model/hub.yaml: revision"):
-        raise ValueError(complaints[0])
-    if local:
-        pinned(Path(config.path), config.revision, "conf/model/hub.yaml: revision")
-    revision = None if local else config.revision
-    require_suitable(config.path, revision)
+    require_model(config)
+    revision = None if Path(config.path).is_dir() else config.revision
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.path, revision=revision, dtype=config.dtype or "auto", output_loading_info=True
@@ -119,13 +130,13 @@ def load_hub_model(config: HubModel) -> "PreTrainedModel":
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"conf/model/hub.yaml: path: expected a Hugging Face causal LM, but {config.path!r} (revision {config.revision}) does not "
-            f"load: {reason}. A local folder needs config.json and *.safetensors."
+            f"{PLACE}: path: expected a Hugging Face causal LM, but {config.path!r} (revision {config.revision}) does not load: {reason}. Take the "
+            "whole model: config.json, *.safetensors and the tokenizer"
         ) from error
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"conf/model/hub.yaml: path: expected all weights of a {type(model).__name__}, found {config.path!r} without {len(missing)} of them "
-            f"(first: {missing[0]}), which would be drawn at random. Take the whole model"
+            f"{PLACE}: path: expected all weights of a {type(model).__name__}, found {config.path!r} without {len(missing)} of them (first: "
+            f"{missing[0]}), which would be drawn at random. Take the whole model"
         )
     return model

@@ -204,7 +204,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         roles = " ".join(str(message.get("role")) for message in conversations[0])
         where = f"roles: {roles}" if len(conversations) == 1 else f"in a batch of {len(conversations)}"
-        raise ChatTemplateError(f"the chat template cannot render a conversation ({where}): {error}") from error
+        raise ChatTemplateError(
+            f"the chat template of '{tokenizer.name_or_path}' cannot render a conversation ({where}): {error}"
+        ) from error
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -238,7 +240,10 @@ def _split(
 def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     probe = "ANSWER"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
-    text = render(tokenizer, messages, add_generation_prompt=False)
+    try:
+        text = render(tokenizer, messages, add_generation_prompt=False)
+    except ChatTemplateError as error:
+        raise ChatTemplateError(f"{error}. Correct it there, or set chat_template in conf/model/<name>.yaml") from error
     after = text[text.rfind(probe) + len(probe) :] if probe in text else ""
     added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     for token in _tokenize(tokenizer, [after])[0]:

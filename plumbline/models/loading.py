@@ -1,6 +1,6 @@
 """Loading models from folders: on which device, in which precision, and how much they can read.
 
-Precision has three rules. A policy's own precision is the one in which its folder was saved; `dtype` in conf/model/hub.yaml may change that of the
+Precision has three rules. A policy's own precision is the one in which its folder was saved; `dtype` in the model's file may change that of the
 base policy, and all later policies and reward models inherit it.
 
 - What is trained in full has its weights in float32, so that a step of 1e-5 is not rounded away. `bf16` is autocast, and leaves them so.
@@ -57,6 +57,20 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
+def unknown_ids(tokenizer: "PreTrainedTokenizerBase", rows: int) -> str:
+    """A complaint about a tokenizer with ids for which a model with `rows` embeddings has none; empty if there are none.
+
+    One padding token may be new: the embeddings then grow by its row.
+    """
+    size = vocabulary_size(tokenizer)
+    if size <= rows + (tokenizer.pad_token_id == rows):
+        return ""
+    return (
+        f"path: expected an embedding for each token, found {rows} rows in the model and ids up to {size - 1} in its tokenizer "
+        f"({tokenizer.convert_ids_to_tokens(rows)!r} is the first without a row). Take the tokenizer that belongs to the model"
+    )
+
+
 def rows_without_token(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[int]:
     """Embedding rows that no token has, such as those that pad a vocabulary to a round number.
 
@@ -111,7 +125,7 @@ def as_saved(model: Any, init: Path) -> Any:
     if model.dtype != dtype and (lost := rounded_away(model.state_dict(), init, dtype)) > LOST:
         logger.warning(
             "%.0f %% of what training changed is smaller than a last digit of %s, in which the model is saved, and is lost. Set dtype to float32 in "
-            "conf/model/hub.yaml, or train with a higher learning_rate or for longer",
+            "the model's file in conf/model, or train with a higher learning_rate or for longer",
             100 * lost,
             str(dtype).removeprefix("torch."),
         )

@@ -165,7 +165,7 @@ def _renderable(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[Message]]
             text = render(tokenizer, [*prompt, *assistant(ANSWER)], add_generation_prompt=False)
         except ChatTemplateError as error:
             if not prompts:
-                raise
+                raise ChatTemplateError(f"{error}. {_REMEDY}") from error
             notes.append(f"chat template: it refuses {kind}, so that such rows are dropped ({error})")
             continue
         if str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))) in text:

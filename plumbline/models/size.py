@@ -1,10 +1,8 @@
 """Whether a model is of the size that its file in conf/model/ names, by its number of parameters."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from plumbline.models.model_files import tensors_of
 from plumbline.pipeline.composing import size_section, sizes
 
 PARAMETERS = "parameters"
@@ -64,39 +62,6 @@ def require_size(size: str, count: int) -> None:
 
 
 def parameter_count(path: str, revision: str | None) -> int | None:
-    """The number of parameters of a folder or a hub id, from the headers of its safetensors files; None if they cannot be read.
-
-    Of a hub id the cached files are read, or the headers alone are fetched.
-    """
-    from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
-
-    if Path(path).is_dir():
-        return _total(lambda: get_local_safetensors_metadata(path))
-    return _total(lambda: get_local_safetensors_metadata(_cached(path, revision))) or _total(
-        lambda: get_safetensors_metadata(path, revision=revision)
-    )
-
-
-def _total(read: Callable[[], Any]) -> int | None:
-    """The number of parameters in the metadata that `read` returns (huggingface_hub's SafetensorsRepoMetadata); None if it cannot."""
-    from httpx2 import HTTPError  # of huggingface_hub's client
-    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
-    try:
-        return sum(read().parameter_count.values())
-    except (OSError, ValueError, HTTPError, NotASafetensorsRepoError, SafetensorsParsingError):
-        return None
-
-
-def _cached(path: str, revision: str | None) -> Path:
-    """The folder of a hub id in the local cache.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(path, "config.json", revision=revision)
-    if not isinstance(config, str):
-        raise FileNotFoundError(path)
-    return Path(config).parent
+    """The number of parameters of a folder or a hub id, by the headers of its safetensors files; None if they cannot be read."""
+    tensors = tensors_of(path, revision)
+    return None if tensors is None else sum(tensor.parameter_count for tensor in tensors.values())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Pre
 
 from plumbline.models.architecture import HubModel, ScratchModel
 from plumbline.models.chat import DEFAULT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TINY_TEMPLATE, end_of_turn_id
-from plumbline.models.loading import context_of
+from plumbline.models.loading import context_of, unknown_ids
+from plumbline.models.model_files import ModelFiles
 from plumbline.models.proving import keep_marks, prove
 
 SMALLEST_VOCABULARY = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
@@ -79,13 +81,45 @@ def load_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"expected a Hugging Face tokenizer at '{path}' (revision {revision or 'default'}), but none loads: {reason}. Set path in "
-            "conf/model/<name>.yaml to a folder that holds tokenizer.json, or to a hub id that is downloaded."
-        ) from error
+    except Exception as error:  # a file that is damaged may raise anything, and the library tokenizers a bare Exception
+        raise ValueError(_not_loading(path, revision, error)) from error
     return make_ready(tokenizer, chat_template=chat_template, template_variables=template_variables, pad_token=pad_token)
+
+
+def _not_loading(path: str, revision: str | None, error: Exception) -> str:
+    """Why a tokenizer does not load, with the file that is to blame if that can be told."""
+    files = ModelFiles(Path(path), whole=True)
+    if files.folder.is_dir() and not files.has_vocabulary():
+        return f"path: expected a tokenizer in {path}, found no tokenizer.json and no other vocabulary. Copy the files of the model's tokenizer there"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    try:
+        _ = files.json("tokenizer.json"), files.json("tokenizer_config.json")
+    except ValueError as unreadable:
+        reason = str(unreadable)
+    where = path if revision is None else f"{path} (revision {revision})"
+    return f"path: expected a tokenizer in {where} that loads, found one that does not: {reason}. Download its files again, or take another model"
+
+
+def own_tokenizer(model: HubModel, folder: Path | None = None) -> ReadyTokenizer:
+    """The tokenizer of an existing model, made ready for chat by what the model's file in conf/model says.
+
+    folder: where the model's files lie, if the hub is not to be asked.
+
+    Raises:
+        ValueError: none loads, it cannot be made ready, or it has tokens that the model does not know; the message begins with the key.
+    """
+    path, revision = (model.path, model.revision) if folder is None else (str(folder), None)
+    ready = load_tokenizer(
+        path,
+        revision,
+        chat_template=model.chat_template,
+        template_variables=model.template_variables,
+        pad_token=model.pad_token,
+    )
+    rows = getattr(AutoConfig.from_pretrained(path, revision=revision).get_text_config(), "vocab_size", None)
+    if rows and (complaint := unknown_ids(ready.tokenizer, rows)):
+        raise ValueError(complaint)
+    return ready
 
 
 def make_ready(

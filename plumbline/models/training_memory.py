@@ -2,10 +2,12 @@
 
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbline.models.memory import GIB, GRADIENT, MOMENTS, total_memory
+from plumbline.models.model_files import tensors_of
 from plumbline.models.training_values import Lora
 from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
@@ -30,6 +32,8 @@ class Size(NamedTuple):
     """The widths of all linear layers but the output, inputs and outputs added up: the parameters of an adapter of rank 1."""
     embeddings: int = 0
     """Parameters of the embeddings, of `parameters`."""
+    output: int = 0
+    """Parameters of the output layer, of `parameters`; 0 if it is tied to the embeddings."""
 
 
 class Need(NamedTuple):
@@ -71,84 +75,123 @@ def memory_needed(
 
     reference: false if a method that can do without a reference does so (`beta: 0`). kept: whether steps are kept (`keep_steps`).
     """
+    trained = _trained(size, lora_rank, optimiser, bf16, headless=method == "reward_model")
+    value_model = _trained(size, lora_rank, optimiser, bf16, headless=True) if method == "ppo" else Trained(0, 0, 0, 0, 0)
     saved = size.parameters * size.weight_bytes
+    stored = trained.stored + value_model.stored
+    frozen = saved if method in ("ppo", "grpo", "rloo") and reference and not lora_rank else 0
+    copy = MASTER * (size.parameters - (size.output if method == "reward_model" else 0)) if kept or lora_rank else 0
+    held = sum(one.weights + one.moments for one in (trained, value_model))
+    in_place = 0 if kept else trained.weights  # the trained model itself becomes the merged one
+    return Need(
+        trained.weights,
+        trained.gradients,
+        trained.moments,
+        trained.copies,
+        reference=frozen,
+        value_model=value_model.weights + value_model.gradients + value_model.moments + value_model.copies,
+        checkpoints=2 * stored if method == "ppo" else KEPT * stored,  # PPO has two at most, of two networks
+        policy=saved,
+        copy=copy,
+        saving=held + frozen + copy - in_place if copy else 0,
+    )
+
+
+class Trained(NamedTuple):
+    """Bytes of one model that is trained."""
+
+    weights: int
+    gradients: int
+    moments: int
+    copies: int
+    stored: int
+    """On disk, in a checkpoint: what is trained, with its moments."""
+
+
+def _trained(size: Size, lora_rank: int, optimiser: str, bf16: bool, *, headless: bool) -> Trained:
+    """What a model takes that is trained, in full or by an adapter; headless: without the output layer, which a reward or a value replaces."""
+    parameters = size.parameters - (size.output if headless else 0)
     adapter = lora_rank * size.widths
-    trained = adapter or size.parameters
-    weights = saved + MASTER * adapter if adapter else MASTER * size.parameters
-    gradients, moments = GRADIENT * trained, MOMENTS * trained
+    trained = adapter or parameters
+    weights = parameters * size.weight_bytes + MASTER * adapter if adapter else MASTER * parameters
+    moments = MOMENTS * trained
     if optimiser == "paged_adamw_8bit":
         in_float32 = 0 if adapter else size.embeddings
         moments = MOMENTS * in_float32 + MOMENTS_8BIT * (trained - in_float32)
-    copies = COPY * trained if bf16 else 0
-    stored = MASTER * trained + moments
-    frozen = saved if method in ("ppo", "grpo", "rloo") and reference and not adapter else 0
-    copy = MASTER * size.parameters if kept or adapter else 0
-    trained_models = 2 if method == "ppo" else 1
-    in_place = 0 if kept else weights  # the trained model itself becomes the merged one
-    return Need(
-        weights,
-        gradients,
-        moments,
-        copies,
-        reference=frozen,
-        value_model=weights + gradients + moments + copies if method == "ppo" else 0,
-        checkpoints=2 * 2 * stored if method == "ppo" else KEPT * stored,  # PPO has two at most, of two networks
-        policy=saved,
-        copy=copy,
-        saving=trained_models * (weights + moments) + frozen + copy - in_place if copy else 0,
-    )
+    return Trained(weights, GRADIENT * trained, moments, COPY * trained if bf16 else 0, MASTER * trained + moments)
+
+
+EMBEDDINGS = ("embed", "wte", "wpe")
+OUTPUT = ("lm_head", "embed_out")
+NOT_ADAPTED = (*EMBEDDINGS, *OUTPUT)
+"""Parts of the names of embeddings and of the output layer: matrices that get no adapter."""
 
 
 def size_of(folder: Path) -> Size:
     """The size of the model in a folder, by the headers of its weights."""
-    from safetensors import safe_open
-
     from plumbline.models.loading import saved_dtype
 
-    shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "numpy") as weights:
-            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # safe_open returns no mapping
+    tensors = tensors_of(str(folder), None) or {}
+    return size_by_shapes({name: tensor.shape for name, tensor in tensors.items()}, saved_dtype(folder).itemsize)
+
+
+def size_by_shapes(shapes: Mapping[str, Sequence[int]], weight_bytes: int) -> Size:
+    """The size of a model whose tensors have these names and shapes."""
+
+    def count(parts: Sequence[str]) -> int:
+        return sum(math.prod(shape) for name, shape in shapes.items() if any(part in name for part in parts))
+
     linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(part in name for part in NOT_ADAPTED)]
-    embeddings = [shape for name, shape in shapes.items() if any(part in name for part in EMBEDDINGS)]
-    parameters, embedded = (sum(map(math.prod, some)) for some in (shapes.values(), embeddings))
-    return Size(parameters, saved_dtype(folder).itemsize, sum(map(sum, linear)), embedded)
-
-
-EMBEDDINGS = ("embed", "wte", "wpe")
-NOT_ADAPTED = (*EMBEDDINGS, "lm_head")
-"""Parts of the names of embeddings, and of matrices that get no adapter: those and the output."""
+    return Size(sum(map(math.prod, shapes.values())), weight_bytes, sum(map(sum, linear)), count(EMBEDDINGS), count(OUTPUT))
 
 
 def require_memory(config: Any, method: str, init: Path) -> None:
     """Refuses to train a model whose weights and optimiser alone exceed the memory, or that could not be saved in it, and prints how much disk
     checkpoints take if that is much.
 
-    config: the method's; one without an adapter's fields, such as merge's, trains nothing, nor does SFT without epochs.
+    config: the method's; one that trains nothing is never refused.
 
     Raises:
         ValueError: the memory is too small; the message has the arithmetic and says what to change.
     """
-    if not isinstance(config, Lora) or getattr(config, "untrained", False):
+    if not trains_weights(config):
         return
-    size, there = size_of(init), memory_of_a_process()
-    options: dict[str, Any] = {
+    size = size_of(init)
+    if complaint := memory_problem(config, method, size):
+        raise ValueError(f"{method}: {complaint}")
+    need = memory_needed(size, method, **_options(config, method))
+    if need.checkpoints >= GIB and processes.is_first():
+        free = shutil.disk_usage(project_root()).free
+        print(
+            f"{method}: checkpoints take up to {gib(need.checkpoints)} GiB of disk, the policy {gib(need.policy)}; {gib(free)} GiB are free"
+        )
+
+
+def trains_weights(config: Any) -> bool:
+    """Whether a method's config asks for training: not one without an adapter's fields, such as merge's, nor SFT without epochs."""
+    return isinstance(config, Lora) and not getattr(config, "untrained", False)
+
+
+def memory_problem(config: Any, method: str, size: Size) -> str:
+    """Why a model of a size cannot be trained here, or not be saved, with the arithmetic and what to change; empty if it can."""
+    there, options = memory_of_a_process(), _options(config, method)
+    need = memory_needed(size, method, **options)
+    if options["optimiser"].startswith("paged"):
+        need = need._replace(moments=0)  # which may leave the GPU
+    return (
+        too_large(need, there, size, method, options) if need.memory > there else saving_problem(need, size, kept=options["kept"])
+    )
+
+
+def _options(config: Any, method: str) -> dict[str, Any]:
+    """What a method's config says of the memory that training needs, as `memory_needed` takes it."""
+    return {
         "lora_rank": config.lora_rank,
         "optimiser": getattr(config, "optimiser", "adamw"),
         "bf16": getattr(config, "bf16", False),
         "reference": method == "ppo" or bool(getattr(config, "beta", True)),
         "kept": bool(getattr(config, "keep_steps", ())),
     }
-    need = memory_needed(size, method, **options)
-    if need.memory > there:
-        raise ValueError(f"{method}: {too_large(need, there, size, method, options)}")
-    if complaint := saving_problem(need, size, kept=options["kept"]):
-        raise ValueError(f"{method}: {complaint}")
-    if need.checkpoints >= GIB and processes.is_first():
-        free = shutil.disk_usage(project_root()).free
-        print(
-            f"{method}: checkpoints take up to {gib(need.checkpoints)} GiB of disk, the policy {gib(need.policy)}; {gib(free)} GiB are free"
-        )
 
 
 def memory_of_a_process() -> int:
@@ -176,7 +219,7 @@ def saving_problem(need: Need, size: Size, *, kept: bool) -> str:
         return ""
     fewer = "set keep_steps to [], " if kept else ""
     return (
-        f"expected at most {gib(there)} GiB while a policy is saved, the memory of this machine, found {gib(needed)} GiB for "
+        f"expected at most {gib(there)} GiB while a policy is saved, the memory of this machine, found at least {gib(needed)} GiB for "
         f"{size.parameters:,} parameters, of which its copy in float32 takes {gib(need.copy)}. To save it, {fewer}take a smaller model, or a "
         "machine with more memory"
     )
@@ -195,7 +238,7 @@ def too_large(need: Need, there: int, size: Size, method: str, options: dict[str
         for name, value in changes.items()
     ]
     return (
-        f"expected weights and optimiser of at most {gib(there)} GiB, the memory of this machine or GPU, found {gib(need.memory)} GiB for "
+        f"expected weights and optimiser of at most {gib(there)} GiB, the memory of this machine or GPU, found at least {gib(need.memory)} GiB for "
         f"{size.parameters:,} parameters ({', '.join(f'{name} {gib(value)}' for name, value in parts.items())}), before any activation. To "
         f"train it, {', or '.join([*remedies, 'take a smaller model'])}; for the activations, lower micro_batch_size and set "
         "gradient_checkpointing to true"

@@ -2,12 +2,21 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
+
+from plumbline.pipeline.misfits import suggestion
+
+DIGITS = 16
+"""Of the digest of a model folder, in `revision`."""
+
+_DIGEST = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 
 
 def input_digest(path: str | Path) -> str:
@@ -57,7 +66,7 @@ def pinned(folder: Path, revision: str | None, key: str) -> str:
 
 def wrong_pin(folder: Path, digest: str, revision: str | None) -> str:
     """A complaint if `revision` is not the beginning of the digest of a model folder; empty if it is."""
-    short = digest[:16]
+    short = digest[:DIGITS]
     if revision == short:
         return ""
     return (
@@ -66,14 +75,62 @@ def wrong_pin(folder: Path, digest: str, revision: str | None) -> str:
     )
 
 
-def pin_problems(path: str, revision: str | None, key: str = "revision") -> list[str]:
-    """A complaint about a model from elsewhere that nothing pins; empty for a folder, or for a hub id with its commit."""
-    if Path(path).is_dir() or revision is not None:
+def pin_problems(path: str, revision: str | None, key: str = "path") -> list[str]:
+    """A complaint about a model from elsewhere that is not there, or that nothing pins; empty for a folder, or for a hub id with its commit.
+
+    Only what could be a hub id is called one. Whether the hub has it is not asked. key: that of the path, in the message.
+    """
+    if Path(path).is_dir():
         return []
-    return [
-        f"{key}: expected a commit, because {path!r} is a hub id and not a folder here, found null. Set it, so that the result does not depend on "
-        "the day of the download, or name a folder"
-    ]
+    if complaint := _no_hub_id(path, revision):
+        return [f"{key}: {complaint}"]
+    if revision is None:
+        return [
+            f"{key}: expected a folder at {path}, or a hub id with its commit as revision; found neither. Copy the model there, correct the "
+            f"path, or set revision to a commit.{_neighbour(path)}"
+        ]
+    return []
+
+
+def _no_hub_id(path: str, revision: str | None) -> str:
+    """Why something that is not a folder is no hub id either, and what to write; empty if it may be one."""
+    if "://" in path:
+        owner_and_name = "/".join(urlsplit(path).path.strip("/").split("/")[:2]) or "owner/name"
+        return f"expected a folder, or a hub id, found the address {path}. Write the id alone: {owner_and_name}"
+    if path.startswith("~"):
+        return f"expected the whole path of a folder, found {path}, in which ~ is not expanded. Write {Path(path).expanduser()}"
+    if Path(path).is_file():
+        made_from = "GGUF files are for llama.cpp: take the model that it was made from" if path.endswith(".gguf") else ""
+        return (
+            f"expected a folder with config.json, *.safetensors and a tokenizer, or a hub id, found the file {path}. "
+            f"{made_from or f'Name the folder {Path(path).parent}'}"
+        )
+    if not _may_be_hub_id(path):
+        return f"expected a folder at {path}, found none. Copy the model there, or correct the path.{_neighbour(path)}"
+    if _DIGEST.fullmatch(revision or ""):
+        return (
+            f"expected a folder at {path}, because the revision {revision} is the digest of a folder (a hub id's is a commit of 40 digits), "
+            f"found none. Copy the model there, or correct the path.{_neighbour(path)}"
+        )
+    return ""
+
+
+def _may_be_hub_id(path: str) -> bool:
+    """Whether a path has the form of a hub id, `name` or `owner/name`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _neighbour(path: str) -> str:
+    """A folder beside the one that is not there with nearly its name, as a question; empty if there is none."""
+    parent = Path(path).parent
+    return suggestion(path, [str(folder) for folder in parent.glob("*") if folder.is_dir()])
 
 
 def _files(path: Path) -> Iterator[Path]:

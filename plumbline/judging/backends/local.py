@@ -26,7 +26,7 @@ class LocalChat:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = Path(config.model)
-        if complaints := pin_problems(config.model, config.revision, "judge.revision"):
+        if complaints := pin_problems(config.model, config.revision, "judge.model"):
             raise ValueError(complaints[0])
         version = pinned(folder, config.revision, "judge.revision") if folder.is_dir() else config.revision
         commit = None if folder.is_dir() else config.revision
