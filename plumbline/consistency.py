@@ -183,13 +183,13 @@ def crowded(configs: Configs) -> Iterator[str]:
     for stage in _launched(configs)[:1]:
         if not stage.launcher.prefix:  # which starts processes on other machines
             yield oversubscription("processes", stage.launcher.processes, stage.threads)
-    for stage in _working_by_shard(configs)[:1]:
+    for stage in _with_engine(configs)[:1]:
         if stage.engine.shards == "processes":
             yield oversubscription("workers", stage.engine.workers, stage.threads)
 
 
-def _working_by_shard(configs: Configs) -> list[Any]:
-    """The configs of the stages whose shards are computed where the engine says."""
+def _with_engine(configs: Configs) -> list[Any]:
+    """The configs of the stages that an engine draws completions or computes shards for; all have the same engine."""
     return [config for config in configs.values() if hasattr(config, "engine")]
 
 
@@ -205,7 +205,7 @@ def asked_here(configs: Configs) -> str:
 
 def _without_engine(configs: Configs, params: Params) -> Iterator[str]:
     """What the engine needs, and the environment does not offer."""
-    if stages := _working_by_shard(configs):
+    if stages := _with_engine(configs):
         yield from (f"conf/engine/{params['engine']}.yaml: {complaint}" for complaint in engine_lacks(stages[0].engine))
 
 

@@ -4,7 +4,8 @@ Reads `params.yaml` and `conf/`; writes the placeholders `artifacts/none`, on wh
 `artifacts/reward/none` and `artifacts/steps/none`, which slots name that are left empty. They never change. It also writes
 `artifacts/decoding.json`, the decoding of `evaluate`, on which `answer` depends because DVC cannot depend on a value that params.yaml leaves out,
 and `artifacts/engine.json`, the values of the engine that decide what is drawn, on which `sample` and `answer` depend instead of on the engine's
-file. So this stage makes no other run again unless one of these values has changed.
+file. `artifacts/samplers/<entry>.json` says the same of what draws for an entry of `rl`, which need not be the engine. So this stage makes no
+other run again unless one of these values has changed.
 
 It also removes what entries that are gone from the recipe left in folders that `report` reads whole. Takes about two seconds, a few more for a
 model from elsewhere, whose tokenizer is tried, and a second for each gigabyte of its folder; and a few more without a GPU if the recipe computes in
@@ -73,7 +74,7 @@ from plumbline.pipeline.sources import module_file
 from plumbline.pipeline.tracking_values import tracking_values
 
 PLACEHOLDERS = ("none", f"reward/{NOTHING}", f"steps/{NOTHING}")
-DECODING, ENGINE = Path("artifacts/decoding.json"), Path("artifacts/engine.json")
+DECODING, ENGINE, SAMPLERS = Path("artifacts/decoding.json"), Path("artifacts/engine.json"), Path("artifacts/samplers")
 SECTIONS = ("seed", "threads", "launcher", "engine", "inputs", "model", "data", *SINGLE, *REPEATED, "evaluate")
 """What params.yaml is made of; `answer` takes its values from `evaluate`, `report` those of conf/report.yaml."""
 
@@ -305,6 +306,15 @@ def remove_leftovers(params: Params) -> None:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def write_samplers(configs: dict[Node, Any]) -> None:
+    """Writes what decides the completions of each entry of `rl`, so that an engine that draws none of them makes no entry run again."""
+    shutil.rmtree(SAMPLERS, ignore_errors=True)
+    SAMPLERS.mkdir(parents=True)
+    for (stage, name), config in configs.items():
+        if stage == "rl":
+            write_json(SAMPLERS / f"{name}.json", deciding_values(dataclasses.asdict(config.drawing_engine)))
+
+
 def recipe_errors(params: Params) -> list[str]:
     """Everything that is wrong with a recipe; empty if it is sound."""
     return examined(params)[0]
@@ -361,6 +371,7 @@ def main(files: Sequence[str] = ()) -> None:
     section = EvaluateSection(**params["evaluate"])
     write_json(DECODING, {name: getattr(section, name) for name in Decoding._fields})
     write_json(ENGINE, deciding_values(dataclasses.asdict(configs["answer", None].engine)))
+    write_samplers(configs)
     print("The recipe is sound.")
     for note in filter(None, (slow_precision(configs, params), *crowded(configs), asked_here(configs))):
         print(f"Note: {note}.")

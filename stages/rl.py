@@ -4,12 +4,12 @@ Reads `artifacts/policy/<init>`, `artifacts/reward/<reward>` and the rollout pro
 `artifacts/figures/rl/<entry>.json`, a training curve, and in `artifacts/steps/<entry>` the policies after the steps that `keep_steps` names.
 
 Each method is a package of plumbline/methods/online, which names its paper and its deviations; conf/method/<method>.yaml has its values.
-Every method works with every kind of reward. Watch the KL as well as the reward: a reward that rises at a KL of tens of nats is the reward
-model's error.
+Every method works with every kind of reward. GRPO and RLOO may let the engine's server draw completions (`sampler: server`). Watch the KL as
+well as the reward: a reward that rises at a KL of tens of nats is the reward model's error.
 """
 
 import importlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig
 from plumbline.methods.job import OnlineJob
 from plumbline.methods.keeping import write_kept
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
+from plumbline.pipeline.engine import Engine
 from plumbline.pipeline.execution import executing, launched
 from plumbline.pipeline.launcher import Launcher
 from plumbline.pipeline.records import write_json
@@ -37,11 +38,31 @@ class RlStage:
     seed: int = MISSING
     threads: int = MISSING
     launcher: Launcher = field(default_factory=Launcher)
+    engine: Engine = field(default_factory=Engine)
     rl: Any = MISSING
+
+    @property
+    def drawing_engine(self) -> Engine:
+        """What draws completions: the recipe's engine if the entry says so, else the training process, whatever the engine is."""
+        return self.engine if self._served else Engine()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values; empty if nothing is."""
+        if not self._served or self.engine.server:
+            return []
+        return [
+            "rl.sampler: expected here with an engine without a server, found server. Set engine to vllm, or another of conf/engine/ with a server, "
+            "or sampler to here"
+        ]
+
+    @property
+    def _served(self) -> bool:
+        return getattr(self.rl, "sampler", "here") == "server"
 
 
 def run(config: RlStage, entry: str) -> None:
     """Trains the policy of one entry."""
+    config = replace(config, engine=config.drawing_engine)  # an engine that draws nothing is no part of the computation
     settings = config.rl
     init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
     loads = chain([method_module("rl", settings.method)], modules_of(reward))
@@ -63,6 +84,7 @@ def run(config: RlStage, entry: str) -> None:
                 seed=config.seed,
                 reward=reward,
                 prompts=PROMPTS,
+                server=config.engine.server,
             )
             figures = importlib.import_module(method_module("rl", settings.method)).align(settings, job)
             write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"))

@@ -16,6 +16,7 @@ from plumbline.methods.keeping import write_kept
 from plumbline.models.determinism import make_deterministic
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.composing import CONF, schema_module, size_section
+from plumbline.pipeline.engine import Server
 from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rows import Row, assistant
@@ -73,8 +74,11 @@ def config_of(method: str, **changes: Any) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values, size_section("tiny", method), small))
 
 
-def run_align(folder: Path, method: str, name: str = "new", **changes: Any) -> dict[str, float]:
-    """Trains policy/<name> below a folder that `write_inputs` has filled; checkpoints stay if training crashes."""
+def run_align(folder: Path, method: str, name: str = "new", server: Server | None = None, **changes: Any) -> dict[str, float]:
+    """Trains policy/<name> below a folder that `write_inputs` has filled; checkpoints stay if training crashes.
+
+    server: draws the completions of GRPO and RLOO; None for the process itself.
+    """
     make_deterministic(3, 1)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -83,7 +87,9 @@ def run_align(folder: Path, method: str, name: str = "new", **changes: Any) -> d
         "checkpoints": checkpoints, "run": Run(), "seed": 3,
     }  # fmt: skip
     if method in GROUPS:
-        job: Any = OnlineJob(**common, reward=folder / "reward/digits", prompts=folder / "data/prompts/train.jsonl")
+        prompts = folder / "data/prompts/train.jsonl"
+        job: Any = OnlineJob(**common, reward=folder / "reward/digits", prompts=prompts, server=server)
+        changes = {"sampler": "server"} | changes if server else changes
     else:
         job = OfflineJob(**common, signal=folder / ("data/sft" if method == "sft" else "label/round1"))
     figures: dict[str, float] = module_of(method).align(config_of(method, **changes), job)

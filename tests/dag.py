@@ -33,6 +33,8 @@ ORDERING = {"prepare": {"artifacts/none"}, "answer": {"artifacts/decoding.json"}
 GENERATORS, DECIDING = "plumbline/models/generating.py", "artifacts/engine.json"
 """What a stage with an engine imports if it generates, and what it then depends on instead of the engine's file: `check` writes the values that
 decide what is drawn there. All other values of an engine change no output, so that no stage depends on them."""
+SAMPLER = "artifacts/samplers/{entry}.json"
+"""On which an entry of `rl` depends for the same reason."""
 JUDGING = ("revise", "label", "reward_judge", "evaluate")
 READ_AS_DATA = {stage: {"conf/judge/templates"} for stage in JUDGING}
 """Conf files that a stage reads itself, besides those that Hydra composes."""
@@ -243,6 +245,7 @@ def _problems(node: Node, nodes: list[Node], params: dict[str, Any], declared: d
     yield from (f"{node.name}: params lacks {key}" for key in sorted(need.params - set(node.params)))
     yield from (f"{node.name}: params names {key}, which it does not read" for key in sorted(set(node.params) - need.params))
     ordering = ORDERING.get(node.stage, set()) | ({DECIDING} if _generates(node.stage, need) else set())
+    ordering |= {SAMPLER.format(entry=node.entry)} if node.stage == "rl" else set()
     inputs = set(node.deps) - files - set(LOCKS) - ordering
     named = declared.get(node.name, set()) | OUTSIDE_THE_GRAPH.get(node.stage, set())
     yield from (f"{node.name}: no dep on its input {path}" for path in sorted(need.inputs - inputs))

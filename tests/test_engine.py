@@ -273,7 +273,7 @@ def test_training_again_gives_a_policy_another_name(world: Path) -> None:
         ({"over": {"token_ids": [10**6]}}, "expected ids below the .* of artifacts/policy/sft from .*, found 1000000. It serves a model"),
         ({"extra": {"model": "another"}}, "expected a completion by 'sft-.*, found one by 'another'"),
         ({"refuses": ("top_k",)}, "refused a completion of .* tokens by at most 6 more of .* with HTTP 400: .*Unsupported parameter: top_k"),
-        ({"over": {"token_ids": None}}, "expected the token ids of each completion .*, found none. KL is estimated from log-probabilities"),
+        ({"over": {"token_ids": None}}, "expected the token ids of each completion .*, found none. KL and importance ratios are estimated from"),
         ({"over": {"logprobs": None}}, "expected a log-probability of each of the .* tokens of a completion from .*, found 0"),
         ({"over": {"logprobs": {"token_logprobs": [None] * 6}}}, "expected a log-probability of each"),
     ],

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plumbline.pipeline.engine import Server
+
 if TYPE_CHECKING:
     from plumbline.pipeline.tracking import Run
 
@@ -51,6 +53,8 @@ class OnlineJob(Job):
     """The folder of the reward."""
     prompts: Path
     """The file of the prompts to sample from."""
+    server: Server | None = None
+    """What draws the completions of a method with `sampler: server`."""
 
     @property
     def watched(self) -> Path:

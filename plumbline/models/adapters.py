@@ -41,10 +41,15 @@ def merged(model: Any, folder: Path, config: Lora) -> Any:
     import torch
 
     if config.lora_output == "adapter":
-        adapter = model.peft_config["default"]
-        adapter.target_modules = sorted(adapter.target_modules)  # peft has a set, which each process would write in another order
-        model.save_pretrained(folder / "adapter")
+        save_adapter(model, folder / "adapter")
     return model.to("cpu", torch.float32).merge_and_unload()
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Writes the adapter of a trained model alone; the same adapter gives the same bytes."""
+    adapter = model.peft_config["default"]
+    adapter.target_modules = sorted(adapter.target_modules)  # peft has a set, which each process would write in another order
+    model.save_pretrained(folder)
 
 
 def copied(model: Any) -> Any:

@@ -39,9 +39,18 @@ class Served:
     """A policy behind a server (`Generator` in generating.py)."""
 
     def __init__(
-        self, server: Server, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, seed: int
+        self,
+        server: Server,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        kept: str = "The shards completed so far",
     ) -> None:
         """Asks the server whether it serves the policy in `folder`.
+
+        kept: what is not lost if calls fail; messages say so.
 
         Raises:
             EndpointError: the server cannot be reached, or refuses.
@@ -49,9 +58,9 @@ class Served:
         """
         self._server, self._folder, self._tokenizer = server, folder, tokenizer
         self._max_new_tokens, self._seed = max_new_tokens, seed
-        self._name = served_name(server, folder)
+        self.name = self._model = served_name(server, folder)
         self._end_id = end_of_turn_id(tokenizer)
-        self._caller = Caller(server, address_of(server), "The shards completed so far")
+        self._caller = Caller(server, address_of(server), kept)
         self._runner = asyncio.Runner()
         self._noted = False
         self._calls = self._answered = 0
@@ -70,7 +79,7 @@ class Served:
         """
         if self._served_context and longest_tokens > self._served_context:
             raise ValueError(
-                f"engine: expected {self._caller.address} to serve {self._name!r} with a context of at least {longest_tokens} tokens, found "
+                f"engine: expected {self._caller.address} to serve {self.name!r} with a context of at least {longest_tokens} tokens, found "
                 f"{self._served_context}. Start it with a longer one (vLLM: --max-model-len {longest_tokens}), or lower max_new_tokens"
             )
 
@@ -110,14 +119,43 @@ class Served:
         """How many calls for a completion were made again, because the server failed."""
         return self._calls - self._answered
 
+    def load_adapter(self, folder: Path) -> None:
+        """Makes the server load the adapter in a folder, under the folder's name, unless it has one of that name.
+
+        Raises:
+            EndpointError: the server cannot be reached, does not load adapters while it runs, or cannot load this one.
+        """
+        call = partial(self._change_adapters, "load", folder.name, lora_path=str(folder.resolve()))
+        try:
+            self._runner.run(self._caller.patiently(call, FIRST_TRIES if self._model == self.name else None))
+        except EndpointError as error:
+            raise EndpointError(
+                f"engine: expected {self._caller.address} to load the adapter {folder.resolve()}, found an error: {error}. Serve the policy so that "
+                f"adapters can be loaded (`VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {self._folder} --served-model-name {self.name} "
+                "--enable-lora --max-lora-rank …`, with a rank of at least lora_rank), where this folder can be read"
+            ) from None
+
+    def unload_adapter(self, name: str) -> None:
+        """Makes the server forget an adapter, if it has it; raises EndpointError as `draw`."""
+        self._runner.run(self._caller.patiently(partial(self._change_adapters, "unload", name)))
+
+    def use(self, model: str) -> None:
+        """Draws completions by another of the server's models from now on: an adapter on the policy."""
+        self._model = model
+
     def close(self) -> None:
         """Closes the connections."""
         if self._caller.is_open:
             self._runner.run(self._caller.close())
         self._runner.close()
 
-    async def _context(self) -> int | None:
-        """The context with which the server serves the policy, in tokens; None if it does not say."""
+    async def _change_adapters(self, action: str, name: str, **body: str) -> None:
+        """Makes the server load or unload an adapter (vLLM's calls), unless an earlier try did, whose answer was lost."""
+        if (name in await self._models()) != (action == "load"):
+            await self._caller.post(f"/{action}_lora_adapter", {"lora_name": name, **body})
+
+    async def _models(self) -> dict[str, Any]:
+        """What the server says of each of its models, by name."""
         try:
             answer = await self._caller.get("/models")
         except RefusedError as error:
@@ -126,20 +164,24 @@ class Served:
                 f"ends in /v1, and the key in {self._server.api_key_env}"
             ) from None
         try:
-            models = {str(one["id"]): one for one in answer["data"]}
+            return {str(one["id"]): one for one in answer["data"]}
         except (KeyError, TypeError):
             raise TransientError("an unreadable list of models") from None
-        if self._name not in models:
+
+    async def _context(self) -> int | None:
+        """The context with which the server serves the policy, in tokens; None if it does not say."""
+        models = await self._models()
+        if self.name not in models:
             raise ValueError(
-                f"engine: expected {self._caller.address} to serve {self._name!r}, which is {self._folder} as it is now, found "
-                f"{', '.join(models) or 'no model'}. Serve it (`vllm serve {self._folder} --served-model-name {self._name}`), and run again"
+                f"engine: expected {self._caller.address} to serve {self.name!r}, which is {self._folder} as it is now, found "
+                f"{', '.join(models) or 'no model'}. Serve it (`vllm serve {self._folder} --served-model-name {self.name}`), and run again"
             )
-        context = models[self._name].get("max_model_len")
+        context = models[self.name].get("max_model_len")
         return context if isinstance(context, int) else None
 
     def _body(self, prompt: Sequence[int], row: int, decoding: Decoding, with_logps: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "model": self._name,
+            "model": self._model,
             "prompt": list(prompt),
             "n": 1,
             "max_tokens": self._max_new_tokens,
@@ -163,7 +205,7 @@ class Served:
         except RefusedError as error:
             raise EndpointError(
                 f"engine: {self._caller.address} refused a completion of {len(body['prompt'])} tokens by at most {self._max_new_tokens} more of "
-                f"{self._name!r} with HTTP {error.status}: {error.message}. Check what it serves, and `request` in the engine's file"
+                f"{self._model!r} with HTTP {error.status}: {error.message}. Check what it serves, and `request` in the engine's file"
             ) from None
         return self._sampled(answer, "logprobs" in body)
 
@@ -175,9 +217,9 @@ class Served:
             raise TransientError("an answer that has not exactly one choice") from None
         if finish not in ("stop", "length") or not isinstance(text, str):
             raise TransientError(f"a completion that ended by {finish!r}", billed=True)
-        if (name := answer.get("model", self._name)) != self._name:
+        if (name := answer.get("model", self._model)) != self._model:
             raise EndpointError(
-                f"engine: expected a completion by {self._name!r} from {self._caller.address}, found one by {name!r}. Serve one model"
+                f"engine: expected a completion by {self._model!r} from {self._caller.address}, found one by {name!r}. Serve one model"
             )
         retokenised = ids is None
         if retokenised:
@@ -205,8 +247,8 @@ class Served:
         if with_logps:
             raise EndpointError(
                 f"engine: expected the token ids of each completion from {self._caller.address} (vLLM 0.10.2 and later: return_token_ids), found "
-                "none. KL is estimated from log-probabilities of those tokens: use such a server, or set evaluate.samples_at_1 to 0 and a "
-                "decoding other than temperature 1"
+                "none. KL and importance ratios are estimated from log-probabilities of those tokens: use such a server. Or do without: in answers "
+                "by evaluate.samples_at_1: 0 and a decoding other than temperature 1, in training by sampler: here"
             )
         if not self._noted:
             self._noted = True
@@ -227,7 +269,7 @@ class Served:
         if len(logps) != count or not all(isinstance(one, int | float) and math.isfinite(one) for one in logps):
             raise EndpointError(
                 f"engine: expected a log-probability of each of the {count} tokens of a completion from {self._caller.address}, found "
-                f"{len(logps)}. KL is estimated from them: use a server that gives them, or set evaluate.samples_at_1 to 0 and a decoding other "
-                "than temperature 1"
+                f"{len(logps)}. KL and importance ratios are estimated from them: use a server that gives them. Or do without: in answers by "
+                "evaluate.samples_at_1: 0 and a decoding other than temperature 1, in training by sampler: here"
             )
         return [float(one) for one in logps]

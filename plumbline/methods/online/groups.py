@@ -1,6 +1,7 @@
 """What GRPO and RLOO share: groups of completions of one prompt, whose rewards are compared with each other.
 
-TRL trains; completions are drawn from the whole distribution by this project's sampler (draws.py), which needs neither a server nor a GPU.
+TRL trains; completions are drawn from the whole distribution, by this project's sampler (draws.py), which needs neither a server nor a GPU, or by
+the engine's server (group_rollouts.py).
 """
 
 import math
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HERE, SERVER = SAMPLERS = ("here", "server")
+"""What draws completions: the training process | the server of the engine."""
+
 RewardFunction = Callable[..., list[float]]
 """A reward as TRL calls it, with `prompts`, `completions` (messages), `completion_ids` and more; returns a number per completion."""
 
@@ -39,6 +43,7 @@ class Grouped(Optimisation, Kept):
     reward: str = MISSING
     num_generations: int = MISSING
     rollout_batch_size: int = MISSING
+    sampler: str = MISSING  # here | server
     update_epochs: int = MISSING
     max_new_tokens: int = MISSING
     temperature: float = MISSING
@@ -60,6 +65,7 @@ class Grouped(Optimisation, Kept):
             )
         if not complaints:
             complaints = self._size_problems()
+        complaints += self._sampler_problems()
         if self.temperature <= 0:
             complaints.append(
                 f"temperature: expected above 0, because a group of equal completions teaches nothing, found {self.temperature}"
@@ -75,7 +81,29 @@ class Grouped(Optimisation, Kept):
 
     def launcher_problems(self, launcher: Launcher) -> list[str]:
         """What does not fit several processes; empty if all does."""
-        return [*super().launcher_problems(launcher), *self.sharding_problems(launcher)]
+        complaints = [*super().launcher_problems(launcher), *self.sharding_problems(launcher)]
+        if self.sampler == SERVER and launcher.shards:
+            complaints.append(
+                "sampler: expected here with a launcher that shards the weights, found server: no process has the whole adapter to give to the "
+                "server. Choose ddp, or sampler: here"
+            )
+        return complaints
+
+    def _sampler_problems(self) -> list[str]:
+        if self.sampler not in SAMPLERS:
+            return [f"sampler: expected one of {', '.join(SAMPLERS)}, found {self.sampler!r}"]
+        complaints = []
+        if self.sampler == SERVER and not self.lora_rank:
+            complaints.append(
+                "lora_rank: expected at least 1 with sampler: server, because a server takes new weights as an adapter while it runs, found 0. Set "
+                "lora_rank (16, say, with a learning_rate ten times as high), or sampler to here"
+            )
+        if self.sampler == SERVER and self.temperature != 1:
+            complaints.append(
+                "temperature: expected 1 with sampler: server, because servers report log-probabilities of the distribution at temperature 1, found "
+                f"{self.temperature}. Set it to 1, or sampler to here"
+            )
+        return complaints
 
     def _size_problems(self) -> list[str]:
         complaints = []
@@ -114,6 +142,8 @@ class GroupStart(NamedTuple):
     """The reward and the penalty as TRL's reward functions (`RewardFunction`, for which TRL has another type)."""
     dataset: "Dataset"
     steps: int
+    longest_tokens: int
+    """Of a prompt and a completion together."""
 
 
 def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
@@ -127,7 +157,7 @@ def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
     from plumbline.models.chat import end_of_turn_id, openings
     from plumbline.rewards.reward import load_reward
 
-    policy, tokenizer, prompts = load_start(config, method, job)
+    policy, tokenizer, prompts, longest_tokens = load_start(config, method, job)
     steps = config.steps(len(prompts))
     if not steps:
         raise ValueError(
@@ -141,7 +171,8 @@ def load_groups(config: Grouped, method: str, job: OnlineJob) -> GroupStart:
     )  # the name identifies the computation, to which a judge's budget belongs
     end_ids = (end_of_turn_id(tokenizer), tokenizer.eos_token_id)
     functions = reward_functions(reward, end_ids, config.missing_eos_penalty, partial(openings, tokenizer))
-    return GroupStart(policy, tokenizer, reward, functions, Dataset.from_list([{"prompt": prompt} for prompt in order]), steps)
+    dataset = Dataset.from_list([{"prompt": prompt} for prompt in order])
+    return GroupStart(policy, tokenizer, reward, functions, dataset, steps, longest_tokens)
 
 
 def prompts_in_order(prompts: Sequence[list[Message]], count: int, seed: int) -> list[list[Message]]:
@@ -188,7 +219,7 @@ def group_arguments(config: Grouped, checkpoints: Path, seed: int, steps: int) -
         "logging_steps": 1,
         "shuffle_dataset": False,  # TRL's own order would be lost when a run resumes in a later epoch
         "disable_dropout": True,
-        "use_vllm": False,
+        "use_vllm": False,  # it needs vLLM in this environment; with `sampler: server` group_rollouts.py takes its place
         "num_generations": config.num_generations,
         "generation_batch_size": config.rollout_batch_size,
         "num_iterations": config.update_epochs,
@@ -228,8 +259,11 @@ FIGURES = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clip_fraction",
     "completions/mean_length": "length_tokens",
+    "sampling/importance_sampling_ratio/min": "server_ratio_min",
+    "sampling/importance_sampling_ratio/max": "server_ratio_max",
 }
-"""TRL's names → ours. `score` is the reward less the penalty; nothing is learnt from a group of equal scores."""
+"""TRL's names → ours. `score` is the reward less the penalty; nothing is learnt from a group of equal scores. `server_ratio` is a completion's
+probability here divided by that at the server that drew it (group_rollouts.py): 1 if both compute alike, 0 if the completion is left out."""
 
 
 def group_history(rows: Sequence[Mapping[str, float]], kl: str) -> list[dict[str, float]]:

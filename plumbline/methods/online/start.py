@@ -31,6 +31,8 @@ class Start(NamedTuple):
     policy: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     prompts: list[list[Message]]
+    longest_tokens: int
+    """Of a prompt and a completion together."""
 
 
 def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
@@ -53,8 +55,8 @@ def load_start(config: Sampling, method: str, job: OnlineJob) -> Start:
     policy = load_causal_lm(job.init, dtype=training_dtype(config.lora_rank))
     prompts = prompts_of(read_jsonl(job.prompts), config.families, method)
     tokens = (len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
-    require_room(tokens, context_of(policy.config), config.max_new_tokens, method)
-    return Start(policy, tokenizer, prompts)
+    fitting = require_room(tokens, context_of(policy.config), config.max_new_tokens, method)
+    return Start(policy, tokenizer, prompts, fitting.longest_tokens + config.max_new_tokens)
 
 
 def prompts_of(rows: Sequence[Mapping[str, Any]], families: Sequence[str], method: str) -> list[list[Message]]:

@@ -57,7 +57,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
     from trl import GRPOTrainer
 
     from plumbline.methods.keeping import keeping
-    from plumbline.methods.online.draws import draw_by_rows
+    from plumbline.methods.online.group_rollouts import MOST_RATIO, drawing
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means, reward_totals
     from plumbline.models.adapters import lora_config
@@ -78,13 +78,17 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
             importance_sampling_level=config.importance_sampling,
             use_bias_correction_kl=config.unbiased_kl,
             entropy_coef=config.entropy_coefficient,
+            vllm_importance_sampling_mode="token_truncate"
+            if config.loss == "vespo"
+            else "sequence_mask",  # of a server's completions
+            vllm_importance_sampling_clip_max=MOST_RATIO,
         ),
         train_dataset=start.dataset,
         processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
-    draw_by_rows(trainer, start.tokenizer, config.steps_of_rollout)
-    train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
+    with drawing(trainer, start, config, job):
+        train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     job.run.log_costs(reward_totals(start.reward))
     save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k3_per_token")

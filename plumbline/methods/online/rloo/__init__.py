@@ -42,7 +42,7 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
     from trl import RLOOTrainer
 
     from plumbline.methods.keeping import keeping
-    from plumbline.methods.online.draws import draw_by_rows
+    from plumbline.methods.online.group_rollouts import drawing
     from plumbline.methods.online.groups import group_arguments, group_history, load_groups, reference_arguments
     from plumbline.methods.online.start import last_means, reward_totals
     from plumbline.models.adapters import lora_config
@@ -65,8 +65,8 @@ def align(config: RlooConfig, job: OnlineJob) -> dict[str, float]:
         processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
-    draw_by_rows(trainer, start.tokenizer, config.steps_of_rollout)
-    train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
+    with drawing(trainer, start, config, job):
+        train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     job.run.log_costs(reward_totals(start.reward))
     save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)
     history = group_history(curve_rows(trainer.state.log_history), kl="kl_k1_per_token")
