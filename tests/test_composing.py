@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from published_models import save_model
 
 import stages.check
@@ -226,6 +227,30 @@ def test_what_an_engine_decides_is_written_by_check_and_nothing_else_of_it(
     served = {"model": "{policy}-{digest}", "request": {}}
     assert written("vllm", concurrency="8", retries="0", timeout_seconds="5") == {"server": served}
     assert written("vllm", request="{repeat_penalty: 1.1}") == {"server": served | {"request": {"repeat_penalty": 1.1}}}
+
+
+def test_what_draws_for_an_entry_of_rl_is_written_by_check_and_is_the_engine_only_if_the_entry_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that another engine trains only those entries again that draw by it."""
+    monkeypatch.setenv("ENGINE_BASE_URL", "http://127.0.0.1:8000/v1")
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(project / "params.yaml"))
+    entry = {"method": "grpo", **{key: recipe["rl"]["ppo"][key] for key in ("init", "reward")}}
+    recipe["rl"] |= {"asks": entry | {"sampler": "server", "lora_rank": 2}, "draws": entry}
+
+    def written(engine: str) -> dict[str, Any]:
+        OmegaConf.save(recipe | {"engine": engine}, project / "params.yaml")
+        stages.check.main()
+        return {file.stem: read_json(file) for file in (project / "artifacts/samplers").iterdir()}
+
+    served = {"server": {"model": "{policy}-{digest}", "request": {}}}
+    assert written("vllm") == {"ppo": {"server": None}, "draws": {"server": None}, "asks": served}
+    with pytest.raises(
+        SystemExit, match=r"params\.yaml: rl\.asks\.sampler: expected here with an engine without a server, found server\. Set"
+    ):
+        written("here")
+    del recipe["rl"]["asks"]
+    assert written("here") == {"ppo": {"server": None}, "draws": {"server": None}}
 
 
 def test_problems_are_collected_from_every_schema_within_a_config() -> None:

@@ -134,6 +134,7 @@ EDITS = {
                                   *(f"evaluate@{p}" for p in ("sft", "rs", "dpo", "ppo"))},
     "conf/judge/openai.yaml": set(),
     "conf/engine/here.yaml": set(),
+    "artifacts/samplers/ppo.json": {"rl@ppo"},
     "artifacts/engine.json": {"sample@round1", "sample@round2", *(f"answer@{policy}" for policy in ("sft", "rs", "dpo", "ppo"))},
 }  # fmt: skip
 """A file → the nodes that an edit of it makes run again; what these make decides what follows."""

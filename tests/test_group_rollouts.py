@@ -44,13 +44,13 @@ def in_process_numbers(row: int, most: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def server(artifacts: Path, **settings: Any) -> Iterator[tuple[CompletionsServer, Server]]:
-    """A server of the policy that training starts from, which draws by the numbers of the training process, and its values."""
+    """A server of the policy that training starts from, which draws by the numbers of the training process, and its endpoint."""
     folder = artifacts / "policy/sft"
     settings = {"model": served_name(Server(), folder), "rows": 3 * ROLLOUT, "numbers": in_process_numbers, **settings}
     with serving(CompletionsServer(folder=folder, of_seed=SEED, **settings)) as running:
-        values = patient(running.url).server
-        assert values is not None
-        yield running, values
+        endpoint = patient(running.url).server
+        assert endpoint is not None
+        yield running, endpoint
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_a_server_that_draws_by_our_numbers_trains_the_bytes_of_this_process(
     """Unless its log-probabilities, which differ in the last digits, weigh the completions."""
     run_align(artifacts, method, "here", **VALUES)
     uncorrected(monkeypatch)
-    with server(artifacts) as (running, values):
-        run_align(artifacts, method, "served", values, **VALUES)
+    with server(artifacts) as (running, endpoint):
+        run_align(artifacts, method, "served", endpoint, **VALUES)
     assert running.calls == len(answers) // 2 == 3 * ROLLOUT
     assert answers[: 3 * ROLLOUT] == answers[3 * ROLLOUT :]
     assert outputs(artifacts, "served") == outputs(artifacts, "here")
@@ -117,8 +117,8 @@ def test_a_server_that_draws_by_our_numbers_trains_the_bytes_of_this_process(
 @pytest.mark.parametrize("method", GROUPS)
 def test_ratios_are_1_at_a_server_that_computes_alike(artifacts: Path, answers: list[str], method: str) -> None:
     run_align(artifacts, method, "here", **VALUES)
-    with server(artifacts) as (_, values):
-        figures = run_align(artifacts, method, "served", values, **VALUES)
+    with server(artifacts) as (_, endpoint):
+        figures = run_align(artifacts, method, "served", endpoint, **VALUES)
     assert answers[: 3 * ROLLOUT] == answers[3 * ROLLOUT :]
     assert distance(artifacts, "served", "here") < TOLERANCE < 0.1 * distance(artifacts, "here", "sft")
     assert figures["server_ratio_min"] == pytest.approx(1, abs=1e-4)
@@ -138,12 +138,12 @@ def test_nothing_is_learnt_from_completions_that_the_server_finds_far_less_likel
     artifacts: Path, answers: list[str], method: str
 ) -> None:
     """A quarter as likely as in training: a ratio of 4."""
-    with server(artifacts, believed=-math.log(4)) as (_, values):
-        figures = run_align(artifacts, method, "served", values, **VALUES, beta=0.0)
+    with server(artifacts, believed=-math.log(4)) as (_, endpoint):
+        figures = run_align(artifacts, method, "served", endpoint, **VALUES, beta=0.0)
     assert figures["server_ratio_max"] == 0
     assert distance(artifacts, "served", "sft") == 0
-    with server(artifacts, believed=-math.log(2)) as (_, values):
-        figures = run_align(artifacts, method, "served", values, **VALUES, beta=0.0)
+    with server(artifacts, believed=-math.log(2)) as (_, endpoint):
+        figures = run_align(artifacts, method, "served", endpoint, **VALUES, beta=0.0)
     assert figures["server_ratio_min"] == pytest.approx(2, abs=1e-3)
     assert distance(artifacts, "served", "sft") > 10 * TOLERANCE
 
@@ -152,16 +152,16 @@ def test_nothing_is_learnt_from_completions_that_the_server_finds_far_less_likel
 def test_a_ratio_multiplies_what_a_completion_adds_to_the_gradient(artifacts: Path, answers: list[str], method: str) -> None:
     norms = []
     for ratio in (1, 2):
-        with server(artifacts, believed=-math.log(ratio)) as (_, values):
+        with server(artifacts, believed=-math.log(ratio)) as (_, endpoint):
             once = {**VALUES, "max_steps": 1, "update_epochs": 1, "batch_size": ROLLOUT, "checkpoint_every": 1}
-            norms.append(run_align(artifacts, method, f"by{ratio}", values, **once, beta=0.0)["gradient_norm"])
+            norms.append(run_align(artifacts, method, f"by{ratio}", endpoint, **once, beta=0.0)["gradient_norm"])
     assert norms[1] == pytest.approx(2 * norms[0], rel=1e-3)
     assert norms[0] > 0
 
 
 def test_completions_that_are_left_out_as_truncated_are_no_outliers(artifacts: Path, answers: list[str]) -> None:
-    with server(artifacts) as (_, values):
-        figures = run_align(artifacts, "rloo", "served", values, **VALUES, mask_truncated=True, max_new_tokens=2)
+    with server(artifacts) as (_, endpoint):
+        figures = run_align(artifacts, "rloo", "served", endpoint, **VALUES, mask_truncated=True, max_new_tokens=2)
     assert figures["end_of_turn_fraction"] < 1
     assert figures["server_ratio_min"] == pytest.approx(1, abs=1e-4)
 
@@ -170,8 +170,8 @@ def test_completions_that_are_left_out_as_truncated_are_no_outliers(artifacts: P
 
 
 def test_each_rollout_is_drawn_by_an_adapter_of_its_own_and_none_is_left(artifacts: Path, answers: list[str]) -> None:
-    with server(artifacts) as (running, values):
-        run_align(artifacts, "grpo", "served", values, **VALUES)
+    with server(artifacts) as (running, endpoint):
+        run_align(artifacts, "grpo", "served", endpoint, **VALUES)
     names = [
         name
         for start in (0, ROLLOUT, 2 * ROLLOUT)
@@ -186,22 +186,22 @@ def test_each_rollout_is_drawn_by_an_adapter_of_its_own_and_none_is_left(artifac
 
 
 def test_an_answer_about_an_adapter_that_gets_lost_costs_a_further_try(artifacts: Path, answers: list[str]) -> None:
-    with server(artifacts, loses=2) as (running, values):
-        run_align(artifacts, "grpo", "served", values, **VALUES)
+    with server(artifacts, loses=2) as (running, endpoint):
+        run_align(artifacts, "grpo", "served", endpoint, **VALUES)
     assert len(running.changes) == 6
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes_and_its_adapter_is_dropped(
     artifacts: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with server(artifacts) as (running, values):
-        run_align(artifacts, "grpo", "undisturbed", values, **VALUES)
+    with server(artifacts) as (running, endpoint):
+        run_align(artifacts, "grpo", "undisturbed", endpoint, **VALUES)
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "_maybe_log_save_evaluate", crash_after(6))
             with pytest.raises(Crashed):
-                run_align(artifacts, "grpo", "served", values, **VALUES)
+                run_align(artifacts, "grpo", "served", endpoint, **VALUES)
         assert running.adapters
-        run_align(artifacts, "grpo", "served", values, **VALUES)
+        run_align(artifacts, "grpo", "served", endpoint, **VALUES)
         assert not running.adapters
     assert outputs(artifacts, "served") == outputs(artifacts, "undisturbed")
 
@@ -211,22 +211,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_its_adapter_is_dropped(
 
 def test_a_server_that_loads_no_adapters_is_refused_with_the_command_that_serves_them(artifacts: Path) -> None:
     with (
-        server(artifacts, loads=False) as (running, values),
+        server(artifacts, loads=False) as (running, endpoint),
         pytest.raises(
             EndpointError, match=r"to load the adapter /.*/adapters/sft-\w+-\w+, found an error: HTTP 404: .*Not Found"
         ) as refused,
     ):
-        run_align(artifacts, "grpo", "served", values, **VALUES)
+        run_align(artifacts, "grpo", "served", endpoint, **VALUES)
     command = f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {artifacts}/policy/sft --served-model-name {running.model} --enable-lora"
     assert command in str(refused.value)
 
 
 def test_a_server_with_too_short_a_context_is_refused_before_training(artifacts: Path) -> None:
     with (
-        server(artifacts, max_model_len=5) as (_, values),
+        server(artifacts, max_model_len=5) as (_, endpoint),
         pytest.raises(ValueError, match=r"with a context of at least \d+ tokens, found 5"),
     ):
-        run_align(artifacts, "rloo", "served", values, **VALUES)
+        run_align(artifacts, "rloo", "served", endpoint, **VALUES)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from completions_server import CompletionsServer
+from judging_server import serving
 from launched_project import NODES, Project
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from plumbline.pipeline.engine import Server, served_name
 from plumbline.pipeline.resuming import SEAL
 
 pytestmark = pytest.mark.slow
@@ -55,6 +59,21 @@ def test_two_processes_train_the_model_that_one_trains(
         torch.testing.assert_close(two[key], one[key], atol=TOLERANCE, rtol=0, msg=lambda message, key=key: f"{key}: {message}")
     moved = max(float((one[key] - start[key]).abs().max()) for key in one.keys() & start.keys())
     assert moved > 50 * TOLERANCE  # or agreement would say nothing
+
+
+def test_two_processes_train_on_the_completions_of_a_server_the_model_that_one_trains(project: Project) -> None:
+    base = project.folder / "artifacts/policy/base"
+    seed = int(OmegaConf.load(project.folder / "params.yaml").seed)
+    served = ("engine=vllm", "rl.sampler=server", "rl.lora_rank=2", "rl.learning_rate=1e-2")
+    with serving(CompletionsServer(folder=base, model=served_name(Server(), base), of_seed=seed, rows=32)) as running:
+        one = project.run("grpo", *served, "launcher=local", ENGINE_BASE_URL=running.url)
+        two = project.run("grpo", *served, "launcher=ddp_cpu", ENGINE_BASE_URL=running.url)
+        assert running.calls == 2 * running.rows
+        assert not running.adapters
+    start = load_file(base / "model.safetensors")
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], atol=TOLERANCE, rtol=0)
+    assert max(float((one[key] - start[key]).abs().max()) for key in one) > 50 * TOLERANCE
 
 
 LONG = ("sft.max_steps=120", "sft.checkpoint_every=20", "sft.evaluate_every=60")
