@@ -224,6 +224,27 @@ def test_a_checkpoint_that_was_cut_short_is_not_read_and_the_one_before_it_is(
 # ---- memory -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_checkpoint_is_read_from_its_mapped_file_never_onto_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a second copy of the weights would lie beside them. Training on leaves the file as it was."""
+    saved, resumed = (trainer_of(tiny_config(**RESUMABLE)) for _ in range(2))
+    saved.history.append(saved.step(0)[1])
+    saved.save(tmp_path)
+    [file] = tmp_path.glob(f"*/{STATE}")
+    before, load, read = file.read_bytes(), torch.load, []
+
+    def spy(path: Path, **options: Any) -> Any:
+        read.append((options["map_location"], options.get("mmap")))
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    assert resumed.restore(tmp_path) == 1
+    assert read == [("cpu", True)]
+    assert torch.equal(weights(resumed.policy), weights(saved.policy))
+    assert {parameter.device for parameter in resumed.policy.parameters()} == {resumed.device}
+    resumed.step(1)
+    assert file.read_bytes() == before
+
+
 def test_a_lora_policy_trains_its_adapter_against_itself_without_it() -> None:
     config = tiny_config(lora_rank=2, learning_rate=1e-2)
     torch.manual_seed(0)

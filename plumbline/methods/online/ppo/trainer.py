@@ -254,11 +254,14 @@ class PpoTrainer:
         seal(checkpoint)
 
     def restore(self, folder: Path) -> int:
-        """Restores the last whole checkpoint, if there is one; returns the step to continue with."""
+        """Restores the last whole checkpoint, if there is one; returns the step to continue with.
+
+        Tensors move from the file, mapped into memory, one at a time: loaded onto a GPU, a second copy of the weights would lie there.
+        """
         checkpoint = last_checkpoint(folder)
         if checkpoint is None:
             return 0
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)  # torch cannot restore to "cpu:0"
+        state = torch.load(checkpoint / STATE, map_location="cpu", mmap=True, weights_only=True)
         with torch.no_grad():
             for name, group in self.updater.parameters.items():
                 for parameter, saved in zip(group, state["weights"][name], strict=True):
