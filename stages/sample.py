@@ -53,6 +53,7 @@ class SampleEntry(DecodingFields):
     of: str = MISSING
     n: int = MISSING
     prompts: int = MISSING
+    min_p: float | None = MISSING  # by the size of the model
     max_new_tokens: int = MISSING
     batch_size: int = MISSING
     shard_prompts: int = MISSING

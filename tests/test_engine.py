@@ -74,7 +74,7 @@ def patient(url: str, **changes: Any) -> Engine:
 
 
 def draw(engine: Engine, **changes: Any) -> dict[str, bytes]:
-    settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
+    settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "min_p": 0.0}
     entry = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 1, "shard_prompts": 2, **changes})
     sample.run(SampleStage(seed=3, threads=1, engine=engine, sample=entry), "one")
     return contents(SAMPLED)

@@ -37,7 +37,7 @@ def world(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def draw(entry: str, engine: Engine | None = None, **changes: Any) -> list[Row]:
-    settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "temperature": 1.0}
+    settings: dict[str, Any] = {"policy": "sft", "of": "rollout", "n": 2, "prompts": 0, "min_p": 0.0}
     config = SampleEntry(**{**settings, "max_new_tokens": 6, "batch_size": 8, "shard_prompts": 1024, **changes})
     sample.run(SampleStage(seed=3, threads=1, engine=engine or Engine(), sample=config), entry)
     return read_table(Path(f"artifacts/sample/{entry}"))

@@ -92,6 +92,15 @@ def test_values_of_a_tiny_model_are_those_that_the_recipes_were_measured_with() 
     }  # fmt: skip
 
 
+def test_values_of_the_real_recipe_are_those_that_it_was_measured_with(project: Path) -> None:
+    """Its trainings are short, and so its rates are its own and not those of every small model with an adapter."""
+    configs = compose_all(load_recipe("smollm2"))
+    rates = {name: configs["align", name].align.learning_rate for name in ("rs", "rs2", "dpo")}
+    assert rates | {"grpo": configs["rl", "grpo"].rl.learning_rate} == {"rs": 2e-3, "rs2": 2e-3, "dpo": 5e-4, "grpo": 3e-4}
+    assert [configs["sample", name].sample.min_p for name in ("round1", "round2")] == [0.1, 0.1]
+    assert [size_section("small_lora", name)["learning_rate"] for name in ("dpo", "grpo")] == [5e-5, 1e-5]
+
+
 # ---- composition --------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +127,7 @@ def test_every_method_and_stage_composes_for_a_small_and_for_a_large_model(proje
     assert configs["small"]["sft", None].sft.learning_rate == 5e-5
     assert configs["small"]["reward_model", "rm"].reward_model.learning_rate == 1e-5
     assert configs["small"]["sample", "round1"].sample.max_new_tokens == 512
+    assert [configs[size]["sample", "round1"].sample.min_p for size in configs] == [0.1, 0.0]
     assert configs["large"]["rl", "grpo"].rl.max_new_tokens == 1024
     assert configs["large"]["pretrain", None].pretrain.learning_rate == 3e-4
 
