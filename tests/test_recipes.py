@@ -7,6 +7,8 @@ import pytest
 
 from plumbline import graph
 from plumbline.consistency import wrong_references
+from plumbline.data.files import find_files
+from plumbline.data.schema import Source
 from plumbline.pipeline.composing import conf_values, load_params
 from plumbline.tools.recipe import choose, recipes
 from stages.check import wrong_sections
@@ -118,6 +120,28 @@ def test_a_recipe_of_a_hub_model_reads_local_copies_if_asked_to(project: Path) -
     assert "now holds" in choose("default", force=False)  # copies are no edits
     with pytest.raises(ValueError, match=r"found no conf/model/tiny_local\.yaml"):
         choose("default", force=False, local="../copies")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("safety/harmful_behaviors.csv", "safety/xstest_prompts.csv", "safety/do_not_answer.csv", "instructions/alpaca_data.json",
+         "hh-rlhf/helpful-base.jsonl.gz"),
+        ("safety/advbench_harmful_behaviors_300.csv", "safety/xstest_prompts_306.csv", "safety/do_not_answer_500.csv.gz",
+         "instructions/alpaca_3000.json", "hh-rlhf/helpful-base.shared.jsonl.gz"),
+    ],
+    ids=["as published", "cut"],
+)  # fmt: skip
+def test_local_copies_are_found_by_their_published_names_and_with_other_endings(tmp_path: Path, files: tuple[str, ...]) -> None:
+    others = ("safety/xstest_v2_completions_gpt4.csv", "instructions/ko_alpaca_data.json", "hh-rlhf/harmless-base.jsonl.gz")
+    for name in (*files, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    conf = conf_values(ROOT / "conf/data/safety_local.yaml")
+    sources = [Source(name=one["name"], files=one["files"]) for role in ("sft", "prompts") for one in conf[role]["sources"]]
+    matches = [find_files(source, tmp_path) for source in sources]
+    assert {len(paths) for paths in matches} == {1}
+    assert {str(path.relative_to(tmp_path)) for paths in matches for path in paths} == {*files}
 
 
 def test_local_copies_stand_for_the_same_sets_in_the_same_shares() -> None:
