@@ -80,6 +80,13 @@ def test_tables_name_every_stage_and_every_method() -> None:
     assert set(METHODS) <= set(methods)
 
 
+def test_the_page_on_data_names_every_model_and_size() -> None:
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    files = [file.stem for group in ("model", "size") for file in (ROOT / "conf" / group).glob("*.yaml")]
+    assert files
+    assert [name for name in files if f"`{name}`" not in page] == []
+
+
 def test_the_table_of_benchmarks_names_every_script() -> None:
     page = (ROOT / "tests/benchmarks/README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+\.py)` \|", page, re.MULTILINE)

@@ -18,9 +18,10 @@ BEGIN, END = "<!-- table: python tests/benchmarks/memory_table.py -->", "<!-- en
 SIZES = {
     "0.5B": Size(494_032_768, 2, 549_888, 136_134_656),
     "1.5B": Size(1_543_714_304, 2, 1_154_048, 233_373_696),
+    "7B": Size(7_615_616_512, 2, 2_523_136, 544_997_376),
     "8B": Size(8_030_261_248, 2, 2_621_440, 525_336_576),
 }
-"""Qwen2.5-0.5B, Qwen2.5-1.5B and Llama-3.1-8B, saved in bfloat16."""
+"""Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen2.5-7B and Llama-3.1-8B, saved in bfloat16."""
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("`sft`, `dpo`, `kto`, `orpo`, `reward_model`", "sft", {}),
