@@ -73,7 +73,7 @@ class Optimisation:
             complaints.append(f"optimiser: expected one of {', '.join(OPTIMISERS)}, found {self.optimiser!r}")
         elif self.optimiser != "adamw" and find_spec("bitsandbytes") is None:
             complaints.append(
-                f"optimiser: expected the library bitsandbytes for {self.optimiser}, found none. Install it (`pip install \".[gpu]\"`), or set "
+                f'optimiser: expected the library bitsandbytes for {self.optimiser}, found none. Install it (`pip install ".[gpu]"`), or set '
                 "optimiser to adamw"
             )
         return complaints + outside(
