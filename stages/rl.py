@@ -27,8 +27,8 @@ from plumbline.pipeline.records import write_json
 from plumbline.rewards.reward import modules_of
 
 PROMPTS = Path("artifacts/data/prompts/train.jsonl")
-HEADLINE = ("reward", "kl_k1", "kl_k1_per_token", "kl_k3_per_token", "entropy", "end_of_turn_fraction", "length_tokens")
-"""The figures that MLflow shows first."""
+HEADLINE = ("kl_k1", "kl_k1_per_token", "kl_k3_per_token", "entropy", "end_of_turn_fraction", "length_tokens")
+"""The figures that MLflow shows first. The reward is the last value of `train/reward`: there, `reward` is that of an evaluation, of other prompts."""
 
 
 @dataclass

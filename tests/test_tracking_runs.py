@@ -15,8 +15,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED, PERMISSION_DENIED
 from mlflow.utils.validation import _validate_model_name
 
+import stages.rl
+from plumbline.evaluation.figures import HEADLINE, HEADLINE_IF_MEASURED, QUALITY
 from plumbline.pipeline import mlflow_calls, tracking_values
 from plumbline.pipeline.execution import executing
+from plumbline.pipeline.landing import METRICS
 from plumbline.pipeline.metric_names import figure_rows, step_metric
 from plumbline.pipeline.mlflow_calls import deliver, experiment_name
 from plumbline.pipeline.mlflow_models import registered_name
@@ -137,6 +140,13 @@ def test_a_table_grows_and_is_whole_at_every_step(store: Path, said: Any) -> Non
     assert said.messages == []
 
 
+def test_the_runs_table_has_the_headline_figures_of_evaluations_and_none_that_training_also_logs_under_the_same_name() -> None:
+    of_evaluations = {*HEADLINE, *HEADLINE_IF_MEASURED}
+    assert set(METRICS) - of_evaluations == {"train/reward", "validation_loss"}
+    assert set(QUALITY) | {"reward", "kl"} <= set(METRICS)
+    assert set(METRICS) & set(stages.rl.HEADLINE) == set()
+
+
 # --- models ------------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +155,7 @@ def trained(project: Path, name: str) -> Any:
     folder = project / "artifacts/policy" / name
     folder.mkdir(parents=True, exist_ok=True)
     with tracked(f"align@{name}", params={"align": {"beta": 0.1}}, tags={}, inputs=[]) as run:
-        run.log_model(name, "policy", folder, f"# {name}")
+        run.log_model(name, "policy", folder, f"# {name}\n\nThe card of {name}.")
     return run
 
 
@@ -162,14 +172,14 @@ def test_a_policy_becomes_a_version_of_the_projects_model_without_a_copy_of_its_
     (version,) = versions()
     assert version.source == str(project / "artifacts/policy/dpo")
     assert version.run_id == run.id
-    assert version.description == "# dpo"
+    assert version.description == "The card of dpo."  # the registry's table shows the first line, and the name beside it
     (model,) = client().search_logged_models([client().get_run(run.id).info.experiment_id])
     assert (model.name, model.model_type, model.status) == ("dpo", "policy", "READY")
     assert model.params["align.beta"] == "0.1"
     assert client().get_run(run.id).outputs.model_outputs[0].model_id == model.model_id
     assert not [*project.rglob("*.safetensors")]
     for record in ("model", "version"):
-        deliver(os.environ["MLFLOW_TRACKING_URI"], run.id, {record: ["dpo", "policy", version.source, "# dpo"]})
+        deliver(os.environ["MLFLOW_TRACKING_URI"], run.id, {record: ["dpo", "policy", version.source, "The card of dpo."]})
     assert len(versions()) == 1  # sent twice
     assert said.messages == []
 
@@ -210,9 +220,9 @@ def test_a_server_without_logged_models_still_has_versions_and_the_figures_of_ev
     write_json(project / "artifacts/runs/align/dpo.json", {"run_id": run.id})
     made_by(project, "artifacts/policy/dpo", "artifacts/runs/align/dpo.json")
     with tracked("evaluate@dpo", params={}, tags={}, inputs=[]) as evaluation:
-        evaluation.log_evaluation("artifacts/policy/dpo", {"gold": 0.9}, "# dpo, 0.9")
+        evaluation.log_evaluation("artifacts/policy/dpo", {"gold": 0.9}, "# dpo\n\nGold is 0.9.")
     assert client().get_run(evaluation.id).data.metrics == {"gold": 0.9}
-    assert versions()[0].description == "# dpo, 0.9"
+    assert versions()[0].description == "Gold is 0.9."
     assert len(said.messages) == 1
 
 
@@ -246,13 +256,13 @@ def test_an_evaluation_writes_its_figures_to_the_model_and_the_best_gets_the_ali
         write_json(project / "artifacts/runs/align/dpo.json", {"run_id": makers[name]})
         made_by(project, "artifacts/policy/it", "artifacts/runs/align/dpo.json")
         with tracked(f"evaluate@{name}", params={}, tags={}, inputs=[]) as run:
-            run.log_evaluation("artifacts/policy/it", {"gold": gold, "accuracy": None}, f"# {name}, {gold}")
+            run.log_evaluation("artifacts/policy/it", {"gold": gold, "accuracy": None}, f"# {name}\n\nGold is {gold}.")
             if name == "dpo":
                 run.log_best("artifacts/policy/it", "gold")
     best = client().get_model_version_by_alias(experiment_name(), "best")
     assert best.tags["policy"] == "dpo"
     assert best.tags["gold"] == "0.9"
-    assert best.description == "# dpo, 0.9"
+    assert best.description == "Gold is 0.9."
     assert client().get_registered_model(experiment_name()).tags["best_by"] == "gold"
     evaluation = client().get_run(runs()[0].info.run_id)
     assert evaluation.data.metrics == {"gold": 0.8}

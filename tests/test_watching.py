@@ -12,7 +12,8 @@ from test_ppo_align import artifacts as ppo_artifacts  # noqa: F401
 from test_ppo_align import run_align as run_ppo
 
 from plumbline.models import watching
-from plumbline.models.watching import TABLE, Watch, due_steps
+from plumbline.models.watching import TABLE, Watch, due_steps, spread
+from plumbline.pipeline.records import write_jsonl
 from plumbline.pipeline.tracking import Run
 from plumbline.rows import last_turn
 
@@ -104,6 +105,25 @@ def test_completions_are_those_of_the_model_at_that_step_and_fit_its_context() -
     assert model.training
     assert [row["step"] for row in run.rows] == [0, 0]
     assert all(0 < row["tokens"] <= 64 for row in run.rows)
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(0, []), (1, [0]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (8, [1, 3, 5, 7]), (400, [50, 150, 250, 350])]
+)
+def test_the_prompts_are_spread_over_the_whole_file(tmp_path: Path, count: int, chosen: list[int]) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": asked(str(number))} for number in range(count)])
+    assert [last_turn(prompt) for prompt in spread(tmp_path / "rows.jsonl", 4)] == [*map(str, chosen)]
+
+
+def test_a_prompt_of_several_rows_is_watched_once_and_rows_without_prompts_are_passed_over(tmp_path: Path) -> None:
+    rows = [{"text": "plain"}, *({"prompt": asked(name)} for name in "aabacaab")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert [last_turn(prompt) for prompt in spread(tmp_path / "rows.jsonl", 4)] == ["a", "b", "c"]
+    assert [last_turn(prompt) for prompt in spread(tmp_path / "rows.jsonl", 1)] == ["b"]
+
+
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def test_without_mlflow_nothing_is_sampled(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

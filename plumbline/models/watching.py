@@ -5,10 +5,10 @@ rare (conf/tracking.yaml): between the first and the last step, it waits until i
 MLflow.
 """
 
-import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plumbline.pipeline.records import stream_jsonl
@@ -88,13 +88,25 @@ class Watch:
 
 
 def watch(job: "Job", tokenizer: "PreTrainedTokenizerBase", steps: int) -> Watch | None:
-    """A watch over the policy that a job trains, on the first prompts of its held-out rows; None without MLflow or prompts."""
+    """A watch over the policy that a job trains, on a few prompts of its held-out rows; None without MLflow or prompts."""
     most = tracking_values().sample_prompts
     if job.run.id is None or not most or not job.watched.is_file():
         return None
-    rows = (row["prompt"] for row in stream_jsonl(job.watched) if isinstance(row.get("prompt"), list))
-    prompts = list(itertools.islice((prompt for prompt, _ in itertools.groupby(rows)), most))
-    return Watch(job.run, tokenizer, prompts, steps)
+    return Watch(job.run, tokenizer, spread(job.watched, most), steps)
+
+
+def spread(file: Path, most: int) -> list[Any]:
+    """At most so many prompts of a file's rows, all different, at equal distances: a file often holds one kind of prompt after another."""
+
+    def prompts() -> Iterator[Any]:
+        return (row["prompt"] for row in stream_jsonl(file) if isinstance(row.get("prompt"), list))
+
+    first_rows: dict[int, int] = {}  # the hash of what is shown of a prompt → the row where it comes first
+    for position, prompt in enumerate(prompts()):
+        first_rows.setdefault(hash(last_turn(prompt)), position)
+    rows = [*first_rows.values()]
+    chosen = {rows[(2 * part + 1) * len(rows) // (2 * most)] for part in range(most)} if rows else set()
+    return [prompt for position, prompt in enumerate(prompts()) if position in chosen]
 
 
 def watching(trainer: "Trainer", job: "Job") -> "list[TrainerCallback]":

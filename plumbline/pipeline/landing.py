@@ -9,7 +9,10 @@ import json
 
 WORKFLOW = "machine_learning"
 VIEW = "plumbline"
-METRICS = ("gold", "gold_gain", "harmful_fraction", "instructions_followed", "reward", "validation_loss", "win_rate")
+METRICS = (
+    "accuracy", "gold", "gold_gain", "harmful_fraction", "instructions_followed", "kl", "over_refusal_fraction", "reward", "train/reward",
+    "validation_loss", "win_rate",
+)  # fmt: skip
 """Columns of the runs' table: headline figures of evaluations and of training. MLflow shows them in the order of the alphabet."""
 COLUMNS = (
     "attributes.`Description`",

@@ -76,7 +76,7 @@ def register(client: "MlflowClient", run_id: str, experiment: str, model: Model)
                 run_id=run_id,
                 model_id=logged.model_id if logged else None,
                 tags={"policy": model.name, "folder": model.source},
-                description=model.description[:LONGEST_DESCRIPTION],
+                description=_version_text(model.description),
             )
         except MlflowException as error:
             if not logged or source != model.source or error.error_code != "INVALID_PARAMETER_VALUE":
@@ -111,7 +111,7 @@ def evaluated(
     if model_id and not (inputs and inputs.model_inputs):
         client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
     for version in _versions(client, maker) if maker else []:
-        client.update_model_version(version.name, version.version, description=text[:LONGEST_DESCRIPTION])
+        client.update_model_version(version.name, version.version, description=_version_text(text))
         for name, value in list(figures.items())[:TAGGED]:
             client.set_model_version_tag(version.name, version.version, name, f"{value:.4g}")
 
@@ -121,6 +121,11 @@ def name_best(client: "MlflowClient", maker: str, metric: str) -> None:
     for version in _versions(client, maker):
         client.set_registered_model_alias(version.name, BEST, version.version)
         client.set_registered_model_tag(version.name, "best_by", metric)
+
+
+def _version_text(card: str) -> str:
+    """A version's description: its card below the heading, because the registry's table shows the first line."""
+    return re.sub(r"\A# .*\n*", "", card)[:LONGEST_DESCRIPTION]
 
 
 def _versions(client: "MlflowClient", run_id: str) -> "list[ModelVersion]":
