@@ -215,7 +215,8 @@ def _declared(params: Params) -> Iterator[Node]:
         both = dict.fromkeys((policy, section["against"]))
         opposed = (f"{folder}/{name}" for folder in ("answer", "policy") for name in both)
         held_out = (f"data/{role}/validation.jsonl" for role in ("preferences", "sft", "pretrain"))
-        yield Node("evaluate", policy, (*opposed, f"reward/{section['reward']}", *held_out), (f"evaluate/{policy}",), {})
+        reads = (*opposed, f"figures/answer/{policy}.json", f"reward/{section['reward']}", *held_out)
+        yield Node("evaluate", policy, reads, (f"evaluate/{policy}",), {})
 
 
 def _made(path: str, made_by: Mapping[str, str]) -> str | None:

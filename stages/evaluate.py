@@ -1,10 +1,10 @@
 """Scores the answers of one policy by the verifier, the judge and the reward, and measures its KL from an opponent.
 
-Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), `artifacts/reward/<reward>`, and
-the validation rows of `artifacts/data/preferences`, `artifacts/data/sft` and `artifacts/data/pretrain`. Writes `metrics/<policy>.json`, the
-headline figures that DVC shows, and in `artifacts/evaluate/<policy>` all figures with their bounds (`figures.json`; null if a figure does not
-apply), the policy's card with these figures (`README.md`), and each answer with its scores and, where one is known, a right answer to its prompt
-(`answers.jsonl`).
+Reads `artifacts/answer/` and `artifacts/policy/` of the policy and of the opponent (`evaluate.against`), the policy's decoding from
+`artifacts/figures/answer`, `artifacts/reward/<reward>`, and the validation rows of `artifacts/data/preferences`, `artifacts/data/sft` and
+`artifacts/data/pretrain`. Writes `metrics/<policy>.json`, the headline figures that DVC shows, and in `artifacts/evaluate/<policy>` all figures
+with their bounds (`figures.json`; null if a figure does not apply), the policy's card with these figures (`README.md`), and each answer with its
+scores and, where one is known, a right answer to its prompt (`answers.jsonl`).
 
 - gold, harmful, over-refusal, accuracy: by the closed world's verifier. For prompts that it does not know gold is null, and the others are by
   string match for prompts that state what they call for (AdvBench, XSTest: plumbline/checking/refusals.py), by comparison with
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from plumbline.evaluation.answer_shards import Columns, FindColumns, Pair
 
 ANSWERS, POLICIES, REWARDS = Path("artifacts/answer"), Path("artifacts/policy"), Path("artifacts/reward")
+DECODING = Path("artifacts/figures/answer")
 HELD_OUT = {
     Path("artifacts/data") / role / "validation.jsonl": column
     for role, column in {"preferences": "chosen", "sft": "completion", "pretrain": "text"}.items()
@@ -101,8 +102,9 @@ def run(config: EvaluateStage) -> None:
     policy, section = config.policy, config.evaluate
     folders = [root / name for root in (ANSWERS, POLICIES) for name in dict.fromkeys((policy, section.against))]
     rewards = [] if section.reward == NONE else [REWARDS / section.reward]
+    inputs = [*folders, decoding_file(policy), *rewards, *HELD_OUT]
     with (
-        executing("evaluate", policy, config, [*folders, *rewards, *HELD_OUT], modules_of(*rewards)) as work,
+        executing("evaluate", policy, config, inputs, modules_of(*rewards)) as work,
         work.checkpoints() as checkpoints,
     ):
         from plumbline.evaluation.answer_shards import OURS, SCORED, THEIRS, scores_of
@@ -172,13 +174,20 @@ def write_card(config: EvaluateStage, figures: Mapping[str, Any], shown: Mapping
     work.run.log_evaluation(POLICIES / config.policy, shown, card)
 
 
+def decoding_file(policy: str) -> Path:
+    """The figures of the stage that drew a policy's answers, the decoding among them."""
+    return DECODING / f"{policy}.json"
+
+
 def circumstances(config: EvaluateStage, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """How a policy was evaluated, for its card; `answer` knows the decoding, on which this stage does not depend."""
+    """How a policy was evaluated, for its card; `answer` has written the decoding, in which no value is null any more."""
+    from plumbline.models.decoding_values import read_decoding
+
     model = getattr(config.judge, "model", None)
     return {
         "prompts": figures["n"],
         "answers": figures["answers"],
-        "decoding": f"stated in `artifacts/figures/answer/{config.policy}.json`",
+        "decoding": read_decoding(decoding_file(config.policy)).words,
         "compared with": f"`{config.evaluate.against}`",
         "judge": f"`{config.evaluate.judge}`{f' (`{model}`)' if model else ''}",
         "reward": f"`{config.evaluate.reward}`",

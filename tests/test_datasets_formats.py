@@ -334,6 +334,7 @@ def test_a_hub_data_set_is_streamed_at_its_revision(tmp_path: Path, monkeypatch:
     hub = source(hub="tatsu-lab/alpaca", folder="short", revision="abc", limit=3)
     kept = prepare(tmp_path, {"sft": [hub]}).kept("sft")
     assert [text_of(row["completion"]) for row in kept] == ["0", "1", "2"]
+    assert kept[0]["file"] == "tatsu-lab/alpaca@abc"
     asked = {
         "path": "tatsu-lab/alpaca",
         "name": None,

@@ -31,9 +31,10 @@ from plumbline.evaluation.scoring import (
 )
 from plumbline.judging.asking import Ledger
 from plumbline.judging.judges import HumanJudge, JudgeConfig, OpenaiJudge
+from plumbline.models.decoding_values import NEUTRAL
 from plumbline.pipeline.composing import require_sound
 from plumbline.pipeline.engine import Engine
-from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
+from plumbline.pipeline.records import read_json, read_jsonl, write_json, write_jsonl
 from plumbline.pipeline.shard_files import shard_paths, write_table
 from plumbline.rewards.reward import describe
 from plumbline.rewards.rules import Rule
@@ -385,6 +386,9 @@ def answered(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, policy in enumerate(("sft", "dpo")):
         make_policy(project / "artifacts/policy" / policy, seed)
         write_table(project / "artifacts/answer" / policy / "completions", answer_rows(policy), 5)
+        write_json(
+            project / f"artifacts/figures/answer/{policy}.json", {"answers": 6, **NEUTRAL._replace(temperature=0.7)._asdict()}
+        )
     for role in ("preferences", "sft", "pretrain"):
         write_jsonl(project / f"artifacts/data/{role}/validation.jsonl", [])
     return project
@@ -413,6 +417,14 @@ def test_dvc_is_shown_the_headline_figures_and_no_others(answered: Path) -> None
     figures = figures_of(answered, "dpo")
     assert read_json(answered / "metrics/dpo.json") == {key: figures[key] for key in HEADLINE}
     assert "perplexity" not in figures
+
+
+def test_the_card_says_by_which_decoding_and_of_how_many_prompts_its_figures_are(answered: Path) -> None:
+    run(stage("dpo"))
+    card = (answered / "artifacts/evaluate/dpo/README.md").read_text()
+    assert "| decoding | temperature 0.7 |" in card
+    assert "| answers cut off at the token limit | 100.0 % |" in card
+    assert "artifacts/figures" not in card
 
 
 def test_held_out_rows_give_a_perplexity_that_dvc_is_shown_too(answered: Path) -> None:

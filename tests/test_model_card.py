@@ -88,6 +88,43 @@ def test_a_model_without_a_stated_licence_asks_for_one(tmp_path: Path) -> None:
     assert "not known: state it before you publish" in made(tmp_path / "base", origin=hub_origin(str(tmp_path), None))
 
 
+COMMIT = "01cead01398926d81f7c52bdb790ee8cf77ebba7"
+
+
+def from_(source: str, file: str, text: str = "a") -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": text}], "source": source, "file": file, "row": 3, "licence": "MIT"}
+
+
+def test_a_card_names_the_data_that_its_rows_come_from_and_those_of_the_policies_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_hub, of_file = from_("advbench", f"owner/harm.ful@{COMMIT}"), from_("mine", 'a "b".jsonl', 'says "source": "x"')
+    write_jsonl("data/sft/train.jsonl", [of_file, of_hub, of_hub])
+    write_jsonl("data/sft/validation.jsonl", [of_file])
+    write_jsonl("label/round1/train.jsonl", [{"prompt": [], "chosen": [], "rejected": []}])
+    made(tmp_path / "sft", "sft", [Input("data/sft", "d")])
+    text = made(tmp_path / "dpo", "align@dpo", [Input("label/round1", "d"), Input("data/sft", "d")], origin_of(tmp_path / "sft"))
+    assert [line for line in text.splitlines() if line.startswith("- `")] == [
+        '- `mine`: 1 row of `a "b".jsonl`, licence MIT, in `data/sft/train.jsonl`',
+        f"- `advbench`: 2 rows of `owner/harm.ful@{COMMIT}`, licence MIT, in `data/sft/train.jsonl`",
+        '- `mine`: 1 row of `a "b".jsonl`, licence MIT, in `data/sft/validation.jsonl`',
+    ]
+    assert ModelCard(text).data.to_dict()["datasets"] == ["owner/harm.ful"]
+    assert "datasets" not in ModelCard(made(tmp_path / "base")).data.to_dict()
+
+
+def test_data_that_name_no_source_are_said_to_name_none(tmp_path: Path) -> None:
+    assert "## Data\n\nThe rows that were read name no source" in made(tmp_path / "base")
+
+
+def test_a_value_at_the_last_step_is_no_figure(tmp_path: Path) -> None:
+    text = made(tmp_path / "dpo", figures={"beta": 0.05, "loss": 0.25})
+    assert "| loss | 0.25 |" in text
+    assert "0.05" not in text
+    assert "## Figures" not in made(tmp_path / "dpo", figures={"beta": 0.05})
+
+
 def test_licences_of_the_rows_are_named_and_those_within_texts_are_not(tmp_path: Path) -> None:
     rows = [{"prompt": 'he said {"licence": "GPL"}', "licence": "MIT"}, {"prompt": "b", "licence": "CC BY-NC 4.0"}]
     write_jsonl(tmp_path / "data/train.jsonl", rows)
@@ -158,15 +195,34 @@ def test_a_signal_says_who_judged_it(tmp_path: Path, row: dict[str, Any], text: 
 
 def test_an_evaluated_card_has_figures_with_their_intervals_before_the_licence(tmp_path: Path) -> None:
     made(tmp_path / "dpo")
-    figures = {"gold": 0.86, "gold_low": 0.85, "gold_high": 0.87, "kl": 12.0, "win_rate": None}
-    card = evaluated_card(tmp_path / "dpo", {"judge": "`simulated`"}, figures, ["gold", "kl", "win_rate"])
-    assert "| gold | 0.860 [0.850, 0.870] |" in card
-    assert "| kl | 12.000 |" in card
+    figures = {
+        "gold": 0.86,
+        "gold_low": 0.85,
+        "gold_high": 0.87,
+        "kl": 12.0,
+        "win_rate": None,
+        "harmful_fraction": 0.5,
+        "harmful_n": 7,
+    }
+    card = evaluated_card(tmp_path / "dpo", {"judge": "`simulated`"}, figures, ["gold", "kl", "win_rate", "harmful_fraction"])
+    assert "| gold | 0.860 [0.850, 0.870] |  |" in card
+    assert "| kl | 12.000 |  |" in card
+    assert "| harmful_fraction | 0.500 | 7 |" in card
     assert "win_rate" not in card
     assert card.index("## Evaluation") < card.index("## Licence")
     assert ModelCard(card).data.to_dict()["license"] == "apache-2.0"
 
 
+@pytest.mark.parametrize(("finished", "stated"), [(1.0, ""), (0.995, ""), (0.8, "20 % of the answers")])
+def test_answers_that_were_cut_off_are_a_limit(tmp_path: Path, finished: float, stated: str) -> None:
+    made(tmp_path / "dpo")
+    card = evaluated_card(tmp_path / "dpo", {}, {"gold": 0.5, "finished_fraction": finished}, ["gold"])
+    limits = card.partition("## Limits")[2]
+    assert ("cut off at the token limit" in limits) == bool(stated)
+    assert stated in limits
+    assert f"| answers cut off at the token limit | {100 * (1 - finished):.1f} % |" in card
+
+
 def test_a_policy_without_a_card_has_an_unknown_origin(tmp_path: Path) -> None:
     assert origin_of(tmp_path) == Origin([], None, "unknown", [])
-    assert "| gold | 0.500 |" in evaluated_card(tmp_path, {}, {"gold": 0.5}, ["gold"])
+    assert "| gold | 0.500 |  |" in evaluated_card(tmp_path, {}, {"gold": 0.5}, ["gold"])

@@ -115,7 +115,7 @@ def _read_hub(source: Source) -> Iterator[Item]:
             source.hub, source.subset, data_dir=source.folder, split=source.split, revision=source.revision, streaming=True
         )
         for number, row in enumerate(rows, 1):
-            yield Item(str(source.hub), number, row)
+            yield Item(f"{source.hub}@{source.revision}", number, row)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(

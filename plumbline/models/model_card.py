@@ -5,7 +5,9 @@ card of the policy that it started from, so that a card says how the policy came
 they come later.
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,13 @@ LIMITS = (
     "behaviour elsewhere: it may state what is false, comply with what it should decline, and decline what it should answer."
 )
 _LICENCE = re.compile(rb'"licence": "([^"\\]+)"')
+_TEXT = rb'("(?:[^"\\]|\\.)*")'
+_SOURCE = re.compile(rb'"source": %b, "file": %b, "row": \d+, "licence": %b' % (_TEXT, _TEXT, _TEXT))
+"""Where a row says that it comes from, as `prepare` writes it; within a text its quotes are escaped."""
+_AT_COMMIT = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@[0-9a-f]{40}")
+"""A data set of the hub, as rows name it."""
+CUT_OFF_STATED = 0.01
+"""The least share of answers cut off at the token limit that is stated among the limits."""
 
 
 class Step(NamedTuple):
@@ -49,6 +58,10 @@ class Origin(NamedTuple):
     """The id on the hub of the model that everything started from."""
     licence: str
     data_licences: list[str]
+    data: Sequence[str] = ()
+    """Lines of the section "Data"."""
+    datasets: Sequence[str] = ()
+    """The ids of the data sets among them that the hub has."""
     from_scratch: bool = False
     """Whether everything started from random weights, so that its data alone decide the licence."""
 
@@ -58,17 +71,22 @@ def write_card(
 ) -> None:
     """Writes the card of the policy that a stage has just saved to `folder`, and logs the policy as a model.
 
-    did: what the stage did. values: those of the recipe's entry. figures: those of its training.
+    did: what the stage did. values: those of the recipe's entry. figures: those of its training; one that has the name of a value is that value at
+    the last step, and left out.
     """
-    licences = sorted({*origin.data_licences, *_licences(one.path for one in work.inputs)})
+    files = [file for one in work.inputs for file in _files(one.path)]
+    licences = sorted({*origin.data_licences, *_licences(files)})
     licence = OTHER if origin.from_scratch and licences else origin.licence
-    recipe = [(name, value) for name, value in flatten(values).items() if name not in NOT_THE_RESULT]
+    recipe = {name: value for name, value in flatten(values).items() if name not in NOT_THE_RESULT}
+    found = {name: value for name, value in figures.items() if name not in recipe}
+    data = _with_sources(origin, files)
     sections = [
         f"# {folder.name}",
         f"A language model, aligned by Plumbline. The last stage, `{work.name}`, {did}.",
         "## How it was made\n\n" + "\n".join([*origin.steps, Step(work.name, did, work.inputs).text()]),
-        f"Seed {seed}. The values of `{work.name}`:\n\n{_table(('key', 'value'), recipe)}",
-        f"## Figures of its training\n\n{_table(('figure', 'value'), figures.items())}" if figures else "",
+        f"Seed {seed}. The values of `{work.name}`:\n\n{_table(('key', 'value'), recipe.items())}",
+        f"## Figures of its training\n\n{_table(('figure', 'value'), found.items())}" if found else "",
+        f"## Data\n\n{_data_text(data.data)}",
         f"## Licence\n\n{_licence_text(origin, licence, licences)}",
         f"## Limits\n\n{LIMITS}",
     ]
@@ -79,6 +97,7 @@ def write_card(
             "pipeline_tag": "text-generation",
             "base_model": origin.base_model,
             "tags": ["plumbline", "alignment"],
+            "datasets": data.datasets or None,
             "data_licences": licences or None,
             "from_scratch": origin.from_scratch or None,
         },
@@ -92,17 +111,24 @@ def write_card(
 def evaluated_card(folder: Path, facts: Mapping[str, Any], figures: Mapping[str, Any], names: Sequence[str]) -> str:
     """A policy's card with a section "Evaluation" before its licence.
 
-    facts: how it was evaluated. figures: all figures of the policy, of which `names` are shown, with bounds `_low` and `_high` where there are any.
+    facts: how it was evaluated. figures: all figures of the policy, of which `names` are shown, with bounds `_low` and `_high` where there are any,
+    and the number `_n` of what they are about.
     """
-    rows = [(name, _with_bounds(figures, name)) for name in names if figures.get(name) is not None]
+    cut_off = 1 - figures.get("finished_fraction", 1.0)
+    facts = {**facts, "answers cut off at the token limit": f"{cut_off:.1%}".replace("%", " %")}
+    rows = [(name, _with_bounds(figures, name), _count(figures, name)) for name in names if figures.get(name) is not None]
+    head = ("figure", "value, 95 % interval", "of so many prompts or rows, if not of all prompts")
     section = (
-        f"## Evaluation\n\n{_table(('what', 'how'), facts.items())}\n\n{_table(('figure', 'value, 95 % interval'), rows)}\n\n"
+        f"## Evaluation\n\n{_table(('what', 'how'), facts.items())}\n\n{_table(head, rows)}\n\n"
         "Intervals are over prompts with all their answers; those of gains are paired.\n\n"
     )
     file = folder / FILE
     text = file.read_text(encoding="utf-8") if file.is_file() else f"# {folder.name}\n\nIts making is not known here.\n\n"
-    head, mark, rest = text.partition("## Licence\n")
-    return f"{head}{section}{mark}{rest}"
+    if cut_off >= CUT_OFF_STATED:
+        text += f"\n{cut_off:.0%} of the answers that were evaluated".replace("%", " %")
+        text += " were cut off at the token limit: their length, refusals and right answers are of what is there.\n"
+    before, mark, rest = text.partition("## Licence\n")
+    return f"{before}{section}{mark}{rest}"
 
 
 def origin_of(init: Path) -> Origin:
@@ -113,8 +139,10 @@ def origin_of(init: Path) -> Origin:
 
     card = ModelCard.load(init / FILE)
     data = card.data.to_dict()
-    steps = [line for line in card.content.splitlines() if line.startswith("1. `")]
-    return Origin(steps, data.get("base_model"), data["license"], data.get("data_licences") or [], bool(data.get("from_scratch")))
+    lines = card.content.splitlines()
+    steps, rows = ([line for line in lines if line.startswith(mark)] for mark in ("1. `", "- `"))
+    licences, datasets = (data.get(key) or [] for key in ("data_licences", "datasets"))
+    return Origin(steps, data.get("base_model"), data["license"], licences, rows, datasets, bool(data.get("from_scratch")))
 
 
 def hub_origin(path: str, revision: str | None) -> Origin:
@@ -142,9 +170,49 @@ def judged_by(signal: Path) -> str:
     return f", judged by `{judge}`{f' (`{model}`)' if model and model != judge else ''}" if judge else ""
 
 
-def _licences(paths: Iterable[str]) -> set[str]:
-    """The licences that the rows of these inputs state."""
-    files = (file for path in paths for file in ([Path(path)] if Path(path).is_file() else sorted(Path(path).glob("*.jsonl"))))
+class _Source(NamedTuple):
+    """Where rows come from."""
+
+    name: str
+    file: str
+    """Below the folder of inputs, or a data set of the hub with its commit."""
+    licence: str
+
+
+def _files(path: str) -> list[Path]:
+    """The files of rows of an input."""
+    return [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("*.jsonl"))
+
+
+def _sources(file: Path) -> Counter[_Source]:
+    """The sources that the rows of a file name, each with the number of its rows."""
+    with file.open("rb") as lines:
+        return Counter(_Source(*map(json.loads, match.groups())) for line in lines if (match := _SOURCE.search(line)))
+
+
+def _with_sources(origin: Origin, files: Iterable[Path]) -> Origin:
+    """What a policy is made from, with a line for each source that the rows of these files name."""
+    lines, datasets = dict.fromkeys(origin.data), {*origin.datasets}
+    for file in files:
+        for source, count in _sources(file).items():
+            rows = f"{count} row{'' if count == 1 else 's'}"
+            lines[f"- `{source.name}`: {rows} of `{source.file}`, licence {source.licence}, in `{file.as_posix()}`"] = None
+            datasets |= {match[1] for match in [_AT_COMMIT.fullmatch(source.file)] if match}
+    return origin._replace(data=[*lines], datasets=sorted(datasets))
+
+
+def _data_text(lines: Sequence[str]) -> str:
+    """The section on data, from lines that name a source each."""
+    if not lines:
+        return "The rows that were read name no source: the closed world generates them, or a policy or people wrote them."
+    return "\n".join(lines) + (
+        "\n\nCounted from the rows that the steps above read. Completions that policies wrote name no source; they answer prompts of "
+        "`artifacts/data/prompts/train.jsonl`."
+    )
+
+
+def _licences(files: Iterable[Path]) -> set[str]:
+    """The licences that the rows of these files state."""
     stated: set[str] = set()
     for file in files:
         with file.open("rb") as lines:
@@ -173,9 +241,9 @@ def _card(data: Mapping[str, Any], sections: Sequence[str]) -> str:
     return str(ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}\n"))
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
-    shown = [f"| {name} | {_shown(value)} |" for name, value in rows if value is not None]
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *shown])
+def _table(head: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
+    shown = ["| " + " | ".join(map(_shown, row)) + " |" for row in rows if row[1] is not None]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *shown])
 
 
 def _shown(value: Any) -> str:
@@ -187,3 +255,8 @@ def _with_bounds(figures: Mapping[str, Any], name: str) -> str:
     low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
     bounds = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     return f"{figures[name]:.3f}{bounds}"
+
+
+def _count(figures: Mapping[str, Any], name: str) -> str:
+    """How many prompts, or rows, a figure is about, if they are counted."""
+    return str(figures.get(f"{name.removesuffix('_fraction')}_n", ""))
