@@ -71,7 +71,7 @@ def test_every_study_is_sound_and_its_recipe_has_what_it_reads(name: str) -> Non
     study = load_study(name)
     assert len(study.seeds) >= 3
     assert study.question.endswith("?")
-    assert all(end in study.points() for end in study.ends())
+    assert all(end in study.points() for answer in study.answers.values() for end in study.ends(answer.compare))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,12 @@ def test_every_study_is_sound_and_its_recipe_has_what_it_reads(name: str) -> Non
         ({"vary.low.set": {"align.dpo.init.x": 4}}, "vary.low: expected values that fit the recipe smoke"),
         ({"vary.low.set": {"conf/judge/simulate.yaml:x": 4}}, "set.conf/judge/simulate.yaml:x: expected a file before the colon"),
         ({"figure.style": "percents"}, "figure.style: expected one of number, percent, found 'percents'"),
+        ({"also.KL": {}}, "also.KL.sentence: expected a value, found none"),
+        ({"also.KL": {"compare": {"first": {"condition": "high"}}, "sentence": "{difference}"}},
+         "also.KL.compare.second.condition: expected one of low, high, found none"),
+        ({"also.KL": {"compare": SOUND["compare"], "sentence": "It {verdict}."}}, "also.KL.sentence: expected {difference}"),
+        ({"compare.axis": "x"}, "compare.axis: expected y, since read.DPO has no x_metric, found x"),
+        ({"compare.axis": "z"}, "compare.axis: expected one of y, x, found 'z'"),
         ({"read.DPO.metric": ["gold"]}, "read.DPO.metric: expected a text, found ['gold']"),
     ],
 )  # fmt: skip
@@ -114,8 +120,9 @@ def test_a_fault_is_one_sentence_with_its_file_and_key(
 @pytest.mark.parametrize(("rows", "at"), [([], None), ([10], 10)])
 def test_what_there_is_only_one_of_may_be_left_out(written: Callable[..., Study], rows: list[int], at: float | None) -> None:
     study = written({"read.DPO.at": rows})
-    assert study.ends() == (PointName("high", "DPO", at), PointName("low", "DPO", at))
-    assert {*study.ends()} == {*study.points()}
+    ends = study.ends(study.compare)
+    assert ends == (PointName("high", "DPO", at), PointName("low", "DPO", at))
+    assert {*ends} == {*study.points()}
 
 
 def test_an_unknown_study_and_another_recipe(written: Callable[..., Study]) -> None:
@@ -333,7 +340,7 @@ def test_the_difference_is_paired_by_seed_with_a_t_interval(written: Callable[..
     """Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, and t(0.975, 2) = 4.3027: 0.2 ± 4.3027 · 0.1 / √3 = ± 0.2484."""
     study = written()
     outcome = outcome_of(study, values([0.5, 0.1, 0.3], [0.6, 0.3, 0.6]), {})
-    assert outcome.difference[:3] == pytest.approx((0.2, -0.0484, 0.4484), abs=1e-4)
+    assert outcome.compared[0].difference[:3] == pytest.approx((0.2, -0.0484, 0.4484), abs=1e-4)
     assert outcome.sentence == (
         "Gold with a larger β (0.50) cannot be told apart from that with a smaller one (0.30): +0.20 (95 % interval over 3 seeds: −0.05 to +0.45)."
     )
@@ -342,9 +349,23 @@ def test_the_difference_is_paired_by_seed_with_a_t_interval(written: Callable[..
     assert "is lower than" in outcome_of(study, values([0.7, 0.31, 0.49], [0.5, 0.1, 0.3]), {}).sentence
 
 
+def test_an_answer_may_have_several_comparisons_also_of_the_places_on_the_horizontal_axis(written: Callable[..., Study]) -> None:
+    further = {"compare": SOUND["compare"] | {"axis": "x"}, "sentence": "KL ({first}) {verdict} {second}: {difference}."}
+    study = written({"figure.style": "percent", "read.DPO.x_metric": "kl", "also": {"KL": further}})
+    outcome = outcome_of(study, values([0.5, 0.5, 0.5], [0.6, 0.6, 0.6]), values([4.0, 5.0, 6.0], [1.0, 2.0, 3.0]))
+    of_gold, of_kl = outcome.compared
+    assert (of_gold.difference.value, of_kl.difference.value) == pytest.approx((0.1, -3.0))
+    assert of_kl.sentence == "KL (2.00) is lower than 5.00: −3.00 (95 % interval over 3 seeds: −3.00 to −3.00)."
+    assert outcome.sentence == f"{of_gold.sentence} {of_kl.sentence}"
+    held = record(study, outcome, "digest")
+    assert held["compared"]["axis"] == "y"
+    assert held["also"]["KL"]["difference"] == {"value": -3.0, "low": -3.0, "high": -3.0}
+    assert held["also"]["KL"]["compared"]["axis"] == "x"
+
+
 def test_fractions_differ_by_points(written: Callable[..., Study]) -> None:
     study = written({"figure.style": "percent"})
-    difference = outcome_of(study, values([0.5, 0.5, 0.5], [0.6, 0.6, 0.6]), {}).difference
+    difference = outcome_of(study, values([0.5, 0.5, 0.5], [0.6, 0.6, 0.6]), {}).compared[0].difference
     assert difference_text(difference, "percent") == "+10.0 points (95 % interval over 3 seeds: +10.0 to +10.0)"
 
 

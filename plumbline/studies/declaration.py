@@ -13,6 +13,8 @@
     figure: {x: start of DPO, y: gold}
     sentence: "DPO from SFT {verdict} DPO from the base model: {difference}."
 
+`also` has more comparisons of the same points, under names of your own, each with `compare` and `sentence`.
+
 A point of a study is a condition, a series and, if the series is read from a node's curve (`at`), a row of it. Where it stands on the horizontal
 axis, its reading says (`x_metric`, a figure of the same node, or `at`), or its condition (`x`), or it stands under its name.
 """
@@ -39,6 +41,7 @@ ONLY = "the recipe"
 """The condition of a study that varies nothing."""
 PLACEHOLDERS = ("difference", "first", "second", "verdict")
 STYLES = ("number", "percent")
+AXES = ("y", "x")
 
 
 @dataclass
@@ -79,6 +82,16 @@ class Comparison:
 
     first: End = field(default_factory=End)
     second: End = field(default_factory=End)
+    axis: str = "y"
+    """Which figure: y, or x for the `x_metric` of both series."""
+
+
+@dataclass
+class Answer:
+    """A comparison and the sentence that it completes."""
+
+    compare: Comparison = field(default_factory=Comparison)
+    sentence: str = MISSING
 
 
 @dataclass
@@ -104,6 +117,12 @@ class Study:
     compare: Comparison = field(default_factory=Comparison)
     figure: FigureTexts = field(default_factory=FigureTexts)
     sentence: str = MISSING
+    also: dict[str, Answer] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """All comparisons with their sentences, by what leads to their keys; the study's own comes first."""
+        return {"": Answer(self.compare, self.sentence), **{f"also.{name}.": answer for name, answer in self.also.items()}}
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -122,11 +141,14 @@ class Study:
                 complaints.append(f"{where}set: expected no seed, which `seeds` varies, found seed: {condition.set['seed']}")
         if self.figure.style not in STYLES:
             complaints.append(f"figure.style: expected one of {', '.join(STYLES)}, found {self.figure.style!r}")
-        return [*complaints, *self._wrong_ends(), *self._wrong_placeholders()]
+        for where, answer in self.answers.items():
+            wrong = [*self._wrong_ends(answer.compare), *_wrong_placeholders(answer.sentence)]
+            complaints += [f"{where}{complaint}" for complaint in wrong]
+        return complaints
 
-    def ends(self) -> "tuple[PointName, PointName]":
+    def ends(self, compare: Comparison) -> "tuple[PointName, PointName]":
         """The two points that are compared, of a study without problems."""
-        return self._point(self.compare.first), self._point(self.compare.second)
+        return self._point(compare.first), self._point(compare.second)
 
     def points(self) -> "list[PointName]":
         """Every point, in the order of the conditions, the series and the rows of their curves."""
@@ -145,11 +167,21 @@ class Study:
             end.condition or next(iter(self.conditions)), series, rows[0] if end.at is None and len(rows) == 1 else end.at
         )
 
-    def _wrong_ends(self) -> Iterator[str]:
-        complaints = [*self._wrong_end("first", self.compare.first), *self._wrong_end("second", self.compare.second)]
+    def _wrong_ends(self, compare: Comparison) -> Iterator[str]:
+        complaints = [*self._wrong_end("first", compare.first), *self._wrong_end("second", compare.second)]
         yield from complaints
-        if self.read and not complaints and len({*self.ends()}) == 1:
+        if not self.read or complaints:
+            return
+        ends = self.ends(compare)
+        if len({*ends}) == 1:
             yield "compare: expected two different points, found the same twice"
+        if compare.axis not in AXES:
+            yield f"compare.axis: expected one of {', '.join(AXES)}, found {compare.axis!r}"
+        elif compare.axis == "x":
+            without = [end.series for end in ends if self.read[end.series].x_metric is None]
+            yield from (
+                f"compare.axis: expected y, since read.{series} has no x_metric, found x" for series in dict.fromkeys(without)
+            )
 
     def _wrong_end(self, side: str, end: End) -> Iterator[str]:
         for key, value, options in (("condition", end.condition, [*self.conditions]), ("series", end.series, [*self.read])):
@@ -163,17 +195,18 @@ class Study:
             found = "none" if end.at is None else end.at
             yield f"compare.{side}.at: expected one of `at` of its series ({listed}), found {found}"
 
-    def _wrong_placeholders(self) -> Iterator[str]:
-        try:
-            names = [name for _, name, _, _ in string.Formatter().parse(self.sentence) if name is not None]
-        except ValueError as error:
-            yield f"sentence: expected text with placeholders in braces, found {self.sentence!r}: {error}"
-            return
-        if unknown := [name for name in names if name not in PLACEHOLDERS]:
-            known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-            yield f"sentence: expected placeholders among {known}, found {{{unknown[0]}}}"
-        if "difference" not in names:
-            yield "sentence: expected {difference}, which has the interval, found none"
+
+def _wrong_placeholders(sentence: str) -> Iterator[str]:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(sentence) if name is not None]
+    except ValueError as error:
+        yield f"sentence: expected text with placeholders in braces, found {sentence!r}: {error}"
+        return
+    if unknown := [name for name in names if name not in PLACEHOLDERS]:
+        known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        yield f"sentence: expected placeholders among {known}, found {{{unknown[0]}}}"
+    if "difference" not in names:
+        yield "sentence: expected {difference}, which has the interval, found none"
 
 
 class PointName(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a study found: each point's mean over seeds, and the difference of two points, paired by seed.
+"""What a study found: each point's mean over seeds, and the differences of points that are compared, paired by seed.
 
 The interval is a t interval over seeds, with n − 1 degrees of freedom. Each seed has its own data, training and prompts, so the spread between seeds
 holds all of these, and no bootstrap over prompts has to be added. With three seeds it is 2.5 standard deviations to either side: wide, and honest.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from plumbline.evaluation.statistics import Interval, Pooled, pool_seeds, rounded
 from plumbline.pipeline.misfits import suggestion
 from plumbline.report.tables import plain, show
-from plumbline.studies.declaration import PointName, Reading, Study, Values, curve_path, figures_path
+from plumbline.studies.declaration import Answer, PointName, Reading, Study, Values, curve_path, figures_path
 
 METHOD = "95 % t interval over seeds, paired by seed"
 VERDICTS = {1: "is higher than", -1: "is lower than", 0: "cannot be told apart from"}
@@ -37,13 +37,35 @@ class Point(NamedTuple):
     """Seed → figure."""
 
 
+class Compared(NamedTuple):
+    """Two points compared."""
+
+    first: PointName
+    second: PointName
+    axis: str
+    difference: Interval
+    """First less second; `n` counts the seeds."""
+    sentence: str
+
+    def record(self) -> dict[str, Any]:
+        """As the study's file of results holds it."""
+        return {
+            "compared": {"first": self.first._asdict(), "second": self.second._asdict(), "axis": self.axis},
+            "difference": {key: rounded(value) for key, value in self.difference._asdict().items() if key != "n"},
+        }
+
+
 class Outcome(NamedTuple):
     """A study's result."""
 
     points: tuple[Point, ...]
-    difference: Interval
-    """First less second; `n` counts the seeds."""
-    sentence: str
+    compared: tuple[Compared, ...]
+    """The study's own comparison, and then those of `also`."""
+
+    @property
+    def sentence(self) -> str:
+        """The answer, a sentence for each comparison."""
+        return " ".join(one.sentence for one in self.compared)
 
 
 def figure_of(reading: Reading, metric: str, at: float | None, read: ReadFile) -> float:
@@ -84,16 +106,26 @@ def outcome_of(study: Study, ys: Values, xs: Values) -> Outcome:
     xs: the measured places on the horizontal axis, of readings with `x_metric`.
     """
     points = tuple(Point(name, _place(study, name, xs), pool_seeds([*of_seed.values()]), of_seed) for name, of_seed in ys.items())
-    first, second = study.ends()
-    pooled = pool_seeds([ys[first][seed] - ys[second][seed] for seed in study.seeds])
+    answers = study.answers.values()
+    compared = [
+        _compared(study, answer, *((ys, study.figure.style) if answer.compare.axis == "y" else (xs, "number")))
+        for answer in answers
+    ]
+    return Outcome(points, (*compared,))
+
+
+def _compared(study: Study, answer: Answer, values: Values, style: str) -> Compared:
+    """Two points by the figures of one axis."""
+    first, second = study.ends(answer.compare)
+    pooled = pool_seeds([values[first][seed] - values[second][seed] for seed in study.seeds])
     difference = Interval(pooled.mean, pooled.low, pooled.high, pooled.seeds)
     texts = {
-        "first": shown(pool_seeds([*ys[first].values()]).mean, study.figure.style),
-        "second": shown(pool_seeds([*ys[second].values()]).mean, study.figure.style),
-        "difference": difference_text(difference, study.figure.style),
+        "first": shown(pool_seeds([*values[first].values()]).mean, style),
+        "second": shown(pool_seeds([*values[second].values()]).mean, style),
+        "difference": difference_text(difference, style),
         "verdict": VERDICTS[int(difference.low > 0) - int(difference.high < 0)],
     }
-    return Outcome(points, difference, study.sentence.format(**texts))
+    return Compared(first, second, answer.compare.axis, difference, answer.sentence.format(**texts))
 
 
 def _place(study: Study, name: PointName, xs: Values) -> Pooled | None:
@@ -139,7 +171,7 @@ def label_of(study: Study, point: Point) -> str:
 
 def record(study: Study, outcome: Outcome, code: str) -> dict[str, Any]:
     """What the study's file of results holds."""
-    first, second = study.ends()
+    own, *more = outcome.compared
     return {
         "question": study.question,
         "sentence": outcome.sentence,
@@ -148,8 +180,8 @@ def record(study: Study, outcome: Outcome, code: str) -> dict[str, Any]:
         "recipe": study.recipe,
         "code": code,
         "seeds": study.seeds,
-        "compared": {"first": first._asdict(), "second": second._asdict()},
-        "difference": {key: rounded(value) for key, value in outcome.difference._asdict().items() if key != "n"},
+        **own.record(),
+        "also": {name: one.record() for name, one in zip(study.also, more, strict=True)},
         "points": [
             {
                 **point.name._asdict(),
