@@ -45,10 +45,8 @@ pool:
   both: {first: round1, second: short}
 reward_rules:
   short: {rules: {short: {kind: length, most: 20}}}
-reward_verifier:
-  right: {kind: closed_world, measure: correct}
 reward_sum:
-  blend: {first: right, second: short}
+  blend: {first: gold, second: short}
 """
 """Entries of the stages that the smoke recipe does without."""
 
