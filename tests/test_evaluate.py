@@ -456,7 +456,7 @@ def test_what_rows_state_becomes_figures_and_no_judge_or_reward_sees_it(answered
         ]
         answer_with(policy, rows)
     seen: list[Any] = []
-    judge = SimpleNamespace(ledger=Ledger(), finish=lambda: None, take_conversations=lambda: None)
+    judge = SimpleNamespace(ledger=Ledger(), at_work=nullcontext, take_conversations=lambda: None)
     monkeypatch.setattr("plumbline.judging.building.load_judge", lambda config, seed, run: judge)
     monkeypatch.setattr("plumbline.evaluation.winrate.compare", lambda judge, *shown: seen.append(shown) or [0.5] * len(shown[0]))
     run(stage("dpo", judge=JudgeConfig(backend="simulated")))
@@ -535,7 +535,7 @@ def text(row: dict[str, Any]) -> str:
 
 
 def test_a_policy_against_itself_is_even(answered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = SimpleNamespace(ledger=Ledger(), finish=lambda: None, take_conversations=lambda: None)
+    judge = SimpleNamespace(ledger=Ledger(), at_work=nullcontext, take_conversations=lambda: None)
     monkeypatch.setattr("plumbline.judging.building.load_judge", lambda config, seed, run: judge)
     monkeypatch.setattr(
         "plumbline.evaluation.winrate.compare", lambda judge, prompts, a, b: [0.5 * (x == y) for x, y in zip(a, b, strict=True)]

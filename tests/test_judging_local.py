@@ -125,5 +125,5 @@ def test_under_dvc_a_folder_is_pinned_by_its_content(model: Path, monkeypatch: p
 
 
 def test_a_hub_id_needs_a_pinned_revision() -> None:
-    with pytest.raises(ValueError, match=r"judge\.revision: expected a commit, because 'some/model' is a hub id"):
+    with pytest.raises(ValueError, match=r"judge\.model: expected a folder at some/model, or a hub id with its commit"):
         load_judge(TransformersJudge(model="some/model"), seed=1)

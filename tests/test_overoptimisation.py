@@ -293,6 +293,7 @@ def test_a_recipe_whose_entry_keeps_no_steps_is_refused(project: Path) -> None:
     recipe["reward_verifier"] = {"gold": {"kind": "closed_world"}}
     entry = {"init": "sft", "steps": "ppo", "proxy": "rm", "gold": "gold"}
     recipe["overoptimisation"] = {"ppo": entry, "best": entry | {"steps": "none", "answers": 8}}
+    del recipe["rl"]["ppo"]["keep_steps"]
     (error,) = stages.check.recipe_errors(recipe)
     assert error.startswith(
         "params.yaml: overoptimisation.ppo.steps: expected an entry that keeps its policy during training, found ppo."

@@ -179,7 +179,7 @@ def test_a_reward_is_finished_when_a_shard_fails(monkeypatch: pytest.MonkeyPatch
     preparing = {"reject": "scoring", "filter": "filtering", "evaluate": "rewarding"}[stage]
     module: Any = importlib.import_module(f"stages.{stage}")
     monkeypatch.setattr(module if hasattr(module, "load_reward") else rewards, "load_reward", lambda *_: scorer)
-    config = SimpleNamespace(seed=1, threads=1, filter=None)
+    config = SimpleNamespace(seed=1, threads=1, filter=None, policy="sft", evaluate=SimpleNamespace(against="sft"))
     with pytest.raises(RuntimeError, match="a shard"), getattr(module, preparing)(config, Path("artifacts/reward/rm"), "a run"):
         assert chat.share == 1.0
         raise RuntimeError("a shard")

@@ -143,7 +143,7 @@ def test_whoever_computes_a_shard_reads_its_prompts_alone(world: Path) -> None:
     """The stage's process has measured all of them."""
     whole = draw("one", shard_prompts=2)
     settings = SampleEntry(
-        policy="sft", of="rollout", n=2, prompts=0, temperature=1.0, max_new_tokens=6, batch_size=8, shard_prompts=2
+        policy="sft", of="rollout", n=2, prompts=0, temperature=1.0, min_p=0.0, max_new_tokens=6, batch_size=8, shard_prompts=2
     )
     rows = [{"id": f"p{number}", "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
     fitting = fitting_of(world / "artifacts/policy/sft", rows, 6, "sample@one")

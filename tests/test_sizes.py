@@ -41,7 +41,7 @@ def with_every_method(model: str) -> dict[str, Any]:
     }
     online = {name: {"method": name, "init": "sft", "reward": "rm"} for name in ONLINE}
     evaluation = recipe["evaluate"] | {"policies": ["sft"]}
-    del recipe["sample"]["round2"], recipe["label"]["round2"]
+    del recipe["sample"]["round2"], recipe["label"]["round2"], recipe["overoptimisation"]
     return recipe | {
         "model": model,
         "align": {f"by_{name}": entry for name, entry in offline.items()},

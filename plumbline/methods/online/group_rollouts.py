@@ -24,7 +24,6 @@ from plumbline.methods.online.groups import HERE, Grouped, GroupStart
 from plumbline.models.adapters import save_adapter
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.models.sampling import Sampled
-from plumbline.models.served import Served
 from plumbline.pipeline import processes
 from plumbline.pipeline.digests import content_digest
 from plumbline.pipeline.engine import DIGITS
@@ -60,6 +59,8 @@ class ServedRollouts:
     """Draws rollouts at a server, by the methods that TRL's trainers call."""
 
     def __init__(self, trainer: Any, start: GroupStart, config: Grouped, job: OnlineJob) -> None:
+        from plumbline.models.served import Served  # its client's libraries are needed for a server alone
+
         self._trainer, self._steps_of_rollout = trainer, config.steps_of_rollout
         self._adapters = job.checkpoints.resolve() / ADAPTERS
         assert job.server is not None
