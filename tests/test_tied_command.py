@@ -25,6 +25,7 @@ LAUNCHER = (
 ONE = ("sh", "-c", "echo $$; exec sleep 600")
 SHELL = ("sh", "-c", "sleep 600 & echo $!; wait")
 """A shell that does not become what it runs, as a script with loops: SIGTERM to the shell alone would leave the rest."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCHING = ("sh", "-c", f"{sys.executable} -c '{LAUNCHER}'; true")
 
 
@@ -38,9 +39,16 @@ def ends(process: psutil.Process) -> bool:
     return True
 
 
+def heed_signals() -> None:
+    """Undoes what a process inherits from `nohup`, or from a script that runs the tests in the background: SIGHUP or SIGINT ignored."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def stage_killed_by(number: int, command: tuple[str, ...]) -> tuple[int, psutil.Process]:
     """How a stage ends that gets a signal while its command runs, and the process whose id the command prints."""
-    with subprocess.Popen([sys.executable, "-c", STAGE, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as stage:
+    call = [sys.executable, "-c", STAGE, *command]
+    with subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed_signals) as stage:
         assert stage.stdout is not None
         at_work = psutil.Process(int(stage.stdout.readline()))
         stage.send_signal(number)
@@ -48,7 +56,7 @@ def stage_killed_by(number: int, command: tuple[str, ...]) -> tuple[int, psutil.
 
 
 @pytest.mark.parametrize("command", [ONE, SHELL])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_the_command_and_then_the_stage(number: int, command: tuple[str, ...]) -> None:
     status, at_work = stage_killed_by(number, command)
     assert status == -number
@@ -80,7 +88,7 @@ def test_what_the_stage_ignores_is_not_passed_on() -> None:
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", -9), ("true", 0)])
 def test_the_status_is_that_of_the_command(script: str, status: int) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     assert run_tied(["sh", "-c", script]) == status
     assert {number: signal.getsignal(number) for number in before} == before
 
