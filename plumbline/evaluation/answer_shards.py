@@ -38,9 +38,10 @@ FindColumns = Callable[[list[Row], list[Row], Path], Columns]
 """Finds columns of a shard's answers, from them, the opponent's, and the shard's folder, to which it may write more."""
 
 OURS, THEIRS, SCORED = "ours.jsonl", "theirs.jsonl", "answers.jsonl"
+"""A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
+
 THEIR_REWARD = "their_reward"
 """The column of a pass that holds the reward of the opponent's answers."""
-"""A shard's files of scores: the policy's, the opponent's, and the policy's answers with their scores, rounded, for people."""
 
 
 class Pair(NamedTuple):
