@@ -9,7 +9,7 @@ from ppo_tiny import PROMPTS, tiny_policy, word_tokenizer
 
 from plumbline.models import chat
 from plumbline.models.chat import prompt_ids
-from plumbline.models.completions import Completer, fitting_of
+from plumbline.models.completions import FITTING, Completer, fitting_of
 from plumbline.models.decoding_values import Decoding
 from plumbline.models.saving import save_policy
 from plumbline.pipeline.engine import Engine
@@ -137,6 +137,16 @@ def test_prompts_are_measured_once_however_often_a_run_goes_on(world: Path, monk
     tokenised.clear()
     draw("one", shard_prompts=2)
     assert tokenised == PROMPTS[2:]
+
+
+@pytest.mark.parametrize("cut_short", ["", '{"prompts": 5, "lon', "{}"])
+def test_lengths_of_prompts_that_cannot_be_read_are_measured_again(world: Path, cut_short: str) -> None:
+    """As a power cut may leave them."""
+    rows = [{"id": f"p{number}", "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
+    (world / FITTING).write_text(cut_short, encoding="utf-8")
+    whole = fitting_of(world / "artifacts/policy/sft", rows, 6, "sample@one")
+    assert fitting_of(world / "artifacts/policy/sft", rows, 6, "sample@one", world) == whole
+    assert read_json(world / FITTING) == whole._asdict()
 
 
 def test_whoever_computes_a_shard_reads_its_prompts_alone(world: Path) -> None:

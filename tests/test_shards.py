@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plumbline.models.rows_on_disk import rows_on_disk
 from plumbline.models.uniforms import uniforms_of
 from plumbline.pipeline.engine import Engine
-from plumbline.pipeline.records import write_jsonl
+from plumbline.pipeline.records import write_json, write_jsonl
 from plumbline.pipeline.shard_files import (
     COLUMNS,
     MORE,
@@ -224,6 +225,24 @@ def test_a_shard_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: p
     [shard] = by_shard(tmp_path / "work", "a", only_here(lambda number, item, shard: write_counts(shard, {"items": 1})))
     assert len(synced) == 2
     assert [file.name for file in shard.iterdir()] == ["counts.json"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: write_json(file, {"a": 1}),
+        lambda file: write_jsonl(file, [{"a": 1}]),
+        lambda file: rows_on_disk([{"id": 1}], lambda rows: rows, file),
+    ],
+    ids=["json", "lines", "tokenised rows"],
+)
+def test_a_file_is_on_the_disk_before_it_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
+) -> None:
+    synced: dict[int, int] = {}
+    monkeypatch.setattr(os, "fsync", lambda one: synced.update({os.fstat(one).st_ino: os.fstat(one).st_size}))
+    write(tmp_path / "file")
+    assert synced == {(tmp_path / "file").stat().st_ino: (tmp_path / "file").stat().st_size}
 
 
 @pytest.mark.parametrize("linking", [True, False])

@@ -1,7 +1,7 @@
 """Completions of prompts by a policy: from a model folder to rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,8 +42,9 @@ def fitting_of(
         ValueError: there are no prompts, or one leaves no room for `max_new_tokens` in the model's context.
     """
     kept = checkpoints / FITTING if checkpoints else None
-    if kept and kept.exists():
-        return Fitting(**read_json(kept))
+    if kept:
+        with suppress(FileNotFoundError, ValueError, TypeError):  # a file that cannot be read is one that is not there
+            return Fitting(**read_json(kept))
     from tqdm import tqdm
     from transformers import AutoConfig, AutoTokenizer
 

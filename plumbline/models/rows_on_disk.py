@@ -1,6 +1,5 @@
 """Tokenised rows in a table on disk that is mapped into memory: a million rows train in the memory of a few thousand."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -8,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from plumbline.pipeline import processes
-from plumbline.pipeline.records import stream_rows
+from plumbline.pipeline.records import replacing_path, stream_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,15 +64,11 @@ def rows_on_disk(rows: Iterable[dict[str, Any]], encode: Encode, file: Path, mul
 def _write(rows: Iterator[dict[str, Any]], encode: Encode, file: Path, chunk_rows: int) -> None:
     import pyarrow
 
-    temporary = file.with_name(f"{file.name}.tmp")
     chunks = iter(lambda: [*islice(rows, chunk_rows)], [])
     batches = (pyarrow.RecordBatch.from_pylist([*encode(chunk)]) for chunk in chunks)
     first = next(batches)
-    with pyarrow.ipc.new_stream(str(temporary), first.schema) as table:
+    with replacing_path(file) as temporary, pyarrow.ipc.new_stream(str(temporary), first.schema) as table:
         for batch in chain([first], batches):
             if batch.schema != first.schema:  # Arrow would cut 0.5 to 0 and drop a column
                 raise ValueError(f"{file.stem} rows: expected all of the kind {first.schema}, found some of {batch.schema}")
             table.write_batch(batch)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())  # or a power failure may leave a file under its name that lacks rows
-    os.replace(temporary, file)

@@ -1,7 +1,7 @@
 """Files of records, JSON and JSON Lines, written whole or not at all.
 
-A file appears under its name only when it is complete (temporary file, then `os.replace`): a crash leaves the old one, and
-the cache, which may share the file by reflink or hardlink, is never written through.
+A file appears under its name only when it is complete and on the disk (temporary file, `flush`, then `os.replace`): a crash or a power cut leaves
+the old one, and the cache, which may share the file by reflink or hardlink, is never written through.
 """
 
 import json
@@ -30,9 +30,25 @@ def replacing_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Has a file, or the names in a folder, written to the disk: after a power cut, a renamed file may be there that is still empty."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Has everything in a folder written to the disk, before it is renamed or declared complete."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from plumbline.pipeline.processes import WORKER_CORES, ProcessEnded
+from plumbline.pipeline.records import flush_all
 
 Compute = Callable[[int, Any, Path], None]
 """Computes a shard from its number and its item, and writes its files to the folder."""
@@ -79,23 +80,13 @@ def compute_shard(compute: Compute, task: Task) -> None:
             f"expected the files of shard {task.number} in {partial} until it is complete, found that they were deleted meanwhile. Leave "
             ".checkpoints alone while a stage runs, and run again"
         ) from error
-    _write_through(partial)
+    flush_all(partial)
     try:
         os.replace(partial, task.shard)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(partial)  # another worker was faster
-
-
-def _write_through(folder: Path) -> None:
-    """Has a folder's files written to the disk: after a power cut, a renamed folder may be there whose files are still empty."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def lost_attempts(checkpoints: Path) -> int:
