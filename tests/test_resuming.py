@@ -3,14 +3,17 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aligning import Crashed, crash_after, outputs, recorded_steps, run_align, write_inputs
 from transformers import Trainer
 
-from plumbline.models.training import _complaint
+from plumbline.models import training
+from plumbline.models.training import _complaint, seal_checkpoints
 from plumbline.pipeline import processes
 from plumbline.pipeline.records import read_json, write_json
 from plumbline.pipeline.resuming import SEAL, damage, last_checkpoint, numbered, seal
@@ -29,6 +32,13 @@ def write(folder: Path, step: int, sealed: bool = True, files: tuple[str, ...] =
     if sealed:
         seal(checkpoint)
     return checkpoint
+
+
+def raising(error: type[Exception]) -> Callable[[Path], None]:
+    def fail(_: Path) -> None:
+        raise error
+
+    return fail
 
 
 def halve(file: Path) -> None:
@@ -104,6 +114,48 @@ def test_a_checkpoint_needs_the_best_one_so_far_where_that_is_kept(tmp_path: Pat
     message = "its best checkpoint so far is checkpoint-2: expected model.safetensors of 10 bytes, found 5"
     assert _complaint(last, keeps_best=True) == message
     assert _complaint(last, keeps_best=False) == ""
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def saved(folder: Path, best: int | None) -> None:
+    """What happens when a trainer has written the third checkpoint."""
+    state = SimpleNamespace(global_step=3, best_model_checkpoint=best and str(folder / f"checkpoint-{best}"))
+    seal_checkpoints().on_save(SimpleNamespace(output_dir=str(folder)), state, None)
+
+
+@pytest.mark.parametrize(("best", "stay"), [(None, [2, 3]), (1, [1, 3]), (2, [2, 3]), (3, [2, 3])])
+def test_two_checkpoints_stay_the_best_among_them(tmp_path: Path, best: int | None, stay: list[int]) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step, sealed=step < 3)
+    saved(tmp_path, best)
+    assert numbered(tmp_path) == [tmp_path / f"checkpoint-{step}" for step in stay]
+    assert damage(tmp_path / "checkpoint-3") == ""
+
+
+def test_a_run_killed_while_it_writes_a_new_best_goes_on_from_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former best, which the one before needs, is deleted after the new one is complete."""
+    for step, best in ((1, 1), (2, 1), (3, 3)):
+        write(tmp_path, step, sealed=step < 3, best=best)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "seal", raising(Killed))
+        saved(tmp_path, 3)
+    assert last_checkpoint(tmp_path, partial(_complaint, keeps_best=True)) == tmp_path / "checkpoint-2"
+    assert last_checkpoint(tmp_path, partial(_complaint, keeps_best=True)) == tmp_path / "checkpoint-2"  # also when killed again
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_declared_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write(tmp_path, 2, sealed=False)
+    events: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+    monkeypatch.setattr(os, "replace", lambda _, target: events.append(target.name))
+    seal(checkpoint)
+    assert {*FILES} <= {*events[: events.index(checkpoint.name)]}
+    assert events[-1] == SEAL
 
 
 # ---- a trainer's checkpoints --------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from plumbline.pipeline.resuming import damage, last_checkpoint, seal
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+CHECKPOINTS = 2
+"""How many are kept, the best among them where that is wanted."""
+
 
 def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dict[str, Any]:
     """The arguments of a trainer's config that `config` decides. Without validation (`Validated`), the last weights are kept.
@@ -56,7 +59,7 @@ def trainer_arguments(config: Optimisation, checkpoints: Path, seed: int) -> dic
         **validation,
         "save_strategy": "steps",
         "save_steps": config.checkpoint_every,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # `seal_checkpoints` deletes the old ones
         # No window of a logged mean may span a checkpoint, or a resumed run would log something else.
         "logging_steps": math.gcd(10, config.checkpoint_every),
         "logging_nan_inf_filter": False,
@@ -91,7 +94,7 @@ def train(trainer: "Trainer", checkpoints: Path, callbacks: "Sequence[TrainerCal
         )
     trainer.add_callback(_require_validation())
     trainer.add_callback(_stop_when_not_finite())
-    trainer.add_callback(_seal_checkpoints())
+    trainer.add_callback(seal_checkpoints())
     for callback in callbacks:
         trainer.add_callback(callback)
     last = last_checkpoint(checkpoints, partial(_complaint, keeps_best=trainer.args.load_best_model_at_end))
@@ -112,15 +115,21 @@ def _complaint(checkpoint: Path, *, keeps_best: bool) -> str:
     return ""
 
 
-def _seal_checkpoints() -> Any:
-    """A callback that completes a checkpoint when all processes have written it."""
+def seal_checkpoints() -> Any:
+    """A callback that completes a checkpoint when all processes have written it, and then deletes all but the last two and the best.
+
+    The trainer would delete (`save_total_limit`) before the new checkpoint is complete: a process killed in between would leave only the one before,
+    without the best one that it needs.
+    """
     from transformers import TrainerCallback
+    from transformers.trainer_utils import rotate_checkpoints
 
     class SealCheckpoints(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             processes.wait_for_all()
             if processes.is_first():
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                rotate_checkpoints(args.output_dir, CHECKPOINTS, state.best_model_checkpoint)
 
     return SealCheckpoints()
 

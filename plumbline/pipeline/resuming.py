@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from plumbline.pipeline import processes
-from plumbline.pipeline.records import read_json, write_json
+from plumbline.pipeline.records import flush_all, read_json, write_json
 
 SEAL = "files.json"
 """The list of a checkpoint's files: name → bytes."""
 
 
 def seal(checkpoint: Path) -> None:
-    """Declares a checkpoint complete. The first process calls it when all have written their files."""
+    """Declares a checkpoint complete, when its files are on the disk. The first process calls it when all have written theirs."""
+    flush_all(checkpoint)
     write_json(checkpoint / SEAL, _sizes(checkpoint))
 
 
