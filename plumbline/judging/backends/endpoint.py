@@ -66,10 +66,11 @@ class EndpointChat:
         return self._runner.run(self._complete(requests))
 
     def close(self) -> None:
-        """Closes the progress bar, the connections and the store."""
+        """Closes the progress bar, the connections and the store, unless they are closed."""
         if self._bar is not None:
             self._show()
             self._bar.close()
+            self._bar = None
         if self._client.caller.is_open:
             self._runner.run(self._client.caller.close())
         self._runner.close()

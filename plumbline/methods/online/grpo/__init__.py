@@ -65,6 +65,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.models.saving import save_trained, whole_model
     from plumbline.models.training import train
     from plumbline.models.watching import watching
+    from plumbline.rewards.reward import finishing
 
     start = load_groups(config, "grpo", job)
     trainer = GRPOTrainer(
@@ -87,7 +88,7 @@ def align(config: GrpoConfig, job: OnlineJob) -> dict[str, float]:
         processing_class=start.tokenizer,
         peft_config=lora_config(config),
     )
-    with drawing(trainer, start, config, job):
+    with finishing(start.reward), drawing(trainer, start, config, job):
         train(trainer, job.checkpoints, [*watching(trainer, job), *keeping(trainer, job, config)])
     job.run.log_costs(reward_totals(start.reward))
     save_trained(whole_model(trainer, job.init), start.tokenizer, job, config)

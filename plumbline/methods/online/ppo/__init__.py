@@ -62,7 +62,7 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
     from plumbline.models.curves import write_curve
     from plumbline.models.saving import save_trained
     from plumbline.models.watching import watch
-    from plumbline.rewards.reward import load_reward
+    from plumbline.rewards.reward import finishing, load_reward
 
     require_within(config.keep_steps, config.steps)
     start = load_start(config, "ppo", job)
@@ -93,7 +93,8 @@ def align(config: PpoConfig, job: OnlineJob) -> dict[str, float]:
         if config.keep_steps and done in (*config.keep_steps, config.steps):
             keep(networks.policy, start.tokenizer, job, config, done)
 
-    history = train(trainer, job.checkpoints, log=log, log_samples=lambda step, rows: job.run.extend_table("rollouts", rows))
+    with finishing(reward):
+        history = train(trainer, job.checkpoints, log=log, log_samples=lambda step, rows: job.run.extend_table("rollouts", rows))
     job.run.log_costs(reward_totals(reward))
     save_trained(networks.policy, start.tokenizer, job, config)
     write_curve(job.curve, [{"step": step, **metrics} for step, metrics in enumerate(history)])  # already logged
