@@ -56,7 +56,7 @@ def run(config: AlignStage, entry: str) -> None:
                 signal=signal,
             )
             figures = importlib.import_module(method_module("align", settings.method)).align(settings, job)
-            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"))
+            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"), getattr(settings, "keep_steps", []))
         did = f"trained `{settings.init}` by `{settings.method}` on `{settings.signal}`{judged_by(signal)}"
         write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/align/{entry}.json"), figures)

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import MISSING, DictConfig
 
-from plumbline.methods.job import OnlineJob
+from plumbline.methods.job import HERE, SERVER, OnlineJob
 from plumbline.methods.keeping import write_kept
 from plumbline.pipeline.composing import entry_name, method_module, register, typed
 from plumbline.pipeline.engine import Engine
@@ -57,7 +57,7 @@ class RlStage:
 
     @property
     def _served(self) -> bool:
-        return getattr(self.rl, "sampler", "here") == "server"
+        return getattr(self.rl, "sampler", HERE) == SERVER  # PPO has none
 
 
 def run(config: RlStage, entry: str) -> None:
@@ -87,7 +87,7 @@ def run(config: RlStage, entry: str) -> None:
                 server=config.engine.server,
             )
             figures = importlib.import_module(method_module("rl", settings.method)).align(settings, job)
-            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"))
+            write_kept(checkpoints, work.output(f"artifacts/steps/{entry}"), getattr(settings, "keep_steps", []))
         did = f"trained `{settings.init}` by `{settings.method}` on the reward `{settings.reward}`"
         write_card(work, policy, did=did, values=asdict(settings), figures=figures, origin=origin_of(init), seed=config.seed)
         write_json(work.output(f"artifacts/figures/rl/{entry}.json"), figures)

@@ -93,7 +93,7 @@ def run_align(folder: Path, method: str, name: str = "new", server: Server | Non
     else:
         job = OfflineJob(**common, signal=folder / ("data/sft" if method == "sft" else "label/round1"))
     figures: dict[str, float] = module_of(method).align(config_of(method, **changes), job)
-    write_kept(checkpoints, folder / "steps" / name)  # as the stage does
+    write_kept(checkpoints, folder / "steps" / name, changes.get("keep_steps", []))  # as the stage does
     shutil.rmtree(checkpoints)
     return figures
 

@@ -1,5 +1,6 @@
 """Claims about policies that are kept during training: they are what training held then, survive a crash, and change nothing."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,31 @@ def test_kept_policies_survive_a_crash(tmp_path: Path) -> None:
         assert same(folder / f"steps/resumed/{step}", folder / f"steps/whole/{step}")
 
 
+@pytest.mark.parametrize(("there", "missing"), [([], "2, 4"), ([2, 6], "4")])
+def test_a_kept_policy_that_is_missing_is_an_error(tmp_path: Path, there: list[int], missing: str) -> None:
+    for step in there:
+        (tmp_path / f"checkpoints/kept/{step}").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match=rf"^keep_steps: expected the policies after steps 2, 4 in .*, found none after {missing}\. They"
+    ):
+        write_kept(tmp_path / "checkpoints", tmp_path / "steps", [2, 4])
+
+
+def test_a_kept_policy_is_on_the_disk_before_a_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        events.append(str(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(folder)))
+        fsync(descriptor)
+
+    folder = write_inputs(tmp_path)
+    monkeypatch.setattr(os, "fsync", noting)
+    run_align(folder, "dpo", keep_steps=[2])
+    renamed, sealed = (events.index(f"checkpoints/{name}") for name in ("kept", "checkpoint-2"))
+    assert events.index("checkpoints/kept/.2/model.safetensors") < renamed < sealed
+
+
 def test_a_kept_policy_has_its_adapter_merged_while_training_goes_on_with_it(tmp_path: Path) -> None:
     folder = write_inputs(tmp_path)
     adapter: dict[str, Any] = {"lora_rank": 2, "lora_output": "adapter", "learning_rate": 1e-2}
@@ -79,7 +105,7 @@ def test_ppo_keeps_its_policy_after_the_steps_and_at_the_end(of_ppo: Path, lora_
     make_deterministic(3, 1)
     figures, _ = test_ppo_align.run_align(of_ppo, keep_steps=[1, 3], **changes)
     assert figures == without
-    write_kept(of_ppo / "checkpoints", of_ppo / "steps")
+    write_kept(of_ppo / "checkpoints", of_ppo / "steps", [1, 3])
     assert read_json(of_ppo / "steps" / LISTING) == {"steps": [1, 3, 4]}
     assert all(torch.equal(one, final[name]) for name, one in weights(of_ppo / "steps/4").items())
     assert not same(of_ppo / "steps/1", of_ppo / "steps/3")

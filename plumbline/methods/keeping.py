@@ -2,7 +2,7 @@
 
 A kept policy lies among the checkpoints until training is done, so that it survives a crash, and is then copied to `artifacts/steps/<entry>/<step>`.
 Keeping changes nothing that is trained: the policy is copied before it is merged, rounded and written. The copy is in the machine's memory and takes
-none of a GPU's.
+none of a GPU's. It is on the disk before a checkpoint of its step or of a later one is, so that none is missing where training goes on.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from plumbline.models.adapters import copied, merged
 from plumbline.models.saving import save_policy
 from plumbline.models.training_values import Lora
 from plumbline.pipeline.launcher import Launcher
-from plumbline.pipeline.records import write_json
+from plumbline.pipeline.records import flush, flush_all, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-KEPT = "kept"
+FOLDER = "kept"
 LISTING = "steps.json"
 """The file that lists the kept steps, so that the output exists if there are none."""
 
@@ -65,11 +65,13 @@ def keep(model: Any, tokenizer: "PreTrainedTokenizerBase", job: Job, config: Lor
     """Writes a copy of the policy in training among the checkpoints of `job`, as the policy after `step` steps."""
     from plumbline.models.loading import as_saved
 
-    folder, partial = job.checkpoints / KEPT / str(step), job.checkpoints / KEPT / f".{step}"
+    folder, partial = job.checkpoints / FOLDER / str(step), job.checkpoints / FOLDER / f".{step}"
     for leftover in (folder, partial):  # of an attempt that was interrupted
         shutil.rmtree(leftover, ignore_errors=True)
     save_policy(as_saved(merged(copied(model), partial, config), job.init), tokenizer, partial)
+    flush_all(partial)
     partial.rename(folder)
+    flush(folder.parent)
 
 
 def keeping(trainer: "Trainer", job: Job, config: Kept) -> "list[TrainerCallback]":
@@ -91,9 +93,18 @@ def keeping(trainer: "Trainer", job: Job, config: Kept) -> "list[TrainerCallback
     return [Keeping()]
 
 
-def write_kept(checkpoints: Path, output: Path) -> None:
-    """Copies the kept policies from among the checkpoints to an output folder, beside a list of their steps."""
-    folders = {int(folder.name): folder for folder in (checkpoints / KEPT).glob("[0-9]*")}
+def write_kept(checkpoints: Path, output: Path, keep_steps: Sequence[int]) -> None:
+    """Copies the kept policies from among the checkpoints to an output folder, beside a list of their steps.
+
+    Raises:
+        FileNotFoundError: the policy of one of `keep_steps` is not there.
+    """
+    folders = {int(folder.name): folder for folder in (checkpoints / FOLDER).glob("[0-9]*")}
+    if missing := sorted({*keep_steps} - {*folders}):
+        raise FileNotFoundError(
+            f"keep_steps: expected the policies after steps {', '.join(map(str, keep_steps))} in {checkpoints / FOLDER}, found none after "
+            f"{', '.join(map(str, missing))}. They were deleted during training: delete {checkpoints}, and run again"
+        )
     for step, folder in folders.items():
         shutil.copytree(folder, output / str(step))
     write_json(output / LISTING, {"steps": sorted(folders)})
