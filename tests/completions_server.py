@@ -41,6 +41,7 @@ class CompletionsServer(Server):
     )
     believed: float = 0.0  # added to the log-probability of each completion, as by a server that computes otherwise
     loads: bool = True  # adapters, as with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING
+    keeps_from: int | None = None  # after so many changes of adapters, every further one fails
     loses: int = 0  # how many of its answers about adapters get lost
     changes: list[str] = field(default_factory=list)  # of adapters: `load <name>`, `unload <name>`
 
@@ -58,6 +59,9 @@ class CompletionsServer(Server):
         path = head.split()[1]
         if not path.endswith("_lora_adapter"):
             return await super().answer(head, body, writer)
+        if self.keeps_from is not None and len(self.changes) >= self.keeps_from:
+            await self.send(writer, b"oops", 500)
+            return True
         words, status = (
             self.change(path.rpartition("/")[2].partition("_")[0], json.loads(body)) if self.loads else ("Not Found", 404)
         )

@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,19 @@ def test_each_rollout_is_drawn_by_an_adapter_of_its_own_and_none_is_left(artifac
     ]  # fmt: skip
 
 
+def test_a_server_that_is_gone_when_training_is_done_takes_nothing(
+    artifacts: Path, answers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its adapter stays there, and a line says so."""
+    with server(artifacts) as (_, endpoint):
+        run_align(artifacts, "grpo", "undisturbed", endpoint, **VALUES)
+    with server(artifacts, keeps_from=5) as (running, endpoint):
+        run_align(artifacts, "grpo", "served", replace(endpoint, retries=1), **VALUES)
+        assert len(running.adapters) == 1
+    assert outputs(artifacts, "served") == outputs(artifacts, "undisturbed")
+    assert "The server may still hold the last adapter: engine.server: http://" in capsys.readouterr().out
+
+
 def test_an_answer_about_an_adapter_that_gets_lost_costs_a_further_try(artifacts: Path, answers: list[str]) -> None:
     with server(artifacts, loses=2) as (running, endpoint):
         run_align(artifacts, "grpo", "served", endpoint, **VALUES)
@@ -207,12 +222,23 @@ def test_a_server_that_loads_no_adapters_is_refused_with_the_command_that_serves
     with (
         server(artifacts, loads=False) as (running, endpoint),
         pytest.raises(
-            EndpointError, match=r"to load the adapter /.*/adapters/sft-\w+-\w+, found an error: HTTP 404: .*Not Found"
+            EndpointError,
+            match=r"to load the adapter /.*/adapters/sft-\w+-\w+, found that it refuses with HTTP 404: .*Not Found\. Serve",
         ) as refused,
     ):
         run_align(artifacts, "grpo", "served", endpoint, **VALUES)
     command = f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {artifacts}/policy/sft --served-model-name {running.model} --enable-lora"
     assert command in str(refused.value)
+
+
+def test_a_server_that_fails_is_not_said_to_load_no_adapters(artifacts: Path) -> None:
+    with server(artifacts, keeps_from=0) as (_, endpoint), pytest.raises(EndpointError) as failed:
+        run_align(artifacts, "grpo", "served", endpoint, **VALUES)
+    message = str(failed.value)
+    assert re.match(
+        r"engine\.server: http://\S+ failed 3 times for one call, the last time with HTTP 500\. The checkpoints written", message
+    )
+    assert "adapter" not in message
 
 
 def test_a_server_with_too_short_a_context_is_refused_before_training(artifacts: Path) -> None:

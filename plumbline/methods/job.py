@@ -10,6 +10,9 @@ from plumbline.pipeline.engine import Server
 if TYPE_CHECKING:
     from plumbline.pipeline.tracking import Run
 
+HERE, SERVER = SAMPLERS = ("here", "server")
+"""What draws a method's completions: the training process | the server of the engine."""
+
 
 @dataclass(frozen=True)
 class Job(ABC):

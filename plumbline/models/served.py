@@ -126,14 +126,7 @@ class Served:
             EndpointError: the server cannot be reached, does not load adapters while it runs, or cannot load this one.
         """
         call = partial(self._change_adapters, "load", folder.name, lora_path=str(folder.resolve()))
-        try:
-            self._runner.run(self._caller.patiently(call, FIRST_TRIES if self._model == self.name else None))
-        except EndpointError as error:
-            raise EndpointError(
-                f"engine: expected {self._caller.address} to load the adapter {folder.resolve()}, found an error: {error}. Serve the policy so that "
-                f"adapters can be loaded (`VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {self._folder} --served-model-name {self.name} "
-                "--enable-lora --max-lora-rank …`, with a rank of at least lora_rank), where this folder can be read"
-            ) from None
+        self._runner.run(self._caller.patiently(call, FIRST_TRIES if self._model == self.name else None))
 
     def unload_adapter(self, name: str) -> None:
         """Makes the server forget an adapter, if it has it; raises EndpointError as `draw`."""
@@ -151,8 +144,16 @@ class Served:
 
     async def _change_adapters(self, action: str, name: str, **body: str) -> None:
         """Makes the server load or unload an adapter (vLLM's calls), unless an earlier try did, whose answer was lost."""
-        if (name in await self._models()) != (action == "load"):
+        if (name in await self._models()) == (action == "load"):
+            return
+        try:
             await self._caller.post(f"/{action}_lora_adapter", {"lora_name": name, **body})
+        except RefusedError as error:
+            raise EndpointError(
+                f"engine: expected {self._caller.address} to {action} the adapter {body.get('lora_path', name)}, found that it refuses with {error}. "
+                f"Serve the policy so that adapters can be loaded (`VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {self._folder} "
+                f"--served-model-name {self.name} --enable-lora --max-lora-rank …`, with a rank of at least lora_rank), where this folder can be read"
+            ) from None
 
     async def _models(self) -> dict[str, Any]:
         """What the server says of each of its models, by name."""

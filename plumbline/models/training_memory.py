@@ -15,8 +15,8 @@ from plumbline.pipeline.mlflow_calls import project_root
 MASTER, COPY = 4, 2
 """Bytes of a weight that is trained, and of its bfloat16 copy, which autocast keeps in a forward pass."""
 
-KEPT = 3
-"""Checkpoints on disk when a new one is written: two are kept (`save_total_limit`)."""
+CHECKPOINTS_ON_DISK = 3
+"""When a new one is written, before the oldest is deleted: `CHECKPOINTS` of training.py stay."""
 
 MOMENTS_8BIT = 2
 """Bytes of the two moments in 8 bits. The moments of embeddings stay in float32, as bitsandbytes recommends."""
@@ -90,7 +90,7 @@ def memory_needed(
         trained.copies,
         reference=frozen,
         value_model=value_model.weights + value_model.gradients + value_model.moments + value_model.copies,
-        checkpoints=2 * stored if method == "ppo" else KEPT * stored,  # PPO has two at most, of two networks
+        checkpoints=2 * stored if method == "ppo" else CHECKPOINTS_ON_DISK * stored,  # PPO has two at most, of two networks
         policy=saved,
         copy=copy,
         saving=held + frozen + copy - in_place if copy else 0,

@@ -24,7 +24,7 @@ STATED = (
 )  # fmt: skip
 """Fields of a request whose values follow from the stage (plumbline/models/served.py), so that `request` cannot hold them."""
 
-DIGITS = 8
+NAME_DIGITS = 8
 """Of the digest in a served policy's name."""
 
 
@@ -159,4 +159,4 @@ def served_name(server: Server, folder: Path) -> str:
 
     With the digest in it, a server that still has the weights of an earlier training serves another name.
     """
-    return server.model.format(policy=folder.name, digest=content_digest(folder)[:DIGITS])
+    return server.model.format(policy=folder.name, digest=content_digest(folder)[:NAME_DIGITS])

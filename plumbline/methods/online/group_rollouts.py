@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from plumbline.methods.job import OnlineJob
+from plumbline.methods.job import HERE, OnlineJob
 from plumbline.methods.online.draws import draw_by_rows
-from plumbline.methods.online.groups import HERE, Grouped, GroupStart
+from plumbline.methods.online.groups import Grouped, GroupStart
 from plumbline.models.adapters import save_adapter
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.models.sampling import Sampled
 from plumbline.pipeline import processes
 from plumbline.pipeline.digests import content_digest
-from plumbline.pipeline.engine import DIGITS
+from plumbline.pipeline.endpoint_calls import EndpointError
+from plumbline.pipeline.engine import NAME_DIGITS
 
 ADAPTERS = "adapters"
 """The folder among the checkpoints from which the server loads adapters."""
@@ -97,9 +98,12 @@ class ServedRollouts:
         return None, [ids for ids, _ in ended], [[[logp] for logp in logps] for _, logps in ended], None
 
     def forget(self) -> None:
-        """Makes the server forget the last adapter, when training is done."""
+        """Makes the server forget the last adapter, when training is done; a server that has gone by then takes nothing from the policy."""
         if processes.is_first():
-            self._drop_others("")
+            try:
+                self._drop_others("")
+            except EndpointError as error:
+                print(f"The server may still hold the last adapter: {error}")
 
     def close(self) -> None:
         """Closes the connections."""
@@ -110,7 +114,7 @@ class ServedRollouts:
         new = self._adapters / ".new"
         shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
         save_adapter(self._trainer.model, new)
-        folder = self._adapters / f"{self._served.name}-{content_digest(new)[:DIGITS]}"
+        folder = self._adapters / f"{self._served.name}-{content_digest(new)[:NAME_DIGITS]}"
         if not folder.exists():
             new.rename(folder)
         self._drop_others(folder.name)

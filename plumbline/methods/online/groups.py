@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import MISSING
 
-from plumbline.methods.job import OnlineJob
+from plumbline.methods.job import SAMPLERS, SERVER, OnlineJob
 from plumbline.methods.keeping import Kept
 from plumbline.methods.online.start import load_start
 from plumbline.models.training import trainer_arguments
@@ -27,9 +27,6 @@ from plumbline.rows import Message, last_turn, text_of
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-HERE, SERVER = SAMPLERS = ("here", "server")
-"""What draws completions: the training process | the server of the engine."""
 
 RewardFunction = Callable[..., list[float]]
 """A reward as TRL calls it, with `prompts`, `completions` (messages), `completion_ids` and more; returns a number per completion."""
