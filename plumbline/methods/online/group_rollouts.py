@@ -6,8 +6,8 @@ in this process; this one needs neither. TRL's trainers notice no difference: `S
 A server computes with other kernels, and often in another precision, so that it draws from a distribution a little beside the policy's. What a
 completion adds to the loss is therefore weighed by its importance ratio: its probability in training, divided by that at the server which drew it. A
 completion whose ratio exceeds `MOST_RATIO` is left out (masked importance sampling of whole completions; Liu, Li et al. 2025, "When Speed Kills
-Stability: Demystifying RL Collapse from the Training-Inference Mismatch"). TRL's GRPO does so for its own server. TRL's RLOO corrects nothing,
-so that `weigh_by_ratio` does it here.
+Stability: Demystifying RL Collapse from the Training-Inference Mismatch"). TRL's GRPO does so for its own server; with `beta` above 0,
+such a completion still adds its KL term, which comes after the ratio. TRL's RLOO corrects nothing, so that `weigh_by_ratio` does it here.
 """
 
 import shutil
