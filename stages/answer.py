@@ -104,7 +104,7 @@ def run(config: AnswerStage) -> None:
         require_checkers(one for row in stream_jsonl(prompts) for one in row.get("instructions") or ())
         fitting = fitting_of(policy, stream_jsonl(prompts), section.max_new_tokens, work.name, checkpoints)
         parts = chunked(stream_jsonl(prompts), config.shard_prompts)
-        shards = by_shard(checkpoints, parts, partial(answering, config, policy, fitting, work.name), config.engine)
+        shards = by_shard(checkpoints, parts, partial(answering, config, policy, fitting, work.name), config.engine, draws=True)
         decoding = section.decoding(policy)
         output = work.output(f"artifacts/answer/{config.policy}")
         for name in draws_of(section, decoding):

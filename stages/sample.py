@@ -130,7 +130,7 @@ def run(config: SampleStage, entry: str) -> None:
     with executing("sample", entry, config, [policy, PROMPTS, DEMONSTRATIONS]) as work, work.checkpoints() as checkpoints:
         fitting = fitting_of(policy, prompts_of(settings), settings.max_new_tokens, work.name, checkpoints)
         parts = chunked(prompts_of(settings), settings.shard_prompts)
-        shards = by_shard(checkpoints, parts, partial(completing, config, fitting, work.name), config.engine)
+        shards = by_shard(checkpoints, parts, partial(completing, config, fitting, work.name), config.engine, draws=True)
         as_table(shards, TABLE, work.output(f"artifacts/sample/{entry}"))
         total = counts(shards)
         if total["calls_repeated"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from completions_server import CompletionsServer
 from judging_server import serving
 from omegaconf import OmegaConf
@@ -21,7 +22,7 @@ from plumbline.models.uniforms import request_seed
 from plumbline.pipeline import endpoint_calls
 from plumbline.pipeline.composing import CONF, problems
 from plumbline.pipeline.endpoint_calls import EndpointError
-from plumbline.pipeline.engine import STATED, Engine, Server, address_of, decisive, engine_lacks, served_name
+from plumbline.pipeline.engine import DRAWING, STATED, Engine, Server, address_of, decisive, engine_lacks, served_name
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.records import read_json, read_jsonl, write_jsonl
 from plumbline.pipeline.shard_files import read_table
@@ -31,6 +32,7 @@ from stages import answer, sample
 from stages.answer import AnswerStage
 from stages.check import recipe_errors
 from stages.sample import SampleEntry, SampleStage
+from tests.conftest import ROOT
 from tests.interrupting import Interrupted, contents
 
 POLICY = Path("artifacts/policy/sft")
@@ -232,14 +234,27 @@ def test_an_error_leaves_no_connection_and_no_event_loop_open(
 
 def test_only_what_decides_a_completion_identifies_a_computation() -> None:
     def key(**changes: Any) -> dict[str, Any]:
-        return decisive({"seed": 1, "engine": asdict(engine_of("vllm", **changes))})
+        return decisive("sample", {"seed": 1, "engine": asdict(engine_of("vllm", **changes))})
 
     assert key(concurrency=1, retries=0, base_url="http://127.0.0.1:1/v1") == key()
-    assert decisive({"seed": 1, "engine": asdict(replace(engine_of("vllm"), shards="processes", workers=4))}) == key()
+    assert decisive("sample", {"seed": 1, "engine": asdict(replace(engine_of("vllm"), shards="processes", workers=4))}) == key()
     assert key(request={"repeat_penalty": 1.1}) != key() != key(model="another")
-    others = {name: decisive({"engine": asdict(engine_of(name))}) for name in ("here", "processes", "ray")}
+    others = {name: decisive("sample", {"engine": asdict(engine_of(name))}) for name in ("here", "processes", "ray")}
     assert others["here"] == others["processes"] == others["ray"] == {"engine": {"server": None}}
-    assert decisive({"seed": 1}) == {"seed": 1}
+    assert decisive("sample", {"seed": 1}) == {"seed": 1}
+
+
+@pytest.mark.parametrize("stage", ["filter", "label", "reject", "evaluate"])
+def test_a_stage_that_draws_nothing_goes_on_with_another_engine(stage: str) -> None:
+    keys = [decisive(stage, {"seed": 1, "engine": asdict(engine_of(name))}) for name in ("here", "vllm")]
+    assert keys[0] == keys[1] == {"seed": 1, "engine": None}
+
+
+def test_the_stages_that_draw_are_those_that_depend_on_what_draws() -> None:
+    nodes = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    drawn_by = ("artifacts/engine.json", "artifacts/samplers/")
+    deps = {stage: (node.get("do") or node).get("deps", []) for stage, node in nodes.items()}
+    assert {stage for stage, paths in deps.items() if any(path.startswith(drawn_by) for path in paths)} == {*DRAWING}
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from plumbline.consistency import asked_here, crowded
 from plumbline.pipeline import engine as engines
 from plumbline.pipeline import processes
-from plumbline.pipeline.engine import Engine, engine_lacks
+from plumbline.pipeline.engine import Engine, Server, engine_lacks, fitted
 from plumbline.pipeline.params import load_params
 from plumbline.pipeline.shard_work import by_shard, only_here
 from plumbline.rewards.reward import asks_judge, describe
@@ -48,6 +48,28 @@ def test_several_workers_do_not_share_the_first_gpu(monkeypatch: pytest.MonkeyPa
     assert [*engine_lacks(Engine(shards="processes", workers=1, gpus=0))] == []
     [complaint] = engine_lacks(several)
     assert complaint.startswith("gpus: expected at least 1 for each of 3 workers on this machine with 4 GPUs")
+
+
+@pytest.mark.parametrize(
+    ("gpu_count", "gpus", "computing"),
+    [(0, 0, (3, 0)), (1, 0, (1, 1)), (1, 1, (1, 1)), (2, 0, (2, 1)), (4, 2, (2, 2)), (8, 1, (3, 1))],
+)
+def test_workers_that_ask_a_server_need_no_gpu_and_others_are_as_many_as_have_one(
+    gpu_count: int, gpus: int, computing: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu_count)
+    engine = Engine(Server(base_url="http://127.0.0.1:1/v1"), shards="processes", workers=3, gpus=gpus)
+    assert [*engine_lacks(engine)] == []
+    asking, loading = fitted(engine, draws=True), fitted(engine, draws=False)
+    assert (asking.workers, asking.gpus) == (3, 0)
+    assert (loading.workers, loading.gpus, loading.server) == (*computing, None)
+    assert [*engine_lacks(asking)] == [*engine_lacks(loading)] == []
+
+
+def test_a_server_does_not_lend_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    [complaint] = engine_lacks(Engine(Server(base_url="http://127.0.0.1:1/v1"), shards="processes", workers=3, gpus=2))
+    assert complaint == "gpus: expected at most 1, the number of GPUs of this machine, found 2 for each worker. Lower gpus"
 
 
 @pytest.mark.usefixtures("project")

@@ -7,7 +7,7 @@ server.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,9 @@ from plumbline.pipeline.endpoints import Endpoint
 from plumbline.pipeline.ranges import COUNT, NOT_NEGATIVE, outside
 
 SHARDS = ("here", "processes", "ray")
+
+DRAWING = ("sample", "answer", "rl")
+"""The stages that the engine draws completions for. The others only have it compute shards."""
 
 STATED = (
     "model", "prompt", "n", "max_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos",
@@ -101,10 +104,30 @@ def deciding_values(engine: Mapping[str, Any]) -> dict[str, Any]:
     return {"server": server and {key: server[key] for key in ("model", "request")}}
 
 
-def decisive(params: dict[str, Any]) -> dict[str, Any]:
-    """A stage's values without those of its engine that change no result: a killed run goes on with another number of workers or calls."""
+def decisive(stage: str, params: dict[str, Any]) -> dict[str, Any]:
+    """A stage's values without those of its engine that change no result: a killed run goes on with another number of workers or calls.
+
+    Of a stage for which the engine draws nothing, those are all: it also goes on with another server.
+    """
     engine = params.get("engine")
-    return params if engine is None else params | {"engine": deciding_values(engine)}
+    return params if engine is None else params | {"engine": deciding_values(engine) if stage in DRAWING else None}
+
+
+def fitted(engine: Engine, *, draws: bool) -> Engine:
+    """What a stage needs of an engine with a server; an engine without one stays as it is.
+
+    draws: whether the workers ask the server. They need no GPU then. Others do not need the server, and load models: if this machine has GPUs,
+    each worker has one at least, and no more work at the same time than that allows.
+    """
+    if engine.server is None:
+        return engine
+    if draws:
+        return replace(engine, gpus=0)
+    gpu_count = _gpu_count() if engine.shards == "processes" else 0
+    if not gpu_count:
+        return replace(engine, server=None)
+    gpus = max(1, engine.gpus)
+    return replace(engine, server=None, gpus=gpus, workers=max(1, min(engine.workers, gpu_count // gpus)))
 
 
 def address_of(server: Server) -> str:
@@ -139,19 +162,25 @@ def _workers_lack(engine: Engine) -> Iterator[str]:
     if engine.shards == "ray" and find_spec("ray") is None:
         yield 'shards: expected the library ray, found none. Install it (`pip install ".[ray]"`), or set shards to processes'
     if engine.shards == "processes" and (engine.gpus or engine.workers > 1):
-        import torch
-
-        gpu_count = torch.cuda.device_count()
-        if engine.workers * engine.gpus > gpu_count:
+        gpu_count = _gpu_count()
+        if engine.gpus > gpu_count:
+            yield f"gpus: expected at most {gpu_count}, the number of GPUs of this machine, found {engine.gpus} for each worker. Lower gpus"
+        elif engine.workers * engine.gpus > gpu_count and not engine.server:  # with one, `fitted` lowers workers
             yield (
                 f"gpus: expected at most the {gpu_count} GPUs of this machine for {engine.workers} workers, found {engine.gpus} for each. Lower "
                 "workers"
             )
-        if gpu_count and not engine.gpus:
+        if gpu_count and not engine.gpus and not engine.server:
             yield (
                 f"gpus: expected at least 1 for each of {engine.workers} workers on this machine with {gpu_count} GPUs, the first of which all would "
                 "use, found 0. Set gpus to 1, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1)"
             )
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def served_name(server: Server, folder: Path) -> str:

@@ -182,7 +182,7 @@ def executing(
     processes.join()
     # the checkpoints go last: what is still logged after training may fail, too
     with ExitStack() as until_done, _tracking(stage, entry, params, read) as run:
-        values = json.dumps(decisive(params), sort_keys=True, default=str)
+        values = json.dumps(decisive(stage, params), sort_keys=True, default=str)
         # of one process, since the files may be edited while the others start
         key = processes.as_first_finds(lambda: computation_key(values, read, modules_of_stage(stage, config, loads)))
         work = Work(stage, entry, _output_root(stage, entry), run, key, read, until_done)

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from plumbline.pipeline.engine import Engine, engine_lacks
+from plumbline.pipeline.engine import Engine, engine_lacks, fitted
 from plumbline.pipeline.records import read_json, replacing_path, write_json
 from plumbline.pipeline.shard_files import shard_name
 from plumbline.pipeline.shard_workers import Compute, Prepare, Task, WorkerPool, compute_shard, run_in_workers
@@ -27,7 +27,13 @@ COUNTS = "counts.json"
 
 
 def by_shard(
-    folder: Path, items: Iterable[Any], prepare: Prepare, engine: Engine | None = None, *, afresh: bool = False
+    folder: Path,
+    items: Iterable[Any],
+    prepare: Prepare,
+    engine: Engine | None = None,
+    *,
+    afresh: bool = False,
+    draws: bool = False,
 ) -> list[Path]:
     """Computes a shard from each item, except those that are there already, and returns the shards' folders in order.
 
@@ -36,6 +42,7 @@ def by_shard(
     none does if every shard is there. Workers get it pickled: it has to be a function of a module with its arguments (`functools.partial`).
     engine: where shards are computed; without one in this process.
     afresh: computes every shard, also those that an interrupted run has left.
+    draws: whether shards are completions, which a server of the engine draws: whoever asks it needs no GPU.
 
     Raises:
         ValueError: this machine lacks what the engine needs.
@@ -57,6 +64,9 @@ def by_shard(
         return shards
     from tqdm import tqdm
 
+    engine = fitted(engine, draws=draws)
+    if complaints := [*engine_lacks(engine)]:
+        raise ValueError(f"engine.{complaints[0]}")
     total = len(items) if isinstance(items, Sized) else None
     shard_count = sum(1 for _ in folder.glob("[0-9]*[0-9]"))
     with (
@@ -83,8 +93,6 @@ def _missing(folder: Path, items: Iterable[Any], shards: list[Path]) -> Iterator
 
 
 def _pool(engine: Engine, prepare: Prepare) -> WorkerPool[Any]:
-    if complaints := [*engine_lacks(engine)]:
-        raise ValueError(f"engine.{complaints[0]}")
     if engine.shards == "ray":
         from plumbline.pipeline.ray_workers import RayPool
 
