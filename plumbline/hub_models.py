@@ -1,4 +1,4 @@
-"""What `check` knows of the models from elsewhere that a recipe names, the one that is aligned and judges: by their files, before any work.
+"""What the files of models from elsewhere (the one aligned, and judges) tell `check` before any work.
 
 A folder's files are read, and those of a hub id as far as they are in the local cache. Of weights only the headers are, so a model of any size takes
 a second or two, but for a folder's digest, for which it is read whole.
