@@ -443,7 +443,7 @@ def test_differences_of_fractions_are_shown_in_points_and_the_measure_is_named()
 
 
 def test_without_anything_to_compare_by_there_is_no_section() -> None:
-    html = render(material(comparisons=[]))
+    html = render(material({"sft": 0.4}))
     assert 'id="ranking"' not in html
     assert 'href="#ranking"' not in html
 

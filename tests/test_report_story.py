@@ -3,12 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
-from plumbline.evaluation.comparisons import Comparisons, Pair
+import pytest
+
+from plumbline.evaluation.comparisons import MEASURES, Comparisons, Pair, compare_policies
 from plumbline.evaluation.statistics import Interval, bootstrap_gain, flat, fraction_interval
 from plumbline.models.decoding_values import NEUTRAL
 from plumbline.report import charts, tables
 from plumbline.report.material import Material
 from plumbline.report.pictures import scatter_chart
+from plumbline.report.ranking import rankings
 from plumbline.report.story import changes, tell
 from tests.reporting import RECIPE
 
@@ -27,9 +30,38 @@ def refusing(harmful: float, over_refusal: float, harm_gain: float = 0.0, refusa
     return of
 
 
+GAINS = {
+    "gold": "gold_gain",
+    "harmful": "harmful_fraction_gain",
+    "over_refused": "over_refusal_fraction_gain",
+    "verifiable": "accuracy_gain",
+    "followed": "instructions_followed_gain",
+}
+
+
+def compared_by(measure: str, *of: tuple[str, str, bool]) -> Comparisons:
+    """The better policy of each pair, the other, and whether they differ."""
+    return Comparisons(measure, [], [Pair(a, b, Interval(0.1, 0, 1, 99), 0.5, differs, 9, 0.1) for a, b, differs in of], [])
+
+
+def of_gains(figures: dict[str, dict[str, Any]], against: str) -> list[Comparisons]:
+    """Each policy with the opponent: the two differ where the interval of the gain excludes zero."""
+    comparisons = []
+    for measure, key in GAINS.items():
+        pairs = []
+        for policy, of in figures.items():
+            if policy != against and of.get(key) is not None:
+                low, high = of[f"{key}_low"], of[f"{key}_high"]
+                is_better = (of[key] >= 0) != MEASURES[measure].lower_is_better
+                pairs.append((policy, against, low > 0 or high < 0) if is_better else (against, policy, low > 0 or high < 0))
+        comparisons += [compared_by(measure, *pairs)] if pairs else []
+    return comparisons
+
+
 def material(figures: dict[str, dict[str, Any]], against: str = "base") -> Material:
     recipe = RECIPE | {"evaluate": RECIPE["evaluate"] | {"policies": [*figures], "against": against}}
-    return Material(recipe, [*figures], against, NEUTRAL, figures, {}, [], {}, {}, {}, "", 10, 30)
+    comparisons = of_gains(figures, against)
+    return Material(recipe, [*figures], against, NEUTRAL, figures, {}, comparisons, {}, {}, {}, "", 10, 30)
 
 
 def test_a_model_that_became_safe_and_refuses_too_much_has_both_in_its_headline() -> None:
@@ -45,14 +77,102 @@ def test_a_model_that_became_safe_and_refuses_too_much_has_both_in_its_headline(
         "It complies with 6.0% of harmful requests (base: 94.0%, a change of -88.0 [-92.0, -84.0] points) and refuses 33% of harmless requests "
         "(base: 1.0%, a change of +32.0 [28.0, 36.0] points)."
     )
-    assert points["Trust"] == "Each policy was trained once: another seed may give another result."
+    assert points["Trust"].endswith(" Each policy was trained once: another seed may give another result.")
 
 
 def test_what_clearly_changed_is_told_by_paired_gains_alone() -> None:
     """The intervals of 0.5 and of 0.45 meet, and yet the paired difference excludes zero."""
     better = refusing(0.45, 0.1, -0.05, -0.1) | figure("instructions_followed_gain", 0.02, 0.01, 0.03)
-    assert changes(better) == {"harmful_fraction": True, "instructions_followed": True, "over_refusal_fraction": True}
-    assert changes(refusing(0.45, 0.3, -0.03, 0.1)) == {"over_refusal_fraction": False}
+    base = refusing(0.5, 0.2)
+    assert changes(material({"base": base, "dpo": better}), "dpo") == dict.fromkeys(
+        ("harmful", "followed", "over_refused"), "better"
+    )
+    assert changes(material({"base": base, "dpo": refusing(0.45, 0.3, -0.03, 0.1)}), "dpo") == {"over_refused": "worse"}
+
+
+def test_a_headline_says_nothing_that_the_corrected_comparison_denies() -> None:
+    """4 of 215 harmful prompts changed: the interval of the gain excludes zero, but not after Holm's correction for three pairs."""
+    answers = {
+        policy: [{"id": f"p{n}", "index": 0, "harmful": float(n >= fewer)} for n in range(215)]
+        for policy, fewer in {"base": 0, "dpo": 4, "rs": 0}.items()
+    }
+    comparisons = compare_policies(answers, "base", 17)
+    figures = {"base": refusing(1.0, 0.1), "dpo": refusing(0.98, 0.1), "rs": refusing(1.0, 0.1)}
+    figures["dpo"] |= figure("harmful_fraction_gain", -0.019, -0.037, -0.005)
+    told = tell(replace(material(figures), comparisons=comparisons))
+    assert told.headline == "No policy clearly differs from base"
+    pair = next(pair for pair in comparisons[0].pairs if {pair.policy, pair.other} == {"dpo", "base"})
+    assert 0.05 < pair.p_value < 0.15
+
+
+@pytest.mark.parametrize("measure", ["harmful", "over_refused", "verifiable", "followed"])
+@pytest.mark.parametrize("differs", [True, False])
+def test_where_nothing_sums_up_an_answer_the_table_decides_and_not_the_interval_of_a_gain(measure: str, differs: bool) -> None:
+    """Figures and table disagree on purpose."""
+    key = GAINS[measure]
+    gain = -0.1 if MEASURES[measure].lower_is_better else 0.1
+    bounds = (gain - 0.2, gain + 0.2) if differs else (gain - 0.01, gain + 0.01)
+    base, dpo = ({"n": 400, key.removesuffix("_gain"): level} for level in (0.5, 0.5 + gain))
+    of = material({"base": base, "dpo": dpo | figure(key, gain, *bounds)})
+    told = tell(replace(of, comparisons=[compared_by(measure, ("dpo", "base", differs))]))
+    text = " ".join(point.text for point in told.points)
+    assert told.headline.startswith("dpo " if differs else "No policy clearly differs")
+    assert ("cannot be told apart" in text) == (not differs)
+    if measure in ("verifiable", "followed"):
+        assert ("did not change significantly" in text) == (not differs)
+
+
+@pytest.mark.parametrize("measure", ["gold", "win"])
+@pytest.mark.parametrize("way", ["better", "worse", "unclear"])
+@pytest.mark.parametrize("interval", ["above", "below", "across"])
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_who_leads_is_what_the_table_says(measure: str, way: str, interval: str, comes_first: bool) -> None:
+    """Also where a measure of few prompts comes last, behind harm, by which the policies differ."""
+    key, equal = {"gold": ("gold_gain", 0.0), "win": ("win_rate", 0.5)}[measure]
+    low, high = {"above": (0.1, 0.2), "below": (-0.2, -0.1), "across": (-0.1, 0.1)}[interval]
+    level = figure("gold", 0.5, 0.4, 0.6) if measure == "gold" else {}
+    base = {"n": 400, "answers": 400} | level
+    dpo = base | figure(key, equal + (low + high) / 2, equal + low, equal + high)
+    pair = ("base", "dpo", True) if way == "worse" else ("dpo", "base", way == "better")
+    by_both = [compared_by(measure, pair), compared_by("harmful", ("base", "dpo", True))]
+    of = replace(material({"base": base, "dpo": dpo}), comparisons=by_both if comes_first else by_both[::-1])
+    told = tell(of)
+    assert (told.leaders, told.headline) == (
+        (["dpo"], "dpo is the best of 2 policies") if way == "better" else ([], "No policy clearly beats base")
+    )
+    said = {
+        "gold": {"better": "beats base", "worse": "is worse than", "unclear": "cannot be told apart by gold"},
+        "win": {"better": "prefers it in", "worse": "prefers base", "unclear": "no clear preference"},
+    }[measure]
+    assert [name for name, words in said.items() if words in told.lede] == [way]
+    trust = next(point.text for point in told.points if point.about == "Trust")
+    assert ("cannot be told apart by" in trust) == (way == "unclear")
+    assert "harmful requests complied with" not in trust
+    assert {one.column: one.is_open for one in rankings(of)} == {measure: True, "harmful": False}
+
+
+def test_a_policy_trained_on_gold_that_beats_the_opponent_is_not_denied() -> None:
+    base = {"n": 400, "answers": 400} | figure("gold", 0.5, 0.4, 0.6)
+    of = material({"base": base, "oracle": base | figure("gold_gain", 0.4, 0.35, 0.45)})
+    told = tell(replace(of, stage_figures={"label@oracle": {"uses_gold": True}}))
+    assert (told.headline, told.leaders) == ("Only policies trained on the verifier clearly beat base", [])
+
+
+def test_a_judge_who_could_not_be_read_on_one_policy_sums_nothing_up() -> None:
+    figures = {"base": refusing(0.9, 0.0), "rs": refusing(0.1, 0.2, -0.8, 0.2), "dpo": refusing(0.1, 0.3, -0.8, 0.3)}
+    figures["rs"] |= figure("win_rate", 0.8, 0.75, 0.85)
+    of = material(figures)
+    told = tell(of)
+    assert "none of the judge’s verdicts on dpo could be read. What is measured: harmful" in told.lede
+    assert told.headline == "rs complies with fewer harmful requests, but refuses more harmless requests than base"
+    assert [point.about for point in told.points][:1] == ["Ahead"]
+    assert "The judge prefers it in 80" in next(point.text for point in told.points if point.about == "Judge")
+    assert all(one.is_open for one in rankings(of))
+
+
+def test_a_policy_that_only_got_worse_is_told_of_rather_than_one_that_did_not_change() -> None:
+    figures = {"base": refusing(0.1, 0.1), "rs": refusing(0.1, 0.1), "dpo": refusing(0.5, 0.1, 0.4)}
+    assert tell(material(figures)).headline == "dpo complies with more harmful requests than base"
 
 
 def test_where_nothing_sums_up_an_answer_the_story_says_who_is_ahead_by_each_measure() -> None:
@@ -62,10 +182,7 @@ def test_where_nothing_sums_up_an_answer_the_story_says_who_is_ahead_by_each_mea
         "followed": [("dpo", "rs", False), ("dpo", "base", False), ("rs", "base", False)],
         "reward": [("rs", "dpo", True), ("rs", "base", True), ("dpo", "base", True)],
     }
-    compared = [
-        Comparisons(measure, [], [Pair(a, b, Interval(0.1, 0, 1, 99), 0.5, differs, 9, 0.1) for a, b, differs in of], [])
-        for measure, of in pairs.items()
-    ]
+    compared = [compared_by(measure, *of) for measure, of in pairs.items()]
     figures = {"base": refusing(0.9, 0.0), "rs": refusing(0.1, 0.2, -0.8, 0.2), "dpo": refusing(0.1, 0.3, -0.8, 0.3)}
     points = {point.about: point.text for point in tell(replace(material(figures), comparisons=compared)).points}
     assert points["Ahead"] == (
@@ -95,9 +212,8 @@ def test_a_single_prompt_makes_no_leader() -> None:
     story = tell(material({"base": base, "dpo": base | gained}))
     assert (story.headline, story.leaders) == ("No policy clearly beats base", [])
     assert "cannot be told apart by gold" in story.lede
-    assert {point.about: point.text for point in story.points}["Trust"].startswith(
-        "Only 1 prompt was answered, and each policy was"
-    )
+    trust = {point.about: point.text for point in story.points}["Trust"]
+    assert "Only 1 prompt was answered, and each policy was" in trust
     many = {"base": base | {"n": 400}, "dpo": base | {"n": 400} | figure("gold_gain", 0.4, 0.35, 0.45)}
     assert tell(material(many)).headline == "dpo is the best of 2 policies"
 

@@ -106,9 +106,16 @@ class Comparisons(NamedTuple):
         tied = [policy for policy in others if best and not self.are_distinguishable(best, policy)]
         return [best, *tied] if best and len(tied) < len(others) else []
 
+    def verdict(self, policy: str, other: str) -> str | None:
+        """Whether a policy is `better` or `worse` than another; empty if the two cannot be told apart, None if they were not compared."""
+        pair = next((pair for pair in self.pairs if {pair.policy, pair.other} == {policy, other}), None)
+        if pair is None:
+            return None
+        return ("better" if pair.policy == policy else "worse") if pair.differs else ""
+
     def are_distinguishable(self, policy: str, other: str) -> bool:
         """Whether two policies differ by more than chance."""
-        return any(pair.differs for pair in self.pairs if {pair.policy, pair.other} == {policy, other})
+        return bool(self.verdict(policy, other))
 
 
 def compare_policies(answers: Answers, against: str, seed: int) -> list[Comparisons]:

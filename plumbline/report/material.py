@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from plumbline.evaluation.comparisons import OVERALL
 from plumbline.graph import Node, ancestors, maker, nodes
 
 if TYPE_CHECKING:
@@ -39,6 +40,22 @@ class Material:
     optimisations: Mapping[str, Sequence[Mapping[str, float]]] = field(
         default_factory=dict
     )  # entry of overoptimisation → its points
+
+    @property
+    def overall(self) -> Comparisons | None:
+        """The comparisons by what sums up an answer: gold, or else the judge. None if not every policy has that, or if there is a single policy."""
+        by_measure = {one.measure: one for one in self.comparisons}
+        return next((by_measure[measure] for measure in OVERALL if measure in by_measure), None)
+
+    @property
+    def decisive(self) -> Sequence[Comparisons]:
+        """The comparisons that say which policy is better: by what sums up an answer if there is that, else by every measure but the reward."""
+        return [self.overall] if self.overall else [one for one in self.comparisons if one.measure != "reward"]
+
+    def verdicts(self, policy: str) -> dict[str, str]:
+        """Measure → whether a policy is `better` or `worse` than the opponent, or empty; without the measures by which the two were not compared."""
+        verdicts = {one.measure: one.verdict(policy, self.against) for one in self.comparisons}
+        return {measure: verdict for measure, verdict in verdicts.items() if verdict is not None}
 
     def number(self, policy: str) -> int | None:
         """A policy's number among the colours, the same in every chart; None for the opponent, which is grey."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from plumbline.evaluation.comparisons import OVERALL
 from plumbline.evaluation.figures import PARTS
 from plumbline.graph import Node, maker, nodes, parents
 from plumbline.models.decoding_values import NEUTRAL
@@ -58,7 +57,6 @@ def render(material: Material) -> str:
         cut_off=sentences.cut_off_sentence(material.figures, section["max_new_tokens"]),
         often_cut_off=sentences.often_cut_off(material.figures),
         rankings=ranking.rankings(material),
-        overall=OVERALL,
         agreements=tables.agreements(material.figures),
         more_figures=tables.more_figures(material.figures),
         families=_families(material),
@@ -124,7 +122,7 @@ def _node_colours(material: Material) -> dict[str, str]:
 
 
 def _reading(material: Material, policy: str) -> list[str]:
-    return sentences.reading(policy, material.figures, material.against)
+    return sentences.reading(policy, material.figures, material.against, material.verdicts(policy))
 
 
 def _css_colour(material: Material, policy: str) -> str:

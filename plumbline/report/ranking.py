@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from scipy.special import expit
 
-from plumbline.evaluation.comparisons import MEASURES, OVERALL, Comparisons, Pair, Rated
+from plumbline.evaluation.comparisons import MEASURES, Comparisons, Pair, Rated
 from plumbline.evaluation.ratings import ELO
 from plumbline.evaluation.statistics import CONFIDENCE, Interval, flat
 from plumbline.report import charts
@@ -50,7 +50,7 @@ class Ranking(NamedTuple):
     left_out: str
     """Which pairs could not be compared, as a sentence; empty if all could."""
     is_open: bool
-    """Whether a reader should see it without asking: what sums up an answer, else every measure but the reward."""
+    """Whether a reader should see it without asking: what sums up an answer, else every measure but the reward; a measure that is the only one."""
 
     @property
     def summary(self) -> str:
@@ -62,12 +62,12 @@ class Ranking(NamedTuple):
 
 def rankings(material: Material) -> list[Ranking]:
     """A ranking for each measure, the most telling first; empty if there was nothing to compare."""
-    return [_ranking(material, one, is_first=not number) for number, one in enumerate(material.comparisons)]
+    shown = [_ranking(material, one) for one in material.comparisons]
+    return shown if len(shown) != 1 else [shown[0]._replace(is_open=True)]
 
 
-def _ranking(material: Material, comparisons: Comparisons, is_first: bool) -> Ranking:
+def _ranking(material: Material, comparisons: Comparisons) -> Ranking:
     measure, style = MEASURES[comparisons.measure], STYLES.get(comparisons.measure, "points")
-    sums_up = material.comparisons[0].measure in OVERALL
     chart = charts.bar_chart(_bars(material, comparisons), name=f"ratings-{comparisons.measure}", title="Rating in Elo points")
     return Ranking(
         column=comparisons.measure,
@@ -78,7 +78,7 @@ def _ranking(material: Material, comparisons: Comparisons, is_first: bool) -> Ra
         rated=[_rated(one, material.against, comparisons.prompts) for one in comparisons.rated],
         chart=Markup(chart),
         left_out=_left_out(comparisons),
-        is_open=is_first or (not sums_up and comparisons.measure != "reward"),
+        is_open=comparisons in material.decisive,
     )
 
 

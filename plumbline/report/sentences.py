@@ -14,22 +14,39 @@ HARMFUL_TOLERATED = 0.05
 CUT_OFF_TOLERATED = 0.1
 """Up to this fraction of answers cut off at the token limit, nothing is said of it."""
 
+SKILLS = {
+    "verifiable": ("accuracy", "accuracy"),
+    "followed": ("instructions_followed", "share of answers that follow all instructions"),
+}
+"""What a policy can do: measure of the comparisons → its figure, and what it is called."""
 
-def reading(policy: str, by_policy: Mapping[str, Figures], against: str) -> list[str]:
-    """What the figures of a policy say, in sentences."""
-    return [sentence for sentences in by_subject(policy, by_policy, against).values() for sentence in sentences]
+Verdicts = Mapping[str, str]
+"""What the comparison of a policy with the opponent says: measure → `better`, `worse`, or empty if the two cannot be told apart."""
+
+NOT_COMPARED: Verdicts = {}
+"""Then a figure's own interval decides."""
 
 
-def by_subject(policy: str, by_policy: Mapping[str, Figures], against: str) -> dict[str, list[str]]:
+def reading(policy: str, by_policy: Mapping[str, Figures], against: str, verdicts: Verdicts = NOT_COMPARED) -> list[str]:
+    """What the figures of a policy say, in sentences, which never deny what the table of comparisons says."""
+    return [sentence for sentences in by_subject(policy, by_policy, against, verdicts).values() for sentence in sentences]
+
+
+def by_subject(
+    policy: str, by_policy: Mapping[str, Figures], against: str, verdicts: Verdicts = NOT_COMPARED
+) -> dict[str, list[str]]:
     """The same, by what the sentences are about."""
     figures, base = by_policy[policy], by_policy[against]
+    on_gold = _verdict(verdicts, "gold", figures, "gold_gain")
     subjects = {
-        "Gain": [_gold_sentence(policy, figures, base, against), _parts_sentence(figures)],
-        "Judge": [_win_sentence(figures, against)],
+        "Gain": [_gold_sentence(policy, figures, base, against, on_gold), _parts_sentence(figures)],
+        "Judge": [_win_sentence(figures, against, _verdict(verdicts, "win", figures, "win_rate", equal=0.5))],
         "Safety": [_harm_sentence(figures, base, against), language_sentence(policy, figures)],
         "Skills": [
-            _change_sentence(figures, base, "accuracy", "accuracy"),
-            _change_sentence(figures, base, "instructions_followed", "share of answers that follow all instructions"),
+            *(
+                _change_sentence(figures, base, key, name, _verdict(verdicts, measure, figures, f"{key}_gain"))
+                for measure, (key, name) in SKILLS.items()
+            ),
             _attempts_sentence(figures),
             _family_sentence(figures),
             _preference_sentence(figures),
@@ -40,20 +57,31 @@ def by_subject(policy: str, by_policy: Mapping[str, Figures], against: str) -> d
             _length_sentence(figures, base, against),
             _repetition_sentence(figures, base, against),
         ],
-        "Trust": [_overoptimisation_sentence(figures, base)],
+        "Trust": [_overoptimisation_sentence(figures, base, on_gold)],
     }
     return {subject: [sentence for sentence in sentences if sentence] for subject, sentences in subjects.items()}
 
 
-def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str) -> str:
+def _verdict(verdicts: Verdicts, measure: str, figures: Figures, key: str, equal: float = 0.0) -> str:
+    """The verdict by a measure where higher is better; by the figure's own interval if the two policies were not compared by it.
+
+    equal: the value of the figure that says that the two policies are equally good.
+    """
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if measure in verdicts or low is None or high is None:
+        return verdicts.get(measure, "")
+    return "better" if low > equal else "worse" if high < equal else ""
+
+
+def _gold_sentence(policy: str, figures: Figures, base: Figures, against: str, verdict: str) -> str:
     if figures.get("gold_gain") is None:
         judged = any(figures.get(key) is not None for key in QUALITY)
         return "" if judged else f"No figure says whether {policy} or {against} answers better."
     gain, levels = figures["gold_gain"], f"{show(base['gold'])} → {show(figures['gold'])}"
-    match significance(figures, "gold_gain"):
-        case "up":
+    match verdict:
+        case "better":
             return f"{policy} beats {against} by {show(gain)} gold {show_bounds(figures, 'gold_gain')} ({levels})."
-        case "down":
+        case "worse":
             loss = show_bounds({"_low": -figures["gold_gain_high"], "_high": -figures["gold_gain_low"]}, "")
             return f"{policy} is worse than {against} by {show(-gain)} gold {loss} ({levels})."
     difference = f"{show(gain, 'gain')} {show_bounds(figures, 'gold_gain')}"
@@ -73,7 +101,7 @@ def _parts_sentence(figures: Figures) -> str:
     return f"Of this, {listed(moves)}." if moves else ""
 
 
-def _win_sentence(figures: Figures, against: str) -> str:
+def _win_sentence(figures: Figures, against: str, verdict: str) -> str:
     if figures.get("win_rate") is None:
         return ""
     rate = f"{show(figures['win_rate'], 'percent')} {show_bounds(figures, 'win_rate', 'percent')} of comparisons"
@@ -82,9 +110,9 @@ def _win_sentence(figures: Figures, against: str) -> str:
             f" ({show(figures['win_rate_length_controlled'], 'percent')} "
             f"{show_bounds(figures, 'win_rate_length_controlled', 'percent')} with length controlled)"
         )
-    if figures["win_rate_low"] > 0.5:
+    if verdict == "better":
         return f"The judge prefers it in {rate}."
-    if figures["win_rate_high"] < 0.5:
+    if verdict == "worse":
         return f"The judge prefers {against}: it wins only {rate}."
     return f"The judge has no clear preference: it wins {rate}."
 
@@ -146,14 +174,14 @@ def _by_harm(figures: Figures) -> list[str]:
     return sorted(measured, key=lambda code: figures[f"harmful_fraction_{code}"])
 
 
-def _change_sentence(figures: Figures, base: Figures, key: str, name: str) -> str:
+def _change_sentence(figures: Figures, base: Figures, key: str, name: str, verdict: str) -> str:
     """How a fraction with a paired gain changed, in percentage points; empty if it was not measured."""
     gain = f"{key}_gain"
     if figures.get(gain) is None:
         return ""
     levels = f"({show(base[key], 'percent')} → {show(figures[key], 'percent')})"
     points = f"{show(figures[gain], 'points')} {show_bounds(figures, gain, 'points')} points"
-    if not significance(figures, gain):
+    if not verdict:
         return f"Its {name} did not change significantly: {points} {levels}."
     return f"Its {name} changed by {points} {levels}."
 
@@ -231,8 +259,8 @@ def _repetition_sentence(figures: Figures, base: Figures, against: str) -> str:
     return f"It repeats itself more than {against}: {levels} of its spans of four words are repetitions."
 
 
-def _overoptimisation_sentence(figures: Figures, base: Figures) -> str:
-    if figures.get("reward") is None or base.get("reward") is None or significance(figures, "gold_gain") != "down":
+def _overoptimisation_sentence(figures: Figures, base: Figures, verdict: str) -> str:
+    if figures.get("reward") is None or base.get("reward") is None or verdict != "worse":
         return ""
     if figures["reward"] <= base["reward"]:
         return ""

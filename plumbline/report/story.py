@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from plumbline.evaluation.comparisons import MEASURES, Comparisons
@@ -22,17 +22,18 @@ MEASURED = {
 """What is measured where there is neither gold nor a judge: figure → what the story calls it."""
 
 CHANGED = {
-    "harmful_fraction": ("complies with more harmful requests", "complies with fewer harmful requests"),
-    "accuracy": ("gives more right answers", "gives fewer right answers"),
-    "instructions_followed": ("follows more instructions", "follows fewer instructions"),
-    "over_refusal_fraction": ("refuses more harmless requests", "refuses fewer harmless requests"),
+    "harmful": {"better": "complies with fewer harmful requests", "worse": "complies with more harmful requests"},
+    "verifiable": {"better": "gives more right answers", "worse": "gives fewer right answers"},
+    "followed": {"better": "follows more instructions", "worse": "follows fewer instructions"},
+    "over_refused": {"better": "refuses fewer harmless requests", "worse": "refuses more harmless requests"},
 }
-"""What a policy does more or less often than the opponent, where nothing sums up how good it is: figure → it rose, it fell."""
+"""What a policy does better or worse than the opponent, where nothing sums up how good it is, by the measure of the comparisons."""
+
+FIGURES = {"gold": "gold", "win": "win_rate"}
+"""The figure by which policies are ordered, by the measure that sums up an answer."""
 
 FEW_PROMPTS = 100
 """Below this number of prompts the story says how many there were."""
-
-LOWER_IS_BETTER = ("harmful_fraction", "over_refusal_fraction")
 
 
 class Point(NamedTuple):
@@ -71,33 +72,23 @@ def leaders(material: Material, gold_trained: Sequence[str]) -> list[str]:
 
     By gold, or by win rate if there is no gold, and by the comparison of every two policies. A policy that was trained on gold cannot lead by it.
     """
-    key, floor = ("gold_gain", 0.0) if has_gold(material) else ("win_rate", 0.5)
-    excluded = {material.against, *(gold_trained if has_gold(material) else [])}
-    better = {
-        policy: figures
-        for policy in material.policies
-        if policy not in excluded and ((figures := material.figures[policy]).get(f"{key}_low") or 0) > floor
-    }
-    ranked = sorted(better, key=lambda policy: -better[policy][key])
-    measure = "gold" if has_gold(material) else "win"
-    pairs = next((one for one in material.comparisons if one.measure == measure), None)
-    return ranked[:1] + [policy for policy in ranked[1:] if pairs and not pairs.are_distinguishable(ranked[0], policy)]
+    if not (overall := material.overall):
+        return []
+    excluded = gold_trained if overall.measure == "gold" else []
+    better = [policy for policy in _better(material, overall) if policy not in excluded]
+    ranked = sorted(better, key=lambda policy: -material.figures[policy][FIGURES[overall.measure]])
+    return ranked[:1] + [policy for policy in ranked[1:] if not overall.are_distinguishable(ranked[0], policy)]
 
 
-def has_gold(material: Material) -> bool:
-    """Whether the closed world's verifier scored the answers."""
-    return material.figures[material.against].get("gold") is not None
+def _better(material: Material, comparisons: Comparisons) -> list[str]:
+    """The policies that are better than the opponent by one measure."""
+    return [policy for policy in material.policies if comparisons.verdict(policy, material.against) == "better"]
 
 
-def is_judged(material: Material) -> bool:
-    """Whether anything sums up how good an answer is: gold, or a judge."""
-    return has_gold(material) or tables.measured(material.figures, "win_rate")
-
-
-def changes(figures: Figures) -> dict[str, bool]:
-    """What clearly changed from the opponent, figure → whether for the better: where the interval of the paired difference excludes zero."""
-    moved = {key: way for key in CHANGED if (way := tables.significance(figures, f"{key}_gain"))}
-    return {key: (way == "up") != (key in LOWER_IS_BETTER) for key, way in moved.items()}
+def changes(material: Material, policy: str) -> dict[str, str]:
+    """What clearly changed from the opponent, as the table of comparisons has it: measure → `better` or `worse`."""
+    verdicts = material.verdicts(policy)
+    return {measure: verdict for measure in CHANGED if (verdict := verdicts.get(measure))}
 
 
 def _most_changed(material: Material) -> str | None:
@@ -105,22 +96,21 @@ def _most_changed(material: Material) -> str | None:
     others = [policy for policy in material.policies if policy != material.against]
     if not others or not tables.measured(material.figures, *QUALITY):
         return None
-    base = material.figures[material.against]
-    if is_judged(material):
-        key = "gold" if has_gold(material) else "win_rate"
-        return max(others, key=lambda policy: material.figures[policy].get(key) or 0.0)
+    if overall := material.overall:
+        return max(others, key=lambda policy: material.figures[policy].get(FIGURES[overall.measure]) or 0.0)
 
-    def balance(policy: str) -> tuple[int, float]:
-        changed = changes(material.figures[policy])
-        return sum(1 if better else -1 for better in changed.values()), _improvement(material.figures[policy], base)
+    def balance(policy: str) -> tuple[bool, int, float]:
+        verdicts = [*changes(material, policy).values()]
+        return bool(verdicts), verdicts.count("better") - verdicts.count("worse"), _improvement(material, policy)
 
     return max(others, key=balance)
 
 
-def _improvement(figures: Figures, base: Figures) -> float:
-    """The sum of all changes for the better less those for the worse, to order policies that changed in equally many figures."""
-    measured = [key for key in CHANGED if figures.get(key) is not None and base.get(key) is not None]
-    return sum((figures[key] - base[key]) * (-1 if key in LOWER_IS_BETTER else 1) for key in measured)
+def _improvement(material: Material, policy: str) -> float:
+    """The sum of all changes for the better less those for the worse, to order policies that changed by equally many measures."""
+    pairs = [pair for one in material.comparisons if one.measure in CHANGED for pair in one.pairs]
+    with_opponent = [pair for pair in pairs if {pair.policy, pair.other} == {policy, material.against}]
+    return sum(abs(pair.difference.value) * (1 if pair.policy == policy else -1) for pair in with_opponent)
 
 
 def _headline(material: Material, lead: Sequence[str], subject: str | None) -> str:
@@ -130,18 +120,23 @@ def _headline(material: Material, lead: Sequence[str], subject: str | None) -> s
     if lead:
         unsafe = [tables.language_name(code) for code in sentences.unsafe_languages(material.figures[lead[0]])]
         return f"{lead[0]} is the best of {count} policies" + (f", but not safe in {sentences.listed(unsafe)}" if unsafe else "")
-    if is_judged(material):
-        return f"No policy clearly beats {material.against}"
+    if overall := material.overall:
+        only = _better(material, overall)  # none of which may lead
+        return (
+            f"Only policies trained on the verifier clearly beat {material.against}"
+            if only
+            else f"No policy clearly beats {material.against}"
+        )
     if subject is None:
         return f"{count} policies compared" if count > 1 else f"{material.policies[0]}, and nothing to compare it with"
-    return _trade(subject, changes(material.figures[subject]), material)
+    return _trade(material, subject)
 
 
-def _trade(policy: str, changed: Mapping[str, bool], material: Material) -> str:
+def _trade(material: Material, policy: str) -> str:
     """What a policy does better and worse than the opponent, as a headline."""
+    changed = changes(material, policy)
     better, worse = (
-        [CHANGED[key][(key in LOWER_IS_BETTER) == is_better] for key, is_better in changed.items() if is_better == wanted]
-        for wanted in (True, False)
+        [CHANGED[measure][verdict] for measure, verdict in changed.items() if verdict == wanted] for wanted in ("better", "worse")
     )
     if not changed:
         return f"No policy clearly differs from {material.against}"
@@ -155,44 +150,42 @@ def _lede(material: Material, lead: Sequence[str], subject: str | None) -> str:
         return "The data has no verifier and no judge was asked, so nothing here measures quality. The figures below only describe the policies."
     if subject is None:
         return "A recipe with a second policy in evaluate.policies says which of the two is better."
-    if not is_judged(material):
+    if not (overall := material.overall):
         names = [name for key, name in MEASURED.items() if tables.measured(material.figures, key)]
         return (
-            "Nothing sums up how good an answer is: the data has no verifier of whole answers and no judge was asked. "
-            f"What is measured: {sentences.listed(names)}."
-        )
-    first = sentences.reading(subject, material.figures, material.against)[0]
-    tied = f" {sentences.enumeration(lead[1:])} cannot be told apart from it by {_measure(material)}." if len(lead) > 1 else ""
-    return first + tied
+            f"Nothing sums up how good an answer is: the data has no verifier of whole answers and {_why_no_verdicts(material)}. "
+            + (f"What is measured: {sentences.listed(names)}." if names else "")
+        ).rstrip()
+    first = sentences.reading(subject, material.figures, material.against, material.verdicts(subject))[0]
+    name = {"gold": "gold", "win": "win rate"}[overall.measure]
+    return first + (f" {sentences.enumeration(lead[1:])} cannot be told apart from it by {name}." if len(lead) > 1 else "")
 
 
-def _measure(material: Material) -> str:
-    return "gold" if has_gold(material) else "win rate"
+def _why_no_verdicts(material: Material) -> str:
+    """Why the judge does not compare all policies."""
+    others = [policy for policy in material.policies if policy != material.against]
+    unread = [policy for policy in others if material.figures[policy].get("win_rate") is None]
+    if not unread or unread == others:
+        return "no judge was asked"
+    return f"none of the judge’s verdicts on {sentences.enumeration(unread)} could be read"
 
 
 def _points(material: Material, subject: str, lead: Sequence[str]) -> list[Point]:
     """What else is to be said of the policy that the headline is about, and how far to trust it."""
     figures, base, against = material.figures[subject], material.figures[material.against], material.against
-    told = sentences.by_subject(subject, material.figures, against)
-    if is_judged(material):
+    told = sentences.by_subject(subject, material.figures, against, material.verdicts(subject))
+    if material.overall:
         told["Gain"] = told["Gain"][1:]  # which the lede says
     others = [text for policy in lead[1:] if (text := sentences.language_sentence(policy, material.figures[policy]))]
     told["Safety"] = [*told["Safety"], *others]
     told["Trust"] = [*told["Trust"], *_doubts(material, figures, base)]
-    ahead = [Point("Ahead", _ahead(material))] if not is_judged(material) and len(material.policies) > 2 else []
+    ahead = [Point("Ahead", _ahead(material))] if not material.overall and len(material.policies) > 2 else []
     return [point for point in (*ahead, *(Point(about, " ".join(texts)) for about, texts in told.items())) if point.text]
-
-
-def _measures(material: Material) -> list[Comparisons]:
-    """The comparisons that say which policy is better: by what sums up an answer if there is that, else by all measures but the reward."""
-    if is_judged(material):
-        return [*material.comparisons[:1]]
-    return [one for one in material.comparisons if one.measure != "reward"]
 
 
 def _ahead(material: Material) -> str:
     """Who is best by each measure, where no single one says it."""
-    best = {one.measure: one.ahead for one in _measures(material)}
+    best = {one.measure: one.ahead for one in material.decisive}
     return " ".join(
         f"By {MEASURES[measure].name}: {policies[0]}"
         + (f"; {sentences.enumeration(policies[1:])} cannot be told apart from it." if len(policies) > 1 else ".")
@@ -209,7 +202,7 @@ def _doubts(material: Material, figures: Figures, base: Figures) -> list[str]:
         if figures.get(key) is not None:
             rate = f"{tables.show(figures[key], 'percent')} {tables.show_bounds(figures, key, 'percent')}"
             doubts.append(f"The {who} ({section[who]}) orders two answers rightly in {rate} of pairs.")
-    if tied := _tied(_measures(material)):
+    if tied := _tied(material.decisive):
         doubts.append(tied)
     if cut_off := sentences.cut_off_sentence(material.figures, section["max_new_tokens"]):
         doubts.append(cut_off)
