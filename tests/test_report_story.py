@@ -46,9 +46,9 @@ def compared_by(measure: str, *of: tuple[str, str, bool]) -> Comparisons:
 
 def of_gains(figures: dict[str, dict[str, Any]], against: str) -> list[Comparisons]:
     """Each policy with the opponent: the two differ where the interval of the gain excludes zero."""
-    comparisons = []
+    comparisons: list[Comparisons] = []
     for measure, key in GAINS.items():
-        pairs = []
+        pairs: list[tuple[str, str, bool]] = []
         for policy, of in figures.items():
             if policy != against and of.get(key) is not None:
                 low, high = of[f"{key}_low"], of[f"{key}_high"]
