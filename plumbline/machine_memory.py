@@ -10,14 +10,14 @@ from plumbline.graph import Params
 from plumbline.hub_models import judges_from_elsewhere
 from plumbline.models.architecture import HubModel
 from plumbline.models.memory import total_memory
-from plumbline.models.model_files import CONFIG, local_files, tensors_of
-from plumbline.models.training_memory import EMBEDDINGS, OUTPUT, Size, gib, memory_problem, size_by_shapes, trains_weights
+from plumbline.models.model_files import CONFIG, loaded_tensors, local_files
+from plumbline.models.training_memory import Size, gib, memory_problem, size_by_shapes, trains_weights
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Of a weight, by its precision."""
 
-NOT_LOADED = (".attn.bias", ".attn.masked_bias", ".inv_freq", ".position_ids", "mtp.")
-"""Ends, or parts of names with a dot behind, of tensors in published files that transformers does not load: masks, tables, heads that guess ahead."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What the headers of safetensors files call the precisions of weights that are not quantised."""
 
 
 def memory_problems(configs: Configs, params: Params) -> list[str]:
@@ -36,19 +36,31 @@ def least_size(path: str, revision: str | None, dtype: str | None = None) -> Siz
 
     dtype: the precision in which it is loaded; None for its own.
     """
-    if not (tensors := tensors_of(path, revision)):
+    if not (tensors := loaded_tensors(path, revision)):
         return None
+    return size_by_shapes({name: tensor.shape for name, tensor in tensors.items()}, _weight_bytes(path, revision, dtype))
+
+
+def least_bytes(path: str, revision: str | None) -> int | None:
+    """The bytes that the weights of a folder or a hub id take at least, once they are loaded as they are; None if their headers cannot be read.
+
+    Weights that are quantised take what they take in the file.
+    """
+    if not (tensors := loaded_tensors(path, revision)):
+        return None
+    weight_bytes = _weight_bytes(path, revision)
+    return sum(
+        tensor.parameter_count * weight_bytes if tensor.dtype in FLOATS else tensor.data_offsets[1] - tensor.data_offsets[0]
+        for tensor in tensors.values()
+    )
+
+
+def _weight_bytes(path: str, revision: str | None, dtype: str | None = None) -> int:
+    """The bytes of a weight in a precision, or else in the model's own; the fewest if nothing says which that is."""
     files = local_files(path, revision)
     config = (files and files.json(CONFIG)) or {}
-    shapes = {
-        name: tensor.shape for name, tensor in tensors.items() if not (name.endswith(NOT_LOADED) or name.startswith(NOT_LOADED))
-    }
-    if config.get("tie_word_embeddings") is not False:  # an output that is saved although it is tied is not loaded
-        outputs = {name for name in shapes if any(part in name for part in OUTPUT)}
-        embeddings = [shapes[name] for name in shapes.keys() - outputs if any(part in name for part in EMBEDDINGS)]
-        shapes = {name: shape for name, shape in shapes.items() if name not in outputs or shape not in embeddings}
     precision = dtype or config.get("dtype") or config.get("torch_dtype")
-    return size_by_shapes(shapes, BYTES.get(str(precision), min(BYTES.values())))
+    return BYTES.get(str(precision), min(BYTES.values()))
 
 
 def _not_readable(configs: Configs, size: Size, file: str) -> Iterator[str]:
@@ -61,9 +73,10 @@ def _not_readable(configs: Configs, size: Size, file: str) -> Iterator[str]:
         for node, config in configs.items()
         if node[0] in ("sample", "answer") and config.engine.server is None and config.engine.shards == "here"
     ]
-    complaint = _too_heavy(size, "cpu", "pretrain loads", remedy)
+    needed = size.parameters * size.weight_bytes
+    complaint = _too_heavy(needed, "cpu", "pretrain loads", remedy)
     if answering and not complaint:
-        complaint = _too_heavy(size, device(), f"{', '.join(answering)} load", remedy)
+        complaint = _too_heavy(needed, device(), f"{', '.join(answering)} load", remedy)
     if complaint:
         yield f"{file}: path: {complaint}"
 
@@ -82,25 +95,25 @@ def _judges_too_large(configs: Configs, params: Params) -> Iterator[str]:
     """Errors for judges whose weights do not fit where they answer."""
     for judge in judges_from_elsewhere(configs, params):
         here = local_files(judge.path, judge.revision)
-        size = least_size(judge.path, judge.revision) if here else None
-        if size and (complaint := _too_heavy(size, judge.device.partition(":")[0], "the judge loads")):
+        needed = least_bytes(judge.path, judge.revision) if here else None
+        if needed and (complaint := _too_heavy(needed, judge.device.partition(":")[0], "the judge loads")):
             yield f"{judge.file}: {judge.member}model: {complaint}"
 
 
-def _too_heavy(size: Size, device: str, who: str, remedy: str = "") -> str:
+def _too_heavy(needed: int, device: str, who: str, remedy: str = "") -> str:
     """A complaint about weights that are more than the memory of a device; empty if they fit, or if there is no such device.
 
-    who: what loads them, with its verb. remedy: what to change besides, with a comma behind.
+    needed: their bytes. who: what loads them, with its verb. remedy: what to change besides, with a comma behind.
     """
     import torch
 
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         return ""
-    there, needed = total_memory(device), size.parameters * size.weight_bytes
+    there = total_memory(device)
     if needed <= there:
         return ""
     memory = f"the memory of this {'GPU' if device == 'cuda' else 'machine'}"
     return (
-        f"expected weights of at most {gib(there)} GiB, {memory}, into which {who} them, found at least {gib(needed)} GiB for "
-        f"{size.parameters:,} parameters. To load them, {remedy}take a smaller model, or a machine with more memory"
+        f"expected weights of at most {gib(there)} GiB, {memory}, into which {who} them, found at least {gib(needed)} GiB. "
+        f"To load them, {remedy}take a smaller model, or a machine with more memory"
     )

@@ -19,6 +19,9 @@ from plumbline.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PARAMS = {"model": "mine"}
 
+SAVED_BYTES = {"F32": 4, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+"""Of an element, by the name that the header of a safetensors file gives to its precision."""
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, and the special tokens: it can write the answers with which a template is tried."""
@@ -31,20 +34,20 @@ def save_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def write_headers(folder: Path, tensors: Mapping[str, Sequence[int]], **config: Any) -> Path:
-    """A model's folder with a tokenizer, whose weights are a hole in the file: their header says bfloat16, and nothing was written."""
+def write_headers(folder: Path, tensors: Mapping[str, Sequence[int]], saved_as: str = "BF16", **config: Any) -> Path:
+    """A model's folder with a tokenizer, whose weights are a hole in the file: their header says `saved_as`, and nothing was written."""
     byte_tokenizer().save_pretrained(folder)
     llama_config(SMALLEST_VOCABULARY, **({"max_position_embeddings": 4096, "dtype": "bfloat16"} | config)).save_pretrained(folder)
-    write_header(folder / "model.safetensors", tensors)
+    write_header(folder / "model.safetensors", tensors, saved_as)
     return folder
 
 
-def write_header(file: Path, tensors: Mapping[str, Sequence[int]]) -> None:
+def write_header(file: Path, tensors: Mapping[str, Sequence[int]], saved_as: str = "BF16") -> None:
     """A safetensors file whose weights are a hole: it takes no room on most disks."""
     header, end = {}, 0
     for name, shape in tensors.items():
-        start, end = end, end + 2 * prod(shape)
-        header[name] = {"dtype": "BF16", "shape": [*shape], "data_offsets": [start, end]}
+        start, end = end, end + SAVED_BYTES[saved_as] * prod(shape)
+        header[name] = {"dtype": saved_as, "shape": [*shape], "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as out:

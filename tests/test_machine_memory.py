@@ -9,7 +9,16 @@ import torch
 from aligning import config_of
 from ppo_tiny import tiny_policy, word_tokenizer
 from published_models import COMMIT, PARAMS, edit_json, write_headers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 from plumbline import machine_memory
 from plumbline.machine_memory import least_size, memory_problems
@@ -18,6 +27,7 @@ from plumbline.methods.online.ppo.networks import value_model_from_policy
 from plumbline.models import training_memory
 from plumbline.models.architecture import HubModel
 from plumbline.models.saving import save_policy
+from plumbline.models.size import parameter_count
 from plumbline.models.training_memory import Size, memory_needed, size_of
 from plumbline.pipeline.engine import Engine, Server
 from plumbline.pipeline.launcher import Launcher
@@ -110,6 +120,44 @@ def test_the_size_of_published_models_is_that_of_the_loaded_ones(kind: str, tied
         assert size == memory_table.SIZES["8B"]._replace(output=525_336_576)
 
 
+PUBLISHED: dict[str, tuple[Any, dict[str, list[int]]]] = {
+    "Qwen3-1.7B, whose output is tied and saved": (
+        Qwen3Config(
+            vocab_size=151936, hidden_size=2048, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+            intermediate_size=6144, tie_word_embeddings=True,
+        ),
+        {"lm_head.weight": [151936, 2048]},
+    ),
+    "Pythia-31M, with its masks": (
+        GPTNeoXConfig(
+            vocab_size=50304, hidden_size=256, num_hidden_layers=6, num_attention_heads=8, intermediate_size=1024, tie_word_embeddings=False
+        ),
+        {
+            f"gpt_neox.layers.{layer}.attention.{name}": shape
+            for layer in range(6)
+            for name, shape in {"bias": [1, 1, 2048, 2048], "masked_bias": [1], "rotary_emb.inv_freq": [4]}.items()
+        },
+    ),
+    "GPT-Neo, with its masks": (
+        GPTNeoConfig(vocab_size=99, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]),
+        {f"transformer.h.0.attn.attention.{name}": [1, 1, 2048, 2048] for name in ("bias", "masked_bias")},
+    ),
+}  # fmt: skip
+"""Models as they were published: their config, and the tensors in their files that are not loaded."""
+
+
+@pytest.mark.parametrize("kind", [*PUBLISHED])
+def test_the_size_and_the_memory_count_the_parameters_that_are_loaded(kind: str, tmp_path: Path) -> None:
+    config, left_out = PUBLISHED[kind]
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    shapes = {name: [*one.shape] for name, one in model.named_parameters()}
+    write_headers(tmp_path, shapes | left_out, tie_word_embeddings=config.tie_word_embeddings)
+    size = least_size(str(tmp_path), None)
+    assert size is not None
+    assert parameter_count(str(tmp_path), None) == size.parameters == model.num_parameters()
+
+
 # ---- what is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +195,7 @@ def test_what_cannot_even_be_loaded_is_said_once_and_with_its_file(tmp_path: Pat
     (complaint,) = problems(folder, sample__round1=SimpleNamespace(), sft=config_of("sft"))
     assert complaint == (
         "conf/model/mine.yaml: path: expected weights of at most 0.0 GiB, the memory of this machine, into which pretrain loads them, found at "
-        "least 0.0 GiB for 4,600 parameters. To load them, take a smaller model, or a machine with more memory"
+        "least 0.0 GiB. To load them, take a smaller model, or a machine with more memory"
     )
     edit_json(folder / "config.json", dtype="float32")
     assert "To load them, set dtype to bfloat16, take a smaller model" in problems(folder)[0]
@@ -203,6 +251,24 @@ def test_a_judge_that_does_not_fit_is_named(tmp_path: Path, memory: dict[str, in
     assert complaint.startswith("conf/judge/local.yaml: model: expected weights of at most 0.0 GiB")
     judge.device = "cuda:1"
     assert memory_problems(configs, params) == []  # which this machine does not have: the judge says so
+
+
+@pytest.mark.parametrize(("saved_as", "weight_bytes"), [("F32", 2), ("BF16", 2), ("F8_E4M3", 1), ("U8", 1)])
+def test_a_quantised_judge_takes_what_its_weights_take_in_the_file(
+    saved_as: str, weight_bytes: int, tmp_path: Path, memory: dict[str, int]
+) -> None:
+    """Its config says bfloat16 in each case: that of the 4600 weights, or of what is computed with them."""
+    base = write_headers(tmp_path / "base", SHAPES, tie_word_embeddings=False)
+    critic = write_headers(tmp_path / "critic", SHAPES, saved_as, tie_word_embeddings=False)
+    judge = SimpleNamespace(backend="transformers", model=str(critic), revision=None, device="cpu")
+    configs: dict[Any, Any] = {("evaluate", None): SimpleNamespace(judge=judge, evaluate=SimpleNamespace())}
+    configs["prepare", None] = SimpleNamespace(model=HubModel(path=str(base), size="tiny"))
+    memory["cpu"] = weight_bytes * 4600 - 1
+    complaints = memory_problems(configs, PARAMS | {"evaluate": {"judge": "local"}})
+    assert any(complaint.startswith("conf/judge/local.yaml: model: expected weights of at most") for complaint in complaints)
+    memory["cpu"] += 1
+    complaints = memory_problems(configs, PARAMS | {"evaluate": {"judge": "local"}})
+    assert not any("conf/judge" in complaint for complaint in complaints)
 
 
 # ---- models with another head -------------------------------------------------------------------------------------------

@@ -14,6 +14,15 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 INDEXES = {"model.safetensors": "model.safetensors.index.json", "pytorch_model.bin": "pytorch_model.bin.index.json"}
 """The file with all weights → the file that names several, in the order in which transformers looks for them."""
 
+EMBEDDINGS, OUTPUT = ("embed", "wte", "wpe"), ("lm_head", "embed_out")
+"""Parts of the names of embeddings and of the output layer."""
+
+NOT_LOADED = (
+    ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids", "mtp.",
+)  # fmt: skip
+"""How the names of tensors end (or start: a name with a dot behind) that published files hold and transformers does not load: masks, tables, heads
+that predict several tokens ahead."""
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 """Files that hold a vocabulary, by the names that tokenizers of published models have."""
 
@@ -95,6 +104,23 @@ def tensors_of(path: str, revision: str | None) -> "dict[str, TensorInfo] | None
     if folder and (tensors := _tensors(lambda: get_local_safetensors_metadata(folder))):
         return tensors
     return None if Path(path).is_dir() else _tensors_on_hub(path, revision)
+
+
+def loaded_tensors(path: str, revision: str | None) -> "dict[str, TensorInfo] | None":
+    """The tensors of a folder or a hub id that transformers loads; None if their headers cannot be read.
+
+    An output layer that is saved although it is tied to the embeddings is not loaded.
+    """
+    if not (tensors := tensors_of(path, revision)):
+        return None
+    tensors = {name: one for name, one in tensors.items() if not (name.endswith(NOT_LOADED) or name.startswith(NOT_LOADED))}
+    files = local_files(path, revision)
+    config = (files and files.json(CONFIG)) or {}
+    if config.get("tie_word_embeddings") is False:
+        return tensors
+    outputs = {name for name in tensors if any(part in name for part in OUTPUT)}
+    embeddings = [tensors[name].shape for name in tensors.keys() - outputs if any(part in name for part in EMBEDDINGS)]
+    return {name: one for name, one in tensors.items() if name not in outputs or one.shape not in embeddings}
 
 
 def _tensors(read: Callable[[], Any]) -> "dict[str, TensorInfo] | None":

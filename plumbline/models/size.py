@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plumbline.models.model_files import tensors_of
+from plumbline.models.model_files import loaded_tensors
 from plumbline.pipeline.composing import size_section, sizes
 
 PARAMETERS = "parameters"
@@ -62,6 +62,9 @@ def require_size(size: str, count: int) -> None:
 
 
 def parameter_count(path: str, revision: str | None) -> int | None:
-    """The number of parameters of a folder or a hub id, by the headers of its safetensors files; None if they cannot be read."""
-    tensors = tensors_of(path, revision)
+    """The number of parameters that a folder or a hub id has once it is loaded, by the headers of its safetensors files.
+
+    None if they cannot be read.
+    """
+    tensors = loaded_tensors(path, revision)
     return None if tensors is None else sum(tensor.parameter_count for tensor in tensors.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbline.models.memory import GIB, GRADIENT, MOMENTS, total_memory
-from plumbline.models.model_files import tensors_of
+from plumbline.models.model_files import EMBEDDINGS, OUTPUT, tensors_of
 from plumbline.models.training_values import Lora
 from plumbline.pipeline import processes
 from plumbline.pipeline.mlflow_calls import project_root
@@ -121,8 +121,6 @@ def _trained(size: Size, lora_rank: int, optimiser: str, bf16: bool, *, headless
     return Trained(weights, GRADIENT * trained, moments, COPY * trained if bf16 else 0, MASTER * trained + moments)
 
 
-EMBEDDINGS = ("embed", "wte", "wpe")
-OUTPUT = ("lm_head", "embed_out")
 NOT_ADAPTED = (*EMBEDDINGS, *OUTPUT)
 """Parts of the names of embeddings and of the output layer: matrices that get no adapter."""
 
