@@ -84,7 +84,8 @@ def _wrong_tokenizer(model: HubModel, files: ModelFiles) -> str:
     """A complaint about a tokenizer or a chat template that cannot be used, if all files are there; empty if there is none."""
     from plumbline.models.tokenizers import own_tokenizer
 
-    if not files.whole and not (files.has_weights() and files.has_vocabulary()):
+    complete = files.has_weights() and files.has_vocabulary() and (files.folder / "tokenizer_config.json").is_file()
+    if not files.whole and not complete:
         return ""
     try:
         own_tokenizer(model, files.folder)

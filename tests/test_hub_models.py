@@ -17,13 +17,16 @@ from transformers import (
     BertConfig,
     BertModel,
     LlamaForSequenceClassification,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from plumbline.hub_models import wrong_models
-from plumbline.models.architecture import HubModel
-from plumbline.models.tokenizers import train_tokenizer
+from plumbline.models.architecture import HubModel, load_hub_model
+from plumbline.models.size import parameter_count
+from plumbline.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from plumbline.pipeline.digests import pin_problems
 from stages.prepare import existing_tokenizer
 
@@ -206,6 +209,31 @@ def test_a_folder_of_which_no_policy_can_be_made_is_refused_by_check_and_by_prep
     assert str(refused.value) == complaint.replace("conf/model/mine.yaml", "the model's file in conf/model")
 
 
+def with_vision(folder: Path) -> None:
+    """Qwen3.5, which reads images: its causal LM is the part that reads text."""
+    text = {
+        "vocab_size": SMALLEST_VOCABULARY + 9, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "tie_word_embeddings": True,
+    }  # fmt: skip
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
+    }
+    config = Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def pointers_beside(folder: Path) -> None:
+    """Weights of other libraries, cloned without their content, which are not read."""
+    for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "model.onnx"):
+        (folder / name).write_text(POINTER)
+
+
 RIGHT: dict[str, Callable[[Path], None]] = {
     "as it is": lambda folder: None,
     "in several files": shard,
@@ -215,6 +243,8 @@ RIGHT: dict[str, Callable[[Path], None]] = {
     "without the name of its class": configured(architectures=None),
     "with code of its own for a kind that is known": configured(auto_map={"AutoModelForCausalLM": "mine.Mine"}),
     "without a precision": configured(dtype=None, torch_dtype=None),
+    "with eyes": with_vision,
+    "with pointers to weights that are not read": pointers_beside,
     "with files of Git": lambda folder: (folder / ".gitattributes").write_text("*.safetensors filter=lfs") and None,
 }
 
@@ -226,6 +256,15 @@ def test_a_folder_that_loads_is_not_refused(kind: str, sound: Path, tmp_path: Pa
     RIGHT[kind](folder)
     assert complaints(folder) == []
     assert existing_tokenizer(HubModel(path=str(folder), size="tiny")) is not None
+
+
+def test_of_a_model_that_reads_images_the_text_part_is_loaded_and_counted(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound, folder)
+    with_vision(folder)
+    model = load_hub_model(HubModel(path=str(folder), size="tiny"))
+    assert type(model).__name__ == "Qwen3_5ForCausalLM"
+    assert parameter_count(str(folder), None) == model.num_parameters()
 
 
 # ---- paths --------------------------------------------------------------------------------------------------------------
@@ -307,6 +346,9 @@ def test_what_the_hub_may_still_give_is_not_complained_of(cache: Path, sound: Pa
     (cache / COMMIT).mkdir(parents=True)
     shutil.copy(sound / "config.json", cache / COMMIT)
     assert complaints("owner/name", COMMIT) == []  # weights and tokenizer may come
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(sound / name, cache / COMMIT)
+    assert complaints("owner/name", COMMIT) == []  # the end-of-turn token may come
     edit_json(cache / COMMIT / "config.json", model_type="future9")
     assert "does not know its kind" in complaints("owner/name", COMMIT)[0]
 

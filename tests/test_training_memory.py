@@ -7,7 +7,7 @@ import pytest
 import torch
 from aligning import config_of, run_align, write_inputs
 from ppo_tiny import tiny_config, tiny_policy, trainer_of, word_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config, Trainer
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3MoeConfig, Trainer
 
 from plumbline.methods.offline.merge import MergeConfig
 from plumbline.methods.online.ppo.networks import add_adapter
@@ -69,6 +69,19 @@ def test_the_size_of_a_folder_is_that_of_its_model_and_of_its_adapter(tied: bool
     save_policy(policy.to(dtype), word_tokenizer(), tmp_path)
     trained, _ = add_adapter(tiny_policy(), tiny_config(lora_rank=3)).get_nb_trainable_parameters()
     assert size_of(tmp_path) == Size(count, dtype.itemsize, trained // 3, embeddings, 0 if tied else embeddings)
+
+
+@pytest.mark.parametrize("kind", [MixtralConfig, Qwen3MoeConfig])
+def test_an_adapter_of_a_mixture_of_experts_has_at_least_what_the_arithmetic_says(kind: Any, tmp_path: Path) -> None:
+    """Experts are saved one by one, and adapted together, with a higher rank where two of their layers are one."""
+    config = kind(
+        vocab_size=11, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path)
+    trained, _ = add_adapter(policy, tiny_config(lora_rank=3)).get_nb_trainable_parameters()
+    widths = size_of(tmp_path).widths
+    assert 0 < widths <= trained // 3
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

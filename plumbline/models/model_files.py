@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from huggingface_hub.utils import TensorInfo  # type: ignore[attr-defined]  # public, but not in __all__
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 
 INDEXES = {"model.safetensors": "model.safetensors.index.json", "pytorch_model.bin": "pytorch_model.bin.index.json"}
 """The file with all weights → the file that names several, in the order in which transformers looks for them."""
@@ -18,10 +18,11 @@ EMBEDDINGS, OUTPUT = ("embed", "wte", "wpe"), ("lm_head", "embed_out")
 """Parts of the names of embeddings and of the output layer."""
 
 NOT_LOADED = (
-    ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids", "mtp.",
+    ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq", ".position_ids",
+    "mtp.", "model.visual.", "vision_model.",
 )  # fmt: skip
-"""How the names of tensors end (or start: a name with a dot behind) that published files hold and transformers does not load: masks, tables, heads
-that predict several tokens ahead."""
+"""How the names of tensors end (or start: a name with a dot behind) that published files hold and the causal LM does not: masks, tables, heads that
+predict several tokens ahead, and what reads images in Qwen3.5, Llama 4 and Llama 3.2."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 """Files that hold a vocabulary, by the names that tokenizers of published models have."""

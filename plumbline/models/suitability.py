@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plumbline.models.model_files import ADAPTER_CONFIG, CONFIG, ModelFiles, local_files
+from plumbline.models.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZERS, ModelFiles, local_files
 
 PLACE = "the model's file in conf/model"
 """Where a stage, which does not know the file's name, says that a value of the model stands. `check` names the file."""
 
 CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")
 """How the names of causal LMs end."""
+
+SEVERAL_INPUTS = "ForConditionalGeneration"
+"""How the names of models end that read images as well, and of encoder-decoders. From the first the causal LM of their text part is loaded."""
 
 QUANTISED = (
     "its weights are quantised ({method}), so that they can be run but not trained. Take the model that they were made from; its page "
@@ -93,7 +96,7 @@ def unsuitable(files: ModelFiles, *, trained: bool = True) -> str | None:
     trained: false if it is only to answer: it may be quantised, or an adapter.
     """
     try:
-        if pointers := _pointers(files.folder):
+        if pointers := _pointers(files):
             return POINTERS.format(names=", ".join(pointers))
         config, adapter, complete = files.json(CONFIG), files.json(ADAPTER_CONFIG), files.has_weights()
         if adapter is not None and not trained:
@@ -115,15 +118,21 @@ def unsuitable(files: ModelFiles, *, trained: bool = True) -> str | None:
         return f"{error}. Download it again, or name another folder"
 
 
-def _pointers(folder: Path) -> list[str]:
-    """The names of files that Git has cloned without their content."""
+def _pointers(files: ModelFiles) -> list[str]:
+    """The names of files that are read when the model is loaded, and that Git has cloned without their content."""
+    values = sorted(file.name for file in files.folder.glob("*.json"))
+    if pointers := [name for name in values if _is_pointer(files.folder / name)]:
+        return pointers  # among which may be the one that names the files with weights
+    return [name for name in (*files.weights(), ADAPTER_WEIGHTS, *TOKENIZERS) if _is_pointer(files.folder / name)]
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether a file is there and holds what Git LFS puts in the place of a large file."""
+    if not file.is_file() or file.stat().st_size >= 1024:
+        return False
     start = b"version https://git-lfs"
-    names = []
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.stat().st_size < 1024:
-            with file.open("rb") as content:
-                names += [file.name] if content.read(len(start)) == start else []
-    return names
+    with file.open("rb") as content:
+        return content.read(len(start)) == start
 
 
 def _quantised(config: dict[str, Any]) -> str | None:
@@ -152,7 +161,8 @@ def _other_kind(config: dict[str, Any]) -> str | None:
     others = {
         name for name in names if name.endswith(CAUSAL_NAMES) and name not in known
     }  # other names for the causal LM of this kind
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (not names or causal & {*names} or others):
+    has_text_part = not config.get("is_encoder_decoder") and any(name.endswith(SEVERAL_INPUTS) for name in names)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (not names or causal & {*names} or others or has_text_part):
         return None
     architecture = (names or [kind])[0]
     if config.get("is_encoder_decoder"):
