@@ -1,6 +1,7 @@
 """Whether the model that a recipe aligns fits the memory of this machine, at every node: by the headers of its weights, before any work.
 
-All numbers are what is needed at least, so that nothing is refused that could run: activations, caches and libraries come on top.
+All numbers are what is needed at least, so that nothing is refused that could run in memory: activations, caches and libraries come on top.
+Swap space does not count, since training from it is too slow to be of use.
 """
 
 from collections.abc import Iterator

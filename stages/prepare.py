@@ -94,7 +94,7 @@ def existing_tokenizer(model: ScratchModel | HubModel) -> "ReadyTokenizer | None
     """The tokenizer of an existing model, made ready before any data are read; None for a model that is trained from scratch.
 
     Raises:
-        ValueError: the model is not the one that its revision names, is no causal LM, or its tokenizer cannot be used.
+        ValueError: the model is not the one that its revision names, is not a causal LM, or its tokenizer cannot be used.
     """
     from plumbline.models.suitability import PLACE
     from plumbline.models.tokenizers import own_tokenizer

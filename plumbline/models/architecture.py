@@ -95,7 +95,7 @@ def new_model(config: ScratchModel, *, vocabulary: int, end_id: int, pad_id: int
 
 
 def require_model(config: HubModel) -> None:
-    """Refuses an existing model that is not there, is another than its revision says, or is no causal LM, before its weights are read.
+    """Refuses an existing model that is not there, is another than its revision says, or is not a causal LM, before its weights are read.
 
     Raises:
         ValueError: it is; the message says what to do.

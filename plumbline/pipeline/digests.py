@@ -93,7 +93,7 @@ def pin_problems(path: str, revision: str | None, key: str = "path") -> list[str
 
 
 def _no_hub_id(path: str, revision: str | None) -> str:
-    """Why something that is not a folder is no hub id either, and what to write; empty if it may be one."""
+    """Why something that is not a folder is not a hub id either, and what to write; empty if it may be one."""
     if "://" in path:
         owner_and_name = "/".join(urlsplit(path).path.strip("/").split("/")[:2]) or "owner/name"
         return f"expected a folder, or a hub id, found the address {path}. Write the id alone: {owner_and_name}"
