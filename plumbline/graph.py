@@ -7,9 +7,12 @@ All paths are below `artifacts/`.
 import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Params = Mapping[str, Any]
+
+ARTIFACTS = Path("artifacts")
 
 NOTHING = "none"
 """What a slot names that is left empty, such as `evaluate.reward`."""
@@ -182,6 +185,17 @@ def options(path: str, made: Mapping[str, Any]) -> list[str]:
         return sorted(item for item in made if item in SIGNALS or item.partition("/")[0] in SIGNALS)
     prefix = path.format("")
     return sorted(item.removeprefix(prefix) for item in made if item.startswith(prefix) and item != f"reward/{NOTHING}")
+
+
+def has_outputs(stage: str, entry: str | None, params: Params) -> bool:
+    """Whether a node's outputs are there, made here or pulled; for `answer` and `evaluate`, those of every policy."""
+    if stage in SINGLE:
+        paths = SINGLE[stage][1]
+    elif stage in REPEATED:
+        paths = REPEATED[stage].makes(str(entry))
+    else:
+        paths = tuple(f"{stage}/{policy}" for policy in (params.get("evaluate") or {}).get("policies", []))
+    return all((ARTIFACTS / path).exists() for path in paths)
 
 
 def rows_of(signal: str, params: Params) -> str:

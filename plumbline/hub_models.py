@@ -4,11 +4,11 @@ A folder's files are read, and those of a hub id as far as they are in the local
 a second or two, but for a folder's digest, for which it is read whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plumbline.consistency import Configs, settings, where
+from plumbline.consistency import Configs, Node, settings, where
 from plumbline.graph import Params
 from plumbline.models.architecture import HubModel
 from plumbline.models.model_files import ModelFiles, local_files
@@ -16,6 +16,9 @@ from plumbline.models.size import parameter_count, wrong_size
 from plumbline.models.suitability import known_reason, refusal
 from plumbline.pipeline.composing import sizes
 from plumbline.pipeline.digests import content_digest, pin_problems, wrong_pin
+
+LOADING: Set[Node] = {("prepare", None), ("pretrain", None)}
+"""The nodes that load the model that is aligned."""
 
 
 class FromElsewhere(NamedTuple):
@@ -49,26 +52,30 @@ def judges_from_elsewhere(configs: Configs, params: Params) -> list[FromElsewher
     return list(dict.fromkeys(models))
 
 
-def wrong_models(configs: Configs, params: Params) -> Iterator[str]:
-    """Errors for models that cannot do what the recipe wants of them, by their files."""
+def wrong_models(configs: Configs, params: Params, made: Set[Node] = frozenset()) -> Iterator[str]:
+    """Errors for models that cannot do what the recipe wants of them, by their files.
+
+    made: the nodes whose outputs are there. A model that no other node loads may be missing.
+    """
     prepare = configs.get(("prepare", None))
     if prepare is None:
         return
-    yield from _wrong_base(configs, prepare.model, f"conf/model/{params['model']}.yaml")
+    yield from _wrong_base(configs, prepare.model, f"conf/model/{params['model']}.yaml", needed=bool(LOADING - made))
+    needed = judges_from_elsewhere({node: config for node, config in configs.items() if node not in made}, params)
     for judge in judges_from_elsewhere(configs, params):
         there = not pin_problems(judge.path, judge.revision)  # which the judge's own values complain of
-        if there and (reason := known_reason(judge.path, judge.revision, trained=False)):
+        if there and (reason := known_reason(judge.path, judge.revision, trained=False, needed=judge in needed)):
             yield f"{judge.file}: {judge.member}model: no causal LM can be loaded from {judge.path!r}: {reason}."
 
 
-def _wrong_base(configs: Configs, model: Any, file: str) -> Iterator[str]:
+def _wrong_base(configs: Configs, model: Any, file: str, *, needed: bool) -> Iterator[str]:
     """Errors for the model that is aligned: of a wrong kind, or else of another size, with an unfit tokenizer, or with too short a context."""
     if not isinstance(model, HubModel):
         yield from _no_room(configs, model.context_tokens)
         return
     if pin_problems(model.path, model.revision):  # which its own values complain of
         return
-    if reason := known_reason(model.path, model.revision):
+    if reason := known_reason(model.path, model.revision, needed=needed):
         yield f"{file}: {refusal(model.path, reason)}"
         return
     files = local_files(model.path, model.revision)

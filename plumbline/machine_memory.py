@@ -22,7 +22,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def memory_problems(configs: Configs, params: Params) -> list[str]:
-    """Errors for nodes of a sound recipe that need more memory than there is.
+    """Errors for nodes of a sound recipe that need more memory than there is: for those of `configs`, to which `prepare` always belongs.
 
     Left out are what several processes or workers share, and a server's memory.
     """
@@ -75,7 +75,7 @@ def _not_readable(configs: Configs, size: Size, file: str) -> Iterator[str]:
         if node[0] in ("sample", "answer") and config.engine.server is None and config.engine.shards == "here"
     ]
     needed = size.parameters * size.weight_bytes
-    complaint = _too_heavy(needed, "cpu", "pretrain loads", remedy)
+    complaint = _too_heavy(needed, "cpu", "pretrain loads", remedy) if ("pretrain", None) in configs else ""
     if answering and not complaint:
         complaint = _too_heavy(needed, device(), f"{', '.join(answering)} load", remedy)
     if complaint:

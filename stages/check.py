@@ -16,7 +16,7 @@ import dataclasses
 import importlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from plumbline.consistency import (
 )
 from plumbline.data.schema import typed_data
 from plumbline.evaluation.section import EvaluateSection
-from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, name_problem, nodes, rows_of
+from plumbline.graph import NOTHING, REPEATED, SINGLE, STAGES, entries, has_outputs, name_problem, nodes, rows_of
 from plumbline.hub_models import wrong_models, wrong_revisions
 from plumbline.machine_memory import memory_problems
 from plumbline.models.decoding_values import Decoding
@@ -320,18 +320,35 @@ def recipe_errors(params: Params) -> list[str]:
     return examined(params)[0]
 
 
-def examined(params: Params) -> tuple[list[str], dict[Node, Any]]:
-    """Everything that is wrong with a recipe, and the config of each node that can be composed."""
+def examined(params: Params, *, chosen: bool = False) -> tuple[list[str], dict[Node, Any]]:
+    """Everything that is wrong with a recipe, and the config of each node that can be composed.
+
+    chosen: whether it is that of params.yaml, whose outputs may be there. What has been made may need a model that is not here, or more memory.
+    """
     if errors := wrong_sections(params):
         return errors, {}
     errors, configs = compositions(params)
-    errors += [*far_above(configs, params), *inconsistencies(configs, params), *wrong_models(configs, params)]
+    made = {node for node in configs if has_outputs(*node, params)} if chosen else set()
+    errors += [*far_above(configs, params), *inconsistencies(configs, params), *wrong_models(configs, params, made)]
     if errors := [*wrong_names(params), *errors, *wrong_references(params)]:
         return errors, configs
     nodes(params)
     errors = wrong_signals(params) or [*wrong_rows(configs, params), *wrong_policies(params), *wrong_steps(configs, params)]
-    errors += [*wrong_revisions(configs, params), *memory_problems(configs, params)]
+    errors += [*wrong_revisions(configs, params), *memory_problems(to_make(configs, made), params)]
     return errors, configs
+
+
+def to_make(configs: Mapping[Node, Any], made: Set[Node]) -> dict[Node, Any]:
+    """The nodes whose outputs are not there, and `prepare`, which names the model."""
+    return {node: config for node, config in configs.items() if node not in made or node[0] == "prepare"}
+
+
+def too_large_to_make_again(configs: Mapping[Node, Any], params: Params) -> list[str]:
+    """Notes on what needs more memory than there is, and is not refused because it has been made."""
+    made = {node for node in configs if has_outputs(*node, params)}
+    refused = memory_problems(to_make(configs, made), params)
+    complaints = [complaint for complaint in memory_problems(configs, params) if complaint not in refused]
+    return [f"{complaint}. Not refused, because its outputs are there and need not be made again" for complaint in complaints]
 
 
 def refuse(errors: list[str]) -> None:
@@ -357,7 +374,7 @@ def main(files: Sequence[str] = ()) -> None:
         return
     try:
         params = load_params()
-        errors, configs = examined(params)
+        errors, configs = examined(params, chosen=True)
         tracking_values()
         errors = no_repository() + errors
     except (OSError, ValueError) as error:
@@ -373,7 +390,8 @@ def main(files: Sequence[str] = ()) -> None:
     write_json(ENGINE, deciding_values(dataclasses.asdict(configs["answer", None].engine)))
     write_samplers(configs)
     print("The recipe is sound.")
-    for note in filter(None, (slow_precision(configs, params), *crowded(configs), asked_here(configs))):
+    notes = (slow_precision(configs, params), *crowded(configs), asked_here(configs), *too_large_to_make_again(configs, params))
+    for note in filter(None, notes):
         print(f"Note: {note}.")
 
 

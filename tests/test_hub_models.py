@@ -332,6 +332,18 @@ def test_a_hub_id_that_is_not_in_the_cache_is_refused_if_the_hub_may_not_be_aske
     assert f"The cache has the revision {COMMIT}" in complaint
 
 
+def test_a_hub_id_that_was_loaded_already_may_be_missing(cache: Path) -> None:
+    configs: dict[Any, Any] = {
+        ("prepare", None): SimpleNamespace(model=HubModel(path="owner/name", revision=COMMIT, size="tiny"))
+    }
+    judge = SimpleNamespace(backend="transformers", model="owner/judge", revision=COMMIT)
+    configs["evaluate", None] = SimpleNamespace(judge=judge)
+    params, loaded = PARAMS | {"evaluate": {"judge": "local"}}, {("prepare", None), ("pretrain", None)}
+    assert len([*wrong_models(configs, params, {("prepare", None)})]) == 2
+    assert "conf/judge/local.yaml" in next(iter(wrong_models(configs, params, loaded)))
+    assert [*wrong_models(configs, params, loaded | {("evaluate", None)})] == []
+
+
 def test_a_hub_id_in_the_cache_is_checked_as_a_folder_is(cache: Path, sound: Path) -> None:
     shutil.copytree(sound, cache / COMMIT)
     assert complaints("owner/name", COMMIT) == []

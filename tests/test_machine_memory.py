@@ -52,6 +52,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def problems(folder: Path, launcher: Launcher | None = None, engine: Engine | None = None, **nodes: Any) -> list[str]:
     """What `check` says of the memory; nodes: the values of a stage, or of an entry `stage__entry`."""
     configs: dict[Any, Any] = {("prepare", None): SimpleNamespace(model=HubModel(path=str(folder), size="tiny"))}
+    configs["pretrain", None] = SimpleNamespace()
     for node, values in nodes.items():
         stage, _, entry = node.partition("__")
         key = "evaluate" if stage == "answer" else stage

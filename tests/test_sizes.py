@@ -10,7 +10,7 @@ from published_models import write_header, write_headers
 from test_composing import stage
 
 import stages.check
-from plumbline import machine_memory
+from plumbline import graph, machine_memory
 from plumbline.models import training_memory
 from plumbline.models.size import in_words, parameter_count, range_of, wrong_size
 from plumbline.pipeline import composing
@@ -239,6 +239,28 @@ def test_a_model_of_another_size_is_refused_by_the_headers_of_its_files_alone(pr
             f"are for {range_}. "
             "Set size: small"
         ]
+
+
+@pytest.mark.parametrize("made", ["nothing", "the base policy", "everything"])
+def test_what_has_been_made_elsewhere_is_noted_and_not_refused(
+    made: str, project: Path, own_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """270 MB of weights on a machine with 260 MB, onto which the results of a larger one may have been copied."""
+    folder = write_headers(project / "model", {"embeddings": [49152, 576], "layers": [106_203_456]})
+    hub_model(own_conf, folder, "small")
+    recipe = load_params() | {"model": "mine"}
+    del recipe["rl"]["ppo"]["learning_rate"]
+    monkeypatch.setattr(machine_memory, "total_memory", lambda device: 260 * 10**6)
+    paths = [path for node in graph.nodes(recipe) if made == "everything" or node.stage == "pretrain" for path in node.makes]
+    for path in paths if made != "nothing" else ():
+        (project / "artifacts" / path).mkdir(parents=True)
+    errors, configs = stages.check.examined(recipe, chosen=True)
+    notes = stages.check.too_large_to_make_again(configs, recipe)
+    who = {"nothing": "pretrain loads", "the base policy": "answer load", "everything": ""}[made]
+    assert [who in error for error in errors] == ([True] if who else [])
+    assert len(notes) == (0 if made == "nothing" else 1)
+    assert all("pretrain loads" in note and "Not refused, because its outputs are there" in note for note in notes)
+    assert len(errors_of(recipe)) == 1  # as a recipe of which nothing is known to be made
 
 
 def test_between_small_and_large_both_fit() -> None:

@@ -73,16 +73,17 @@ def require_suitable(path: str, revision: str | None) -> None:
         raise ValueError(f"{PLACE}: {refusal(path, reason)}")
 
 
-def known_reason(path: str, revision: str | None, *, trained: bool = True) -> str | None:
+def known_reason(path: str, revision: str | None, *, trained: bool = True, needed: bool = True) -> str | None:
     """Why no causal LM can be loaded from a folder or a hub id, as far as the files that are here tell; None if nothing is against it.
 
-    trained: false for a model that only answers, such as a judge: it may be quantised, or an adapter.
+    trained: false for a model that only answers, such as a judge: it may be quantised, or an adapter. needed: false for a model that no
+    stage has yet to load: it may be missing.
     """
     from huggingface_hub import is_offline_mode
 
     if files := local_files(path, revision):
         return unsuitable(files, trained=trained)
-    return _not_cached(path, revision) if is_offline_mode() else None
+    return _not_cached(path, revision) if needed and is_offline_mode() else None
 
 
 def refusal(path: str, reason: str) -> str:
