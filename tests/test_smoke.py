@@ -216,6 +216,7 @@ def test_a_stage_opens_nothing_that_it_does_not_depend_on(project: Project) -> N
     allowed_anywhere = re.compile(
         r"params\.yaml$|dvc\.lock$|\.git/|.*\.pyc$|\.checkpoints/|\.timings/|mlflow|mlartifacts|\.mlflow|\.dvc/|artifacts/data/\.spool-"
         r"|artifacts/runs/"  # the ids of runs in MLflow, which decide nothing but links there
+        r"|(.+/)?\.[^/]+\.tmp$"  # what is being written, until it has its name
         r"|conf/engine/"  # what of it decides a result stands in artifacts/engine.json and artifacts/samplers/
     )
     hydra_lists = re.compile(r"conf/\w+\.yaml$")

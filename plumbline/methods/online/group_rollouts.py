@@ -26,7 +26,6 @@ from plumbline.models.decoding_values import NEUTRAL
 from plumbline.models.sampling import Sampled
 from plumbline.pipeline import processes
 from plumbline.pipeline.digests import content_digest
-from plumbline.pipeline.endpoint_calls import EndpointError
 from plumbline.pipeline.engine import NAME_DIGITS
 
 ADAPTERS = "adapters"
@@ -100,6 +99,8 @@ class ServedRollouts:
     def forget(self) -> None:
         """Makes the server forget the last adapter, when training is done; a server that has gone by then takes nothing from the policy."""
         if processes.is_first():
+            from plumbline.pipeline.endpoint_calls import EndpointError  # with the client's libraries
+
             try:
                 self._drop_others("")
             except EndpointError as error:
