@@ -114,6 +114,8 @@ def as_first_finds(find: Callable[[], Found]) -> Found:
 def only_the_first_goes_on() -> None:
     """Ends the work of all processes but the first, when all have come here: what follows is done once.
 
+    The others exit, or raise if they have not joined each other.
+
     Raises:
         OnlyTheFirst: in the others.
     """
@@ -122,6 +124,11 @@ def only_the_first_goes_on() -> None:
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            if not is_first():
+                # freed while the stack unwinds, DDP's reducer would wait for a thread of Gloo that in turn waits for the GIL
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
     if not is_first():
         raise OnlyTheFirst
 
