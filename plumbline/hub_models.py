@@ -102,7 +102,7 @@ def _wrong_tokenizer(model: HubModel, files: ModelFiles) -> str:
 
 
 def _own_context(files: ModelFiles) -> int | None:
-    """The longest sequence that a model can read by its config.json, in tokens; None if there is no limit."""
+    """The longest sequence that a model can read, in tokens, as its config.json states it; None if it states no limit."""
     from transformers import AutoConfig
 
     from plumbline.models.loading import context_of

@@ -102,7 +102,7 @@ def _judges_too_large(configs: Configs, params: Params) -> Iterator[str]:
 
 
 def _too_heavy(needed: int, device: str, who: str, remedy: str = "") -> str:
-    """A complaint about weights that are more than the memory of a device; empty if they fit, or if there is no such device.
+    """A complaint about weights that exceed the memory of a device; empty if they fit, or if this machine has no such device.
 
     needed: their bytes. who: what loads them, with its verb. remedy: what to change besides, with a comma behind.
     """

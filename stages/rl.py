@@ -62,7 +62,7 @@ class RlStage:
 
 def run(config: RlStage, entry: str) -> None:
     """Trains the policy of one entry."""
-    config = replace(config, engine=config.drawing_engine)  # an engine that draws nothing is no part of the computation
+    config = replace(config, engine=config.drawing_engine)  # an engine that draws nothing does not belong to the computation
     settings = config.rl
     init, reward = Path("artifacts/policy") / settings.init, Path("artifacts/reward") / settings.reward
     loads = chain([method_module("rl", settings.method)], modules_of(reward))

@@ -16,6 +16,12 @@ for variable in ("DVC_STAGE", "DVC_ROOT", "DVC_EXP_NAME"):
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's `set_tracking_uri` also sets the variable, so that a test which calls it would make later ones track."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the current one, with the default recipe as its params.yaml and an empty folder of inputs."""

@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         "it is a ViTModel, for which transformers has no causal LM",
     ),
     "quantised weights": (configured(quantization_config={"quant_method": "gptq"}), "its weights are quantised (gptq)"),
-    "a quantisation that is no mapping": (configured(quantization_config=["gptq"]), "its weights are quantised (method unknown)"),
+    "a quantisation that is not a mapping": (configured(quantization_config=["gptq"]), "its weights are quantised (method unknown)"),
     "a kind of the future": (
         configured(model_type="future9", architectures=["FutureForCausalLM"]),
         "does not know its kind (future9). Update transformers",

@@ -103,7 +103,6 @@ def test_a_run_by_hand_writes_under_scratch_and_one_by_dvc_in_place(project: Pat
         work.output("metrics/sft/sft.json").write_text("1")
     assert (project / "scratch/sft/metrics/sft/sft.json").exists()
     monkeypatch.setenv("DVC_STAGE", "sft")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
     with executing("sft", None, Config(), []) as work:
         work.output("metrics/sft/sft.json").write_text("1")
     assert (project / "metrics/sft/sft.json").exists()

@@ -190,9 +190,13 @@ def executing(
             yield work
         if not processes.is_first():
             return
-        # of processes that have ended, the largest: workers on this machine, programs that were started
-        own, largest = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        work.log_timing(stage_seconds=time.perf_counter() - started, peak_rss_mib=own, largest_child_peak_rss_mib=largest)
+        # children are those that have ended: workers on this machine, programs; only the largest is known
+        stage_peak, child_peak = (
+            resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        work.log_timing(
+            stage_seconds=time.perf_counter() - started, peak_rss_mib=stage_peak, largest_child_peak_rss_mib=child_peak
+        )
     write_json(work.output(f"artifacts/runs/{stage}/{entry or stage}.json"), {"run_id": run.id})
 
 

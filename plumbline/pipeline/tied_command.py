@@ -37,7 +37,7 @@ def run_tied(command: Sequence[str]) -> int:
         if handler is not signal.SIG_IGN:  # as that of SIGHUP is under nohup
             signal.signal(number, end)
     try:
-        # a session of its own has a process group for killpg, which Ctrl-C does not reach as well; without a terminal there is no input to wait for
+        # in a session of its own, killpg reaches all that it starts, and Ctrl-C reaches it only through this process; it has no input
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=partial(_end_with, os.getpid())
         )

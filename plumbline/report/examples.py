@@ -73,7 +73,7 @@ class Example(NamedTuple):
 
     id: str
     asks: str | None
-    """What it asks for: a value of KINDS; None if there is no verdict on its answers."""
+    """What the prompt asks for, a value of KINDS; None if its answers have no verdict."""
     family: str | None
     language: str | None
     prompt: Sequence[Message]
@@ -197,7 +197,7 @@ def most_different(examples: Iterable[Example], count: int) -> list[Example]:
 
 
 def _spread(example: Example) -> float:
-    """The variance of the answers' scores: of gold, or of the verdicts if there is no gold."""
+    """The variance of the answers' gold, or of their verdicts if they have no gold."""
     values = [answer.row["gold"] if answer.row["gold"] is not None else answer.good for answer in example.answers]
     known = [float(value) for value in values if value is not None]
     return round(pvariance(known), 6) if known else 0.0
