@@ -260,12 +260,19 @@ def test_a_cluster_may_start_the_first_node_that_can_hold_a_worker(
     with pytest.raises(ValueError, match=r"found nodes with 1 and 0\. .*set node_wait_seconds"):
         by_shard(tmp_path / "work", ITEMS, work, Engine(shards="ray", node_wait_seconds=0.5))
     assert "waiting up to 0.5 s for one with 2 cores and 0 GPUs" in capsys.readouterr().err
-    nodes: list[Any] = []
-    growing = threading.Timer(2.0, lambda: nodes.append(cluster.add_node(num_cpus=2, object_store_memory=MEMORY)))
+    nodes, ended = [], threading.Event()
+
+    def grow() -> None:
+        time.sleep(2.0)
+        nodes.append(cluster.add_node(num_cpus=2, object_store_memory=MEMORY))
+        ended.wait()  # the kernel ends a node's processes with the thread that started them
+
+    growing = threading.Thread(target=grow)
     growing.start()
     try:
         there = by_shard(tmp_path / "work", ITEMS, work, Engine(shards="ray", node_wait_seconds=300.0))
     finally:
+        ended.set()
         growing.join()
         cluster.remove_node(*nodes)
     assert files(there) == files(by_shard(tmp_path / "here", ITEMS, partial(doubling, tmp_path / "one")))
@@ -321,6 +328,7 @@ def test_the_loss_of_the_last_node_that_can_hold_a_worker_is_noted_and_another_g
             errors += capsys.readouterr().err
         time.sleep(1.5)
         nodes.append(cluster.add_node(num_cpus=2, object_store_memory=MEMORY))
+        ended.wait()  # the kernel ends a node's processes with the thread that started them
 
     replacing = threading.Thread(target=replace_node)
     replacing.start()
@@ -334,4 +342,5 @@ def test_the_loss_of_the_last_node_that_can_hold_a_worker_is_noted_and_another_g
     assert counts(shards) == {"items": 2, "sum": 8}
     lost = "engine.gpus: expected a node of the Ray cluster with 2 cores (`threads`) and 0 GPUs for each worker, found nodes with 1 and 0. The stage"
     assert errors.count(lost) == 1
+    assert errors.count("its worker died") == 1  # none is placed on the node that is lost
     assert times(work, "end") == Counter([0, 1])

@@ -7,6 +7,7 @@ cluster that runs on this machine.
 
 import os
 import sys
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -147,8 +148,23 @@ class RayWorker:
                     f"one where no worker can start: {str(death).strip().splitlines()[-1]}. Mount the project's folder there, and install its "
                     "libraries"
                 ) from None
+            self._until_known()
             raise WorkerDied(f"on the cluster: {' '.join(str(death).split())[:400]}") from None
         reraise(error)
+
+    def _until_known(self) -> None:
+        """Waits until the cluster knows what became of the actor: a node is lost for seconds before it knows, and would get the next one too."""
+        import ray
+
+        while True:
+            try:
+                ray.get(self.actor.__ray_ready__.remote())
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(1.0)
+            except ray.exceptions.RayError:
+                return
+            else:
+                return
 
     def kill(self) -> None:
         import ray
