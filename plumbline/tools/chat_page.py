@@ -28,11 +28,20 @@ _SEND = "(event) => { if (!event.isComposing) { event.preventDefault(); emit(); 
 _SCROLL = "window.scrollTo(0, document.body.scrollHeight)"
 _TEXT = "whitespace-pre-wrap break-words"
 _WIDTH = "w-full max-w-4xl mx-auto"
-_FAINT = "text-xs text-gray-600"
+_FAINT = "text-xs text-gray-600 dark:text-gray-400"
+
+_STYLE = """
+.q-footer { background-color: #ffffff }
+.body--dark .q-footer { background-color: #121212 }
+.body--dark .q-btn.text-primary { --q-primary: #9cc3ea }
+"""
+"""The ground of the footer, and the words of buttons without a filling on a dark ground."""
 
 
 def serve(speakers: tuple[Speaker, ...], port: int) -> None:
     """Serves the page on 127.0.0.1 until it is interrupted."""
+
+    ui.add_css(_STYLE, shared=True)
 
     @ui.page("/", title="Plumbline: chat")  # type: ignore[untyped-decorator]
     def page() -> None:
@@ -43,7 +52,7 @@ def serve(speakers: tuple[Speaker, ...], port: int) -> None:
         port=port,
         title="Plumbline: chat",
         favicon="💬",
-        dark=False,
+        dark=None,  # as the browser prefers
         reload=False,
         show=False,
         show_welcome_message=False,
@@ -74,7 +83,7 @@ class Page:
                 'flat dense no-caps color=white aria-label="New conversation"'
             )
         self.log = ui.column().classes(f"{_WIDTH} gap-4 pb-4")
-        with ui.footer().classes("bg-white py-2"), ui.card().classes(f"{_WIDTH} p-2 gap-1"):
+        with ui.footer().classes("py-2"), ui.card().classes(f"{_WIDTH} p-2 gap-1"):
             with ui.row().classes("w-full items-end no-wrap gap-2"):
                 self._draw_question()
             with ui.row().classes("w-full items-center no-wrap gap-2"):
