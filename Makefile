@@ -7,8 +7,6 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # a project folder of its own on sys.path, and no bytecode or user site that another Python wrote
 export PYTHONNOUSERSITE := 1
 export PROMPT RESPONSE FILTER
-# MLflow reports its use to its makers unless told not to
-export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help

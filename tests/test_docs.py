@@ -19,6 +19,8 @@ PAGES = [
     ROOT / "data/README.md",
     ROOT / "data/annotations/README.md",
     ROOT / "data/feedback/README.md",
+    ROOT / "tests/benchmarks/README.md",
+    ROOT / "tests/gpu/README.md",
 ]
 
 

@@ -5,6 +5,8 @@
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from plumbline.pipeline.execution import executing
 from plumbline.pipeline.outbox import SafeNames
 from plumbline.pipeline.provenance import Input
 from plumbline.pipeline.tracking import TrackingUnavailable, tracked
+from tests.conftest import ROOT
 from tests.mlflow_stores import Config, Server, empty_store, running_server, runs, said, server, store, work
 
 # --- names and values --------------------------------------------------------------------------------------------------
@@ -192,3 +195,17 @@ def test_a_server_that_does_not_serve_is_refused_before_work_with_what_it_answer
 ) -> None:
     server.answer = answer
     refusal(reason)
+
+
+# --- what leaves the machine -------------------------------------------------------------------------------------------
+
+
+def test_mlflow_does_not_report_its_use() -> None:
+    """Outside of tests and CI, where MLflow keeps quiet by itself."""
+    program = (
+        "from plumbline.pipeline.tracking import quiet_mlflow; quiet_mlflow(); "
+        "from mlflow.telemetry.utils import is_telemetry_disabled; print(is_telemetry_disabled())"
+    )
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -25,6 +25,7 @@ from plumbline.pipeline.tracking_values import tracking_values
 
 BATCH = 1000  # MLflow's limit for one batch of metrics; a single one costs about 4 ms, a batch 200 ms
 QUIET_AND_PATIENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # it would report its use to its makers
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # at INFO a new database takes a page
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; by default a server that hangs would take a quarter of an hour of the stage's time

@@ -271,6 +271,9 @@ def _be(request: Request, streams: Sequence[int], others: Sequence[Connection | 
 
 
 if __name__ == "__main__":
+    from plumbline.pipeline.tracking import quiet_mlflow
+
+    quiet_mlflow()  # MLflow reads on import whether it may report its use
     for name in IMPORTED:
         importlib.import_module(name)
     serve(socket.socket(fileno=int(sys.argv[1])), Connection(int(sys.argv[2]), writable=False), sys.argv[3])
