@@ -603,7 +603,7 @@ def test_a_model_saved_in_bfloat16_is_noted_too_because_all_that_is_only_read_st
 
 
 def test_a_machine_with_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slowdown() > 0.1
+    assert 0 < slowdown() != 1.0  # a machine with AMX is ten times as fast in bfloat16
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.nn.functional.linear", None)
     assert slowdown() == 1.0
